@@ -1,0 +1,1 @@
+"""Rank 0: what every room may use and that uses no other room."""

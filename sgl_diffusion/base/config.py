@@ -1,0 +1,112 @@
+"""Options of the commands: frozen dataclasses, one field per option.
+
+A field made with `option` carries its help text and choices; flags, configuration files and the
+docs are derived from the fields. `resolve` merges sources (later ones win) into a new object and
+keeps the origin of each value; an unknown key is an error with a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.registry import suggest
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What a worker needs to load and run a model."""
+
+    model_path: str | None = option(
+        None, "Folder in diffusers format or hub id; without it a tiny random model is served."
+    )
+    revision: str | None = option(None, "Branch, tag or commit of a hub repository.")
+    backend: str = option(
+        "auto",
+        "Our own runtime, or the whole diffusers pipeline.",
+        choices=("auto", "native", "diffusers"),
+    )
+    device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
+    num_gpus: int = option(1, "Devices for one model.")
+    dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
+    vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
+    text_encoder_precision: str = option(
+        "auto", "Precision of the text encoder.", choices=PRECISIONS
+    )
+    attention_backend: str = option("auto", "Attention implementation: auto, sdpa or flash.")
+    max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.")
+    data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")
+    log_level: str = option("info", "debug, info, warning or error.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(EngineOptions):
+    """`sglang serve`."""
+
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(30000, "Port to listen on.")
+    served_model_name: str | None = option(None, "Name of the model in /v1/models.")
+    public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    max_queue: int = option(128, "Most jobs that wait; more are refused with 429.")
+    request_timeout: float = option(550.0, "Seconds after which a waiting image request fails.")
+    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.")
+
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Resolved(typing.Generic[C]):
+    """A configuration with the origin of each value: "default", "file ...", "flag"."""
+
+    value: C
+    origins: dict[str, str]
+
+    def lines(self) -> list[str]:
+        return [
+            f"{name} = {getattr(self.value, name)!r}  ({origin})"
+            for name, origin in self.origins.items()
+        ]
+
+
+def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolved[C]:
+    """Merge `sources` of (origin, values) over the defaults of dataclass `kind`."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    origins = dict.fromkeys(known, "default")
+    values: dict[str, Any] = {}
+    for origin, given in sources:
+        for key, value in given.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                flags = [n.replace("_", "-") for n in known]
+                raise ConfigError(f"Unknown option {key!r} in {origin}.", hint=suggest(key, flags))
+            values[name] = _coerce(name, value, hints[name], known[name].metadata["choices"])
+            origins[name] = origin
+    return Resolved(kind(**values), origins)
+
+
+def _coerce(name: str, value: Any, kind: Any, choices: tuple[str, ...]) -> Any:
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in allowed:
+        return None
+    target = next(t for t in allowed if t is not type(None))
+    if target is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{name} must be {target.__name__}, not {value!r}.", param=name)
+    if choices and value not in choices:
+        raise ConfigError(
+            f"{name} is {value!r}.", hint=f"Use one of: {', '.join(choices)}.", param=name
+        )
+    return value

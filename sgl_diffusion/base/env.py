@@ -1,0 +1,64 @@
+"""The environment variables of this package: one table, read nowhere else.
+
+Each has a name, a type, a default and a sentence; a value that cannot be read is an error, never
+ignored. `docs/environment.md` is generated from `TABLE`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_diffusion.base.errors import ConfigError
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("use 1 or 0")
+
+
+@dataclass(frozen=True)
+class Variable:
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    doc: str
+
+
+TABLE = {
+    variable.name: variable
+    for variable in (
+        Variable("SGLD_OPS", str, "", "Implementation of named ops: `norm_modulate=triton,...`."),
+        Variable("SGLD_CPU_ISA", str, "", "Highest CPU kernel level: `avx512`, `avx2`, `scalar`."),
+        Variable("SGLD_LIBRARY", str, "", "Path of another native library than the built one."),
+        Variable("SGLD_LOG_LEVEL", str, "info", "debug, info, warning or error."),
+        Variable("SGLD_DATA_DIR", str, "", "Default of `--data-dir`."),
+        Variable("SGLD_DEBUG", _flag, False, "Show tracebacks on the command line."),
+        Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),
+        Variable("HF_HUB_OFFLINE", _flag, False, "Never ask the hub; use its cache only."),
+        Variable("HF_TOKEN", str, "", "Token for gated repositories."),
+        Variable("XDG_DATA_HOME", str, "", "Where the default data folder goes."),
+    )
+}
+
+
+def get(name: str) -> Any:
+    """The value of one variable of the table, parsed."""
+    variable = TABLE[name]
+    text = os.environ.get(name)
+    if text is None:
+        return variable.default
+    try:
+        return variable.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text!r} cannot be read: {error}.", hint=variable.doc) from None
+
+
+def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment a worker process starts with."""
+    return {**os.environ, **(extra or {})}

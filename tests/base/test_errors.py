@@ -1,0 +1,54 @@
+"""Errors cross a socket whole if they are ours, and say nothing foreign if they are not."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from sgl_diffusion.base import env, errors, log
+from sgl_diffusion.base.registry import Registry
+
+
+def test_our_errors_survive_the_wire() -> None:
+    sent = errors.RequestError("bad size", hint="Use 16.", code="invalid_size", param="size")
+    got = errors.from_wire(errors.to_wire(sent))
+    assert type(got) is errors.RequestError and str(got) == "bad size Use 16."
+    assert (got.code, got.param) == ("invalid_size", "size")
+
+
+@pytest.mark.parametrize("name", sorted(errors._tree(errors.SglError)))
+def test_every_class_of_the_tree_survives(name: str) -> None:
+    kind = errors._tree(errors.SglError)[name]
+    got = errors.from_wire(errors.to_wire(kind("text")))
+    assert type(got) is kind and got.code == kind.code
+    assert name in (errors.__doc__ or ""), "the docstring shows the whole tree"
+
+
+def test_foreign_text_stays_here() -> None:
+    told = errors.to_wire(ValueError("/secret/path"))
+    assert "/secret" not in str(told) and "ValueError" in told["message"]
+
+
+def test_a_wrong_environment_value_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLD_DEBUG", "maybe")
+    with pytest.raises(errors.ConfigError, match="SGLD_DEBUG='maybe'"):
+        env.get("SGLD_DEBUG")
+    monkeypatch.setenv("SGLD_DEBUG", "1")
+    assert env.get("SGLD_DEBUG") is True
+
+
+def test_a_registry_suggests_and_refuses_doubles() -> None:
+    registry: Registry[int] = Registry("thing", {"alpha": 1})
+    with pytest.raises(errors.ConfigError, match="no thing 'alpah'.*Did you mean 'alpha'"):
+        registry.get("alpah")
+    with pytest.raises(errors.ConfigError, match="Known: alpha"):
+        registry.get("zzz")
+    with pytest.raises(AssertionError):
+        registry.add("alpha", 2)
+
+
+def test_a_log_record_stays_one_line() -> None:
+    record = logging.LogRecord("n", logging.INFO, "", 0, "a\nb \x1b[31m %s", ("c\r",), None)
+    line = log._OneLine().format(record)
+    assert "\n" not in line and "\\n" in line and "\\x1b" in line and "\\r" in line
