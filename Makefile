@@ -1,0 +1,59 @@
+# Every target works on a bare machine with Python 3.11+ and a C++20 compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH ?= 2.13.0
+BUILD_INPUTS := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+ARGS ?=
+
+.PHONY: setup serve test test-slow check format bench gpu-check clean
+.DEFAULT_GOAL := setup
+
+setup: $(READY)  ## virtual environment, torch, the build
+
+# A torch that the machine already has is used; else the one that fits: CUDA where there is an
+# NVIDIA driver, CPU elsewhere (a local wheel if pip knows one, then PyTorch's CPU index).
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12"; exit 3; }
+	@if $(PYTHON) -c 'import torch; v = tuple(map(int, torch.__version__.split(".")[:2])); \
+		raise SystemExit(v < (2, 11))' 2>/dev/null; \
+	then $(PYTHON) -m venv --system-site-packages $(VENV); else $(PYTHON) -m venv $(VENV); fi
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+		if command -v nvidia-smi >/dev/null; then $(BIN)/pip install -q torch==$(TORCH); \
+		else $(BIN)/pip install -q torch==$(TORCH)+cpu 2>/dev/null || \
+			$(BIN)/pip install -q --index-url https://download.pytorch.org/whl/cpu torch==$(TORCH) || \
+			$(BIN)/pip install -q torch==$(TORCH); fi; }
+	@touch $@
+
+$(READY): $(VENV)/.torch $(BUILD_INPUTS)
+	@$(BIN)/python -m pip install -q 'setuptools>=77' wheel cmake ninja numpy
+	@$(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,triton]'
+	@touch $@
+
+serve: $(READY)  ## run the server; options: make serve ARGS="--port 30010"
+	@exec $(BIN)/sglang serve $(ARGS)
+
+test: $(READY)  ## the whole default suite
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## what the default suite leaves out
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(READY)  ## lint, format, types, guard tests
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/guards -m "not slow"
+
+format: $(READY)
+	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
+	$(BIN)/ruff format $(PYTHON_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sgl_diffusion/_lib

@@ -1,0 +1,1 @@
+"""Triton kernels, installed as `sgl_diffusion.kernels`; `ops/` calls their launch functions."""

@@ -1,0 +1,20 @@
+"""Rank 1: one function per op; picks csrc, Triton or torch. For inference: ops have no backward."""
+
+from __future__ import annotations
+
+from sgl_diffusion.ops.dispatch import OPS, counts, reset_counts, using
+from sgl_diffusion.ops.elementwise import gate_residual, gelu_tanh, silu_mul
+from sgl_diffusion.ops.norm import norm_modulate
+from sgl_diffusion.ops.rope import qk_norm_rope
+
+__all__ = [
+    "OPS",
+    "counts",
+    "gate_residual",
+    "gelu_tanh",
+    "norm_modulate",
+    "qk_norm_rope",
+    "reset_counts",
+    "silu_mul",
+    "using",
+]
