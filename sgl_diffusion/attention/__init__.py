@@ -1,0 +1,8 @@
+"""Rank 2: attention. Backends compute it on one device; strategies will spread it over ranks."""
+
+from __future__ import annotations
+
+from sgl_diffusion.attention.base import Attend, AttentionBackend, AttentionContext
+from sgl_diffusion.attention.select import AUTO, BACKENDS, select
+
+__all__ = ["AUTO", "BACKENDS", "Attend", "AttentionBackend", "AttentionContext", "select"]

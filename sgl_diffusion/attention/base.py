@@ -1,0 +1,54 @@
+"""What an attention backend is, and what a model is given to call.
+
+Shapes: q [B, S, H, d], k and v [B, L, H, d], any strides; the result is [B, S, H, d]. No mask and
+no dropout: every token attends to every token, as in all diffusion transformers served here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Attend(Protocol):
+    """`softmax(q kᵀ * scale) v` per head, with scale 1/√d unless given."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
+    ) -> Tensor: ...
+
+
+class AttentionBackend(Protocol):
+    """One implementation of attention on one device."""
+
+    name: str
+
+    def supports(
+        self, device: torch.device, head_dim: int, dtype: torch.dtype, needs_lse: bool
+    ) -> str | None:
+        """None if this backend can run, else the reason why not.
+
+        `needs_lse`: the logarithms of the softmax sums are wanted as well.
+        """
+        ...
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """The attention a model calls, put in from outside.
+
+    `tokens` attends over the latent tokens, which a sequence strategy may have spread over ranks;
+    `local` over keys that every rank has, such as those of the text.
+    """
+
+    tokens: Attend
+    local: Attend
+
+    @classmethod
+    def on_one_rank(cls, backend: AttentionBackend) -> AttentionContext:
+        return cls(tokens=backend.forward, local=backend.forward)

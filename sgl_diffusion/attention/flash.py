@@ -1,0 +1,40 @@
+"""Attention by the optional flash-attn library."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def _library() -> Any:
+    import flash_attn
+
+    return flash_attn
+
+
+class FlashBackend:
+    name = "flash"
+
+    def supports(
+        self, device: torch.device, head_dim: int, dtype: torch.dtype, needs_lse: bool
+    ) -> str | None:
+        if device.type != "cuda":
+            return f"it runs on cuda, not on {device.type}"
+        if dtype not in (torch.float16, torch.bfloat16):
+            return f"it computes in fp16 and bf16, not in {str(dtype).removeprefix('torch.')}"
+        if head_dim > 256 or head_dim % 8:
+            return f"head dim {head_dim} is not a multiple of 8 up to 256"
+        if needs_lse:
+            return "it gives no log-sum-exp here"
+        if importlib.util.find_spec("flash_attn") is None:
+            return "flash-attn is not installed (pip install flash-attn)"
+        return None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+        out: Tensor = _library().flash_attn_func(q, k, v, softmax_scale=scale)
+        return out

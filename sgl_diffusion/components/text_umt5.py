@@ -1,0 +1,63 @@
+"""Prompts to text embeddings with UMT5, as Wan reads them."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import ftfy
+import torch
+from torch import Tensor
+
+from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.loader.index import ModelIndex
+
+
+class TextUmt5:
+    """The tokenizer and the encoder of one repository."""
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+
+    @classmethod
+    def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextUmt5:
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        folder = index.component("text_encoder").folder
+        model = load_pretrained(UMT5EncoderModel, folder, dtype=dtype, device=device)
+        folder = index.component("tokenizer").folder
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise SetupError(
+                f"{folder} holds no tokenizer that can be loaded ({type(error).__name__}).",
+                hint="Check that the download is complete.",
+            ) from error
+        return cls(tokenizer, model)
+
+    @torch.inference_mode()
+    def encode(self, prompts: list[str], max_length: int = 512) -> Tensor:
+        """[n, max_length, width]: the last hidden states, zero behind the end of each prompt.
+
+        A longer prompt is cut to `max_length` tokens.
+        """
+        tokens = self._tokenizer(
+            [clean_prompt(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        tokens = tokens.to(self._model.device)
+        mask = tokens.attention_mask
+        states: Tensor = self._model(tokens.input_ids, mask).last_hidden_state
+        return states * mask.unsqueeze(-1).to(states.dtype)
+
+
+def clean_prompt(text: str) -> str:
+    """Text as the model was trained on it: mojibake repaired, HTML entities read, single spaces."""
+    # Twice, because captions were often escaped twice.
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())

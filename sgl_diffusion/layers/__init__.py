@@ -1,0 +1,1 @@
+"""Rank 3: the layers models are built from."""

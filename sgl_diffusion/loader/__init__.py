@@ -1,0 +1,1 @@
+"""Rank 1: finds models and reads their files."""

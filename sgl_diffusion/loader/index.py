@@ -1,0 +1,87 @@
+"""Reads model_index.json and the component configs of a repository in diffusers format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
+
+INDEX_NAME = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One folder of a repository and the class its files were written by."""
+
+    folder: Path
+    library: str
+    class_name: str
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """`pipeline` names the pipeline class; `options` are its plain values, such as boundary_ratio.
+
+    A component that the repository declares absent is not in `components`.
+    """
+
+    path: Path
+    pipeline: str
+    components: Mapping[str, Component]
+    options: Mapping[str, Any]
+
+    def component(self, name: str) -> Component:
+        if name in self.components:
+            return self.components[name]
+        raise SetupError(
+            f"The model at {self.path} has no {name}.",
+            hint=f"Its {INDEX_NAME} names {', '.join(self.components) or 'no components'}.",
+        )
+
+
+def read_index(path: Path) -> ModelIndex:
+    """The index of a local repository folder."""
+    if not (path / INDEX_NAME).is_file():
+        raise ModelNotFoundError(
+            f"{path} is not a model in diffusers format: it has no {INDEX_NAME}.",
+            hint="Use a folder written by save_pretrained, or a hub id of such a repository.",
+        )
+    values = read_json(path / INDEX_NAME)
+    pipeline = values.get("_class_name")
+    if not isinstance(pipeline, str):
+        raise SetupError(f"{path / INDEX_NAME} names no pipeline class.")
+    components, options = {}, {}
+    for name, value in values.items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, list) and len(value) == 2 and all(v is None for v in value):
+            continue
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+            components[name] = Component(path / name, *value)
+        else:
+            options[name] = value
+    return ModelIndex(path, pipeline, components, options)
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The config of one component."""
+    if not (folder / name).is_file():
+        raise SetupError(
+            f"{folder / name} is not there.", hint="Check that the download is complete."
+        )
+    return read_json(folder / name)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise SetupError(f"{file} is not a JSON object.", hint="Delete it and download it again.")
+    return values

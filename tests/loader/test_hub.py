@@ -1,0 +1,200 @@
+"""Models by path and by hub id, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
+from sgl_diffusion.loader.hub import choose_files, resolve_model
+from tests.loader.tiny_hub import COMMIT, TinyHub, serving
+
+WEIGHTS = bytes(range(256)) * 4096
+CHUNK = 1 << 16  # what the library keeps of a broken download is a whole number of these
+REPO = {
+    "model_index.json": json.dumps({"_class_name": "WanPipeline"}).encode(),
+    "README.md": b"not needed",
+    "one-file-model.safetensors": WEIGHTS,
+    "transformer/config.json": b"{}",
+    "transformer/diffusion_pytorch_model.safetensors": WEIGHTS,
+    "transformer/diffusion_pytorch_model.fp16.safetensors": WEIGHTS[::2],
+    "transformer/diffusion_pytorch_model.bin": WEIGHTS,
+    "tokenizer/spiece.model": b"pieces",
+}
+NEEDED = {
+    "model_index.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "tokenizer/spiece.model",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
+    repos = {
+        "org/wan-tiny": REPO,
+        "org/gated": REPO,
+        "org/pickled": {"model_index.json": b"{}", "unet/pytorch_model.bin": b"0"},
+        "org/empty": {"README.md": b"nothing"},
+    }
+    with serving(TinyHub(repos)) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield running
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert resolve_model(str(tmp_path)) == tmp_path
+
+
+def test_a_hub_id_brings_only_what_is_needed(hub: TinyHub, cache: Path) -> None:
+    folder = resolve_model("org/wan-tiny", cache_dir=cache)
+    assert files(folder) == NEEDED
+    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_the_second_time_no_file_moves(hub: TinyHub, cache: Path) -> None:
+    first = resolve_model("org/wan-tiny", cache_dir=cache)
+    hub.requests.clear()
+    assert resolve_model("org/wan-tiny", cache_dir=cache) == first
+    assert not any("/resolve/" in path for method, path, _ in hub.requests if method == "GET")
+
+
+def test_a_broken_download_goes_on_where_it_broke(
+    hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK)
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    hub.breaks[name] = 2
+    folder = resolve_model("org/wan-tiny", cache_dir=cache)
+    assert (folder / name).read_bytes() == WEIGHTS
+    half, quarters = len(WEIGHTS) // 2, len(WEIGHTS) * 3 // 4
+    assert hub.bytes_asked(name) == [None, f"bytes={half}-", f"bytes={quarters}-"]
+
+
+def test_revisions(hub: TinyHub, cache: Path) -> None:
+    assert resolve_model("org/wan-tiny", COMMIT, cache_dir=cache).name == COMMIT
+    with pytest.raises(ModelNotFoundError, match="no revision v9"):
+        resolve_model("org/wan-tiny", "v9", cache_dir=cache)
+
+
+def test_the_token_is_sent(hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    resolve_model("org/wan-tiny", cache_dir=cache)
+    assert hub.tokens == {"hf_test"}
+
+
+def test_a_gated_repository_says_what_to_do(hub: TinyHub, cache: Path) -> None:
+    hub.gated.add("org/gated")
+    with pytest.raises(ModelNotFoundError, match="gated") as caught:
+        resolve_model("org/gated", cache_dir=cache)
+    assert f"{hub.url}/org/gated" in caught.value.hint
+    assert "HF_TOKEN" in caught.value.hint
+
+
+def test_a_wrong_id_suggests_what_was_downloaded(hub: TinyHub, cache: Path) -> None:
+    resolve_model("org/wan-tiny", cache_dir=cache)
+    with pytest.raises(ModelNotFoundError, match="org/wan-tyny") as caught:
+        resolve_model("org/wan-tyny", cache_dir=cache)
+    assert caught.value.hint == "Did you mean 'org/wan-tiny'?"
+
+
+def test_pickle_on_the_hub_is_refused_before_anything_is_fetched(hub: TinyHub, cache: Path) -> None:
+    with pytest.raises(SetupError, match=r"pytorch_model\.bin") as caught:
+        resolve_model("org/pickled", cache_dir=cache)
+    assert caught.value.code == "pickle_refused"
+    assert not any("/resolve/" in path for _, path, _ in hub.requests)
+
+
+def test_pickle_in_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights.ckpt").write_bytes(b"0")
+    with pytest.raises(SetupError, match="pickle"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "unet" / "weights.safetensors").write_bytes(b"0")
+    assert resolve_model(str(tmp_path)) == tmp_path
+
+
+def test_a_repository_without_usable_files(hub: TinyHub, cache: Path) -> None:
+    with pytest.raises(SetupError, match="no file this program can use"):
+        resolve_model("org/empty", cache_dir=cache)
+
+
+def test_offline_only_the_cache_counts(
+    hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = resolve_model("org/wan-tiny", cache_dir=cache)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve_model("org/wan-tiny", cache_dir=cache) == folder
+    with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE is set"):
+        resolve_model("org/other", cache_dir=cache)
+    assert hub.requests == []
+
+
+def test_an_unreachable_hub(hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = resolve_model("org/wan-tiny", cache_dir=cache)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        assert resolve_model("org/wan-tiny", cache_dir=cache) == folder
+        with pytest.raises(ModelNotFoundError, match="cannot be reached") as caught:
+            resolve_model("org/elsewhere", cache_dir=cache)
+    assert "Errno" not in str(caught.value)
+
+
+def test_a_wrong_path_suggests_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "wan-model").mkdir()
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve_model(str(tmp_path / "wan-modle"))
+    assert caught.value.hint == "Did you mean 'wan-model'?"
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "org/", "a..b", "org/model.git", "sp ace", "/nowhere"])
+def test_what_cannot_be_an_id_is_looked_for_as_a_folder_only(hub: TinyHub, name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="There is no folder"):
+        resolve_model(name)
+    assert hub.requests == []
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"0")
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        resolve_model(str(file))
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["a.safetensors", "config.json"], ["a.safetensors", "config.json"]),
+        (["model_index.json", "a.safetensors"], ["model_index.json"]),
+        (["v/m.fp16.safetensors", "v/m.safetensors"], ["v/m.safetensors"]),
+        (["v/m.fp16.safetensors", "v/config.json"], ["v/m.fp16.safetensors", "v/config.json"]),
+        (
+            ["t/m-00001-of-00002.safetensors", "t/m.safetensors.index.json"],
+            ["t/m-00001-of-00002.safetensors", "t/m.safetensors.index.json"],
+        ),
+        (
+            ["t/m.fp16-00001-of-00002.safetensors", "t/m.safetensors.index.fp16.json",
+             "t/m.safetensors"],
+            ["t/m.safetensors"],
+        ),
+        (["x.bin", "run.py", "README.md"], []),
+    ],
+)  # fmt: skip
+def test_files_worth_having(names: list[str], chosen: list[str]) -> None:
+    assert choose_files(names) == chosen
