@@ -1,0 +1,1 @@
+"""Rank 8: the one Python door to the engine. Never imports torch."""

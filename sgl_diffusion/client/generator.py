@@ -1,0 +1,169 @@
+"""`DiffGenerator`: generate from plain Python, without a server and without asyncio.
+
+The engine runs in this process: the stage in one thread, the client's event loop in another. The
+caller's thread only waits, so Ctrl-C cancels the job at its next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sgl_diffusion.base.config import EngineOptions, resolve
+from sgl_diffusion.base.errors import RequestError, UnavailableError
+from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.base.registry import suggest
+from sgl_diffusion.client.client import Client
+from sgl_diffusion.client.types import Generation, GenerationHandle, Limits, Snapshot
+from sgl_diffusion.orchestrator.topology import App
+
+T = TypeVar("T")
+
+_WISHES = tuple(field.name for field in dataclasses.fields(SamplingParams))
+
+
+class DiffGenerator:
+    """A loaded model. Use it as a context manager, or call `shutdown` at the end."""
+
+    def __init__(self, app: App) -> None:
+        """Load the app's model; returns when it is ready, raises why it cannot be."""
+        # A thread that loads a model cannot be stopped; nobody should wait long for that.
+        self._client = Client(app, in_process=True, limits=Limits(leave=3.0, term=0.1))
+        self._loop = _ClientThread(self._client)
+        self._shutdown = weakref.finalize(self, self._loop.close)
+        try:
+            self._loop.run(self._client.start())
+            self._loop.run(self._client.ready())
+        except BaseException:
+            self.shutdown()
+            raise
+
+    @classmethod
+    def from_pretrained(cls, model_path: str | None = None, **options: Any) -> Self:
+        """Load a folder or hub repository; without one, the small model that comes along.
+
+        `options` are the fields of `EngineOptions`: `device`, `dit_precision`, and so on.
+        """
+        from sgl_diffusion.apps.diffusion import diffusion_app
+
+        given = {"model_path": model_path, **options}
+        return cls(diffusion_app(resolve(EngineOptions, [("the arguments", given)]).value))
+
+    @property
+    def card(self) -> ModelCard:
+        """The loaded model and what it can do."""
+        card = self._client.card()
+        assert card is not None, "a generator is made with its model ready"
+        return card
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: Callable[[Snapshot], None] | None = None,
+        **wishes: Any,
+    ) -> Generation:
+        """Make pictures or clips and wait for them.
+
+        `wishes` are the other fields of `SamplingParams`; `num_frames=1` asks a video model for
+        pictures. `on_progress` is called in this thread with every change of the job.
+        """
+        params = self.resolve(prompt, **wishes)
+        changes: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        handle = self._loop.run(self._client.submit(params))
+        outcome = self._loop.spawn(_follow(handle, changes))
+        try:
+            while (snapshot := changes.get()) is not None:
+                if on_progress is not None:
+                    on_progress(snapshot)
+            return outcome.result()
+        except BaseException:
+            # Ctrl-C, or an error of the callback: nobody waits for the job any more.
+            self._loop.call(handle.cancel)
+            raise
+
+    def resolve(self, prompt: str, **wishes: Any) -> ResolvedParams:
+        """What `generate` would do with these arguments."""
+        for name in wishes:
+            if name not in _WISHES:
+                raise RequestError(
+                    f"There is no sampling parameter {name!r}.",
+                    hint=suggest(name, _WISHES),
+                    param=name,
+                )
+        if isinstance(wishes.get("seed"), list):
+            wishes["seed"] = tuple(wishes["seed"])
+        wish = SamplingParams(prompt=prompt, **wishes)
+        frames = wish.num_frames
+        video = frames != 1 if self.card.makes_video else frames not in (None, 1)
+        return self._client.resolve(wish, video=video)
+
+    def shutdown(self) -> None:
+        """Unload the model and end the threads; more calls do nothing."""
+        self._shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+
+class _ClientThread:
+    """The client's event loop, in a thread of its own until `close`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=asyncio.run, args=(self._main(),), daemon=True)
+        self._thread.start()
+        self._started.wait()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.spawn(work).result()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if not self._thread.is_alive():
+            work.close()
+            raise UnavailableError("The generator was shut down.")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def call(self, function: Callable[[], Any]) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        self.call(self._end.set)
+        # The garbage collector may call this from any thread.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        self._started.set()
+        await self._end.wait()
+        await self._client.stop()
+
+
+async def _follow(
+    handle: GenerationHandle, changes: queue.SimpleQueue[Snapshot | None]
+) -> Generation:
+    try:
+        async for event in handle.events():
+            changes.put(event.snapshot)
+        return await handle.result()
+    finally:
+        changes.put(None)

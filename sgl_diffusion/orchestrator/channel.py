@@ -1,0 +1,136 @@
+"""The stage's end of its connection to the coordinator, used by one thread.
+
+`SocketChannel` is for a stage in a process of its own, `QueueChannel` for one in a thread. Messages
+are encoded in both, so that nothing slips through in one that cannot cross the other.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from sgl_diffusion.orchestrator import messages, relay
+from sgl_diffusion.orchestrator.frames import (
+    MAX_BODY,
+    ChannelClosedError,
+    Frame,
+    FrameReader,
+    FrameWriter,
+)
+from sgl_diffusion.orchestrator.messages import FromStage, Output, ToStage
+
+Arrays = Sequence[NDArray[Any]]
+
+# With this much unsent the coordinator is busy: news that the next news replaces are left out.
+_BACKLOG = 1 << 20
+
+
+class Channel(Protocol):
+    def receive(self, timeout: float) -> list[ToStage]:
+        """Wait for messages, at most `timeout` seconds; may return early and empty."""
+
+    def send(self, message: FromStage, arrays: Arrays = (), *, advisory: bool = False) -> None:
+        """Queue a message without waiting; an advisory one may be left out."""
+
+    def finish(self, seconds: float) -> None:
+        """Wait until everything is sent, then close."""
+
+
+class SocketChannel:
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._reader = FrameReader(connection)
+        self._writer = FrameWriter(connection)
+        self._poll = select.poll()
+
+    def receive(self, timeout: float) -> list[ToStage]:
+        self._wait(select.POLLIN, timeout)
+        received: list[ToStage] = []
+        while self._reader.fill():
+            received += [messages.decode_to_stage(f.body) for f in self._reader.frames()]
+        return received
+
+    def send(self, message: FromStage, arrays: Arrays = (), *, advisory: bool = False) -> None:
+        if advisory and self._writer.pending > _BACKLOG:
+            return
+        body = messages.encode(message)
+        assert len(body) <= MAX_BODY, f"a {type(message).__name__} of {len(body)} bytes"
+        memory = relay.pack(arrays, message.arrays) if isinstance(message, Output) else None
+        self._writer.add(Frame(body, () if memory is None else (memory,)))
+        self._writer.flush()
+
+    def finish(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        try:
+            while self._writer.pending and time.monotonic() < deadline:
+                self._wait(0, deadline - time.monotonic())
+        except ChannelClosedError:
+            pass
+        finally:
+            self._writer.close()
+            self._reader.close()
+            self._socket.close()
+
+    def _wait(self, events: int, timeout: float) -> None:
+        if self._writer.pending:
+            events |= select.POLLOUT
+        self._poll.register(self._socket, events)
+        for _, ready in self._poll.poll(max(timeout, 0.0) * 1000):
+            if ready & select.POLLOUT:
+                self._writer.flush()
+            elif ready & select.POLLHUP and not events & select.POLLIN:
+                raise ChannelClosedError("the peer is gone")
+
+
+class QueueChannel:
+    """`deliver` takes encoded messages and arrays to the coordinator's thread."""
+
+    def __init__(self, deliver: Callable[[bytes, list[NDArray[Any]]], None]) -> None:
+        self._deliver = deliver
+        self._incoming: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def put(self, body: bytes | None) -> None:
+        """Called by the coordinator; None closes the channel."""
+        self._incoming.put(body)
+
+    def receive(self, timeout: float) -> list[ToStage]:
+        received: list[ToStage] = []
+        try:
+            while True:
+                wait = timeout if timeout > 0 and not received else None
+                body = self._incoming.get(block=wait is not None, timeout=wait)
+                if body is None:
+                    self._incoming.put(None)
+                    raise ChannelClosedError("the coordinator is gone")
+                received.append(messages.decode_to_stage(body))
+        except queue.Empty:
+            return received
+
+    def send(self, message: FromStage, arrays: Arrays = (), *, advisory: bool = False) -> None:
+        views = [values.view() for values in arrays]
+        for view in views:
+            view.flags.writeable = False
+        self._deliver(messages.encode(message), views)
+
+    def finish(self, seconds: float) -> None:
+        """Nothing waits here: a message is delivered at once."""
+
+
+def socket_from_stdin() -> socket.socket:
+    """The socket that this process got as its standard input, which becomes /dev/null.
+
+    A program that the worker starts would inherit descriptor 0, and hold or read the channel.
+    """
+    connection = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return connection

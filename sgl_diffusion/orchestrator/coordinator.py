@@ -1,0 +1,295 @@
+"""Jobs between their submitters and the stage: admission, dispatch, retry, cancel, drain.
+
+All state belongs to one event loop. Every admitted job goes to the stage as soon as that is ready:
+the engine batches, so it has to see them all. If it dies, unfinished jobs go to its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sgl_diffusion.base.errors import (
+    CancelledError,
+    ConflictError,
+    EngineError,
+    RequestError,
+    SglError,
+    UnavailableError,
+    WorkerLostError,
+    from_wire,
+)
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.orchestrator import messages
+from sgl_diffusion.orchestrator.controls import Controls
+from sgl_diffusion.orchestrator.frames import MAX_BODY
+from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput
+from sgl_diffusion.orchestrator.limits import Health, Limits
+from sgl_diffusion.orchestrator.messages import (
+    Cancel,
+    ControlDone,
+    Credit,
+    Failed,
+    FromStage,
+    Metric,
+    Output,
+    Payload,
+    Progress,
+    Submit,
+)
+from sgl_diffusion.orchestrator.supervise import Supervisor
+from sgl_diffusion.orchestrator.tally import Tally
+from sgl_diffusion.orchestrator.topology import App
+from sgl_diffusion.orchestrator.transport import Link, ProcessTransport, Transport
+
+log = get_logger(__name__)
+
+
+class Coordinator:
+    """Make it anywhere, call everything else in one event loop."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        transport: Transport | None = None,
+        limits: Limits | None = None,
+        max_jobs: int = 128,
+        log_level: str = "info",
+    ) -> None:
+        assert len(app.stages) == 1, f"app {app.name}: jobs are routed through one stage"
+        self._limits = limits or Limits()
+        self._supervisor = Supervisor(
+            app.stages[0], transport or ProcessTransport(), self._limits, self, log_level
+        )
+        self._max_jobs = max_jobs
+        self._jobs: dict[str, Job] = {}
+        self._controls = Controls()
+        self._link: Link | None = None
+        self._tally = Tally()
+        self._drain_until: float | None = None
+        self._nudge = asyncio.Event()
+        self._stop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the stage; returns at once, it loads in the background."""
+        self._supervisor.start()
+
+    async def ready(self) -> None:
+        """Wait until jobs can run; raises the stage's error if it cannot start."""
+        while self._supervisor.state != "ready":
+            if self._supervisor.error is not None:
+                raise self._supervisor.error
+            if self._supervisor.state == "stopped":
+                raise self.unavailable()
+            await self._supervisor.changed()
+
+    async def stop(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new jobs, wait for the unfinished ones, fail the rest, end the stage.
+
+        A second call waits for the same end; it may only shorten the drain.
+        """
+        until = time.monotonic() + drain_seconds
+        if self._drain_until is None or until < self._drain_until:
+            self._drain_until = until
+        self._nudge.set()
+        if self._stop is None:
+            self._stop = asyncio.create_task(self._drain_and_stop())
+        await asyncio.shield(self._stop)
+
+    async def submit(
+        self, payload: Payload, *, job_id: str | None = None, deadline: float | None = None
+    ) -> JobHandle:
+        """Admit a job; `deadline` is in seconds from now."""
+        if self._drain_until is not None or self._supervisor.state in ("failed", "stopped"):
+            raise self.unavailable()
+        if len(self._jobs) >= self._max_jobs:
+            raise self._tally.refuse(len(self._jobs))
+        job = Job(
+            id=job_id or uuid.uuid4().hex,
+            payload=payload,
+            submitted_at=time.monotonic(),
+            position=self._position,
+        )
+        if job.id in self._jobs:
+            raise ConflictError(f"There is an unfinished job {job.id!r} already.")
+        if len(messages.encode(Submit(job.id, payload))) > MAX_BODY:
+            raise RequestError(f"The request is larger than {MAX_BODY >> 20} MiB.")
+        self._jobs[job.id] = job
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            job.timer = loop.call_later(deadline, self._expire, job, deadline)
+        self._dispatch(job)
+        return JobHandle(job, self.cancel)
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job now, with CancelledError; the stage drops it at the next step boundary."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return False
+        self._call_off(job, CancelledError("The job was cancelled."))
+        return True
+
+    async def control(self, action: str, payload: Payload) -> Payload:
+        """Run an action in the stage, between steps. It is never retried."""
+        if self._link is None or self._drain_until is not None:
+            raise self.unavailable()
+        return await self._controls.run(self._link, action, payload)
+
+    def health(self) -> Health:
+        return self._supervisor.health()
+
+    def card(self) -> Payload | None:
+        """What the stage said of itself when it was last ready."""
+        return self._supervisor.card
+
+    def unavailable(self) -> UnavailableError:
+        """Why no job can be taken now."""
+        if self._drain_until is not None:
+            return UnavailableError("The server is stopping.", hint="Try again later.")
+        health = self.health()
+        return UnavailableError(f"No worker is ready: {health.reason}", hint="Try again later.")
+
+    def metrics(self) -> list[Metric]:
+        """Samples of the stage and of the coordinator; gauges as they stand now."""
+        begun = sum(job.begun for job in self._jobs.values())
+        restarts = [
+            Metric("worker_restarts_total", count, {"reason": reason})
+            for reason, count in self._supervisor.restarts.items()
+        ]
+        return [
+            *self._supervisor.metrics,
+            *self._tally.metrics(),
+            *restarts,
+            Metric("jobs_waiting", len(self._jobs) - begun, kind="gauge"),
+            Metric("jobs_running", begun, kind="gauge"),
+            Metric("worker_ready", float(self._link is not None), kind="gauge"),
+        ]
+
+    # -- from the supervisor ----------------------------------------------------------------------
+
+    def stage_ready(self, link: Link) -> None:
+        self._link = link
+        for job in self._jobs.values():
+            self._dispatch(job)
+
+    def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
+        match message:
+            case Progress(job_id):
+                if job := self._begin(job_id):
+                    job.advance(message)
+            case Output(job_id, meta, _, final):
+                # Credited here and not when it is read: somebody who waits for another job first
+                # must not stop the stage from sending that one.
+                self._send(Credit(1))
+                if job := self._begin(job_id):
+                    if final:
+                        self._complete(job, JobOutput(arrays, meta))
+                    else:
+                        job.part(JobOutput(arrays, meta))
+            case Failed(error, job_id):
+                if job := self._jobs.get(job_id or ""):
+                    self._fail(job, from_wire(error))
+            case ControlDone():
+                self._controls.done(message)
+
+    def stage_lost(self, why: str) -> None:
+        self._leave_link(why)
+        sent = [job for job in self._jobs.values() if job.sent]
+        # Jobs that only waited in the stage are innocent, unless nobody else is to blame.
+        charged = [job for job in sent if job.begun] or sent
+        for job in sent:
+            job.again()
+        for job in charged:
+            if job.attempt < self._limits.attempts:
+                job.attempt += 1
+                job.tell("attempt")
+            else:
+                error = WorkerLostError(
+                    f"The worker {why} while it ran the job, {job.attempt} times.",
+                    hint="The server's log has the details; a smaller job may work.",
+                )
+                self._fail(job, error)
+
+    def stage_unavailable(self, error: SglError) -> None:
+        self._leave_link(str(error))
+        for job in list(self._jobs.values()):
+            self._fail(job, self.unavailable())
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _send(self, message: messages.ToStage) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    def _dispatch(self, job: Job) -> None:
+        if self._link is not None:
+            job.sent = True
+            self._link.send(Submit(job.id, job.payload, job.attempt))
+
+    def _leave_link(self, why: str) -> None:
+        self._link = None
+        self._controls.lost(why)
+
+    def _begin(self, job_id: str) -> Job | None:
+        job = self._jobs.get(job_id)
+        if job is not None and not job.begun and job.attempt == 1:
+            self._tally.began(job.submitted_at)
+        return job
+
+    def _complete(self, job: Job, output: JobOutput) -> None:
+        self._end(job, "completed")
+        job.complete(output)
+
+    def _fail(self, job: Job, error: SglError) -> None:
+        self._end(job, error.code)
+        job.fail(error)
+
+    def _end(self, job: Job, outcome: str) -> None:
+        del self._jobs[job.id]
+        self._tally.ended(outcome, job.submitted_at)
+        self._nudge.set()
+
+    def _call_off(self, job: Job, error: SglError) -> None:
+        if job.sent:
+            self._send(Cancel(job.id))
+        self._fail(job, error)
+
+    def _expire(self, job: Job, seconds: float) -> None:
+        error = EngineError(
+            f"The job was not done within {seconds:g} s.",
+            hint="Ask for less, or allow more time.",
+            code="deadline_exceeded",
+        )
+        self._call_off(job, error)
+
+    def _position(self, job: Job) -> int:
+        ahead = 0
+        for other in self._jobs.values():
+            if other is job:
+                break
+            ahead += not other.begun
+        return ahead
+
+    async def _drain_and_stop(self) -> None:
+        while self._jobs and self._supervisor.state != "failed":
+            assert self._drain_until is not None
+            left = self._drain_until - time.monotonic()
+            if left <= 0:
+                break
+            self._nudge.clear()
+            try:
+                await asyncio.wait_for(self._nudge.wait(), left)
+            except TimeoutError:
+                pass
+        error = UnavailableError(
+            "The server stopped before the job ended.", code="server_restarted"
+        )
+        for job in list(self._jobs.values()):
+            self._call_off(job, error)
+        await self._supervisor.stop()
+        self._leave_link("was stopped")

@@ -1,0 +1,71 @@
+"""What the coordinator counts and measures about jobs."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+
+from sgl_diffusion.base.errors import BusyError
+from sgl_diffusion.orchestrator.messages import Metric
+
+# Seconds until a refused client may return; clients give up on longer waits.
+_SHORTEST, _LONGEST = 1.0, 110.0
+
+
+class Tally:
+    def __init__(self) -> None:
+        self._outcomes: Counter[str] = Counter()
+        self._refused = 0
+        self._waits, self._waited = 0, 0.0
+        self._runs, self._ran = 0, 0.0
+        self._per_job: float | None = None
+        self._last_end = 0.0
+
+    def refuse(self, jobs: int) -> BusyError:
+        """The error for a job that finds so many ahead, with the time after which to come back."""
+        self._refused += 1
+        per_job = _SHORTEST if self._per_job is None else self._per_job
+        # Spread, so that those who were refused together do not return together.
+        wait = math.ceil(_clamp(jobs * per_job * random.uniform(0.8, 1.2)))
+        about = "" if self._per_job is None else f", about {jobs * per_job:.0f} s"
+        return BusyError(
+            f"The queue is full: {jobs} jobs ahead{about}.",
+            hint=f"Try again in {wait} s, or raise --max-queue.",
+            retry_after=wait,
+        )
+
+    def began(self, submitted_at: float) -> None:
+        self._waits += 1
+        self._waited += time.monotonic() - submitted_at
+
+    def ended(self, outcome: str, submitted_at: float) -> None:
+        """Count a job that is over; `outcome` is "completed" or the code of its error."""
+        now = time.monotonic()
+        self._outcomes[outcome] += 1
+        if outcome == "completed":
+            self._runs += 1
+            self._ran += now - submitted_at
+            # Jobs may run side by side: the time between two ends is what the queue moves by.
+            took = now - max(submitted_at, self._last_end)
+            self._per_job = took if self._per_job is None else 0.8 * self._per_job + 0.2 * took
+            self._last_end = now
+
+    def metrics(self) -> list[Metric]:
+        ended = [
+            Metric("jobs_total", count, {"outcome": outcome})
+            for outcome, count in self._outcomes.items()
+        ]
+        return [
+            *ended,
+            Metric("jobs_refused_total", self._refused),
+            Metric("queue_wait_seconds_count", self._waits),
+            Metric("queue_wait_seconds_sum", self._waited),
+            Metric("job_seconds_count", self._runs),
+            Metric("job_seconds_sum", self._ran),
+        ]
+
+
+def _clamp(seconds: float) -> float:
+    return min(max(seconds, _SHORTEST), _LONGEST)

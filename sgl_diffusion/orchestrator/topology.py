@@ -1,0 +1,36 @@
+"""Which stages an app has: names, entry points and configuration, checked when they are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from sgl_diffusion.orchestrator.messages import Payload
+
+_ENTRY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One stage: `entry` is "module:function", a `stage.WorkerFactory` that gets `config`."""
+
+    name: str
+    entry: str
+    config: Payload = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.name, "a stage has a name"
+        assert _ENTRY.fullmatch(self.entry), f"{self.entry!r} is not module:function"
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """A served model as the coordinator sees it: its stages, the one that takes jobs first."""
+
+    name: str
+    stages: tuple[StageSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        assert names, f"app {self.name} has no stage"
+        assert len(set(names)) == len(names), f"app {self.name} names a stage twice: {names}"

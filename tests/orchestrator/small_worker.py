@@ -1,0 +1,105 @@
+"""A real worker without a model: numpy arrays after a few short steps, and failures on demand.
+
+Payload: `steps`, `sleep` per step, `arrays` as [dtype, shape, fill], `parts` before the final
+output, `shy` to begin only when no other job is there, and at step `at` one of: `crash` kills the
+process, `wrong` raises, `broken` with it makes cancelling raise too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgl_diffusion.base.errors import RequestError, SetupError
+from sgl_diffusion.orchestrator.messages import Metric, Payload
+from sgl_diffusion.orchestrator.stage import Outbox
+
+
+class SmallWorker:
+    def __init__(self, config: Payload, outbox: Outbox) -> None:
+        self._config = config
+        self._outbox = outbox
+        self._jobs: dict[str, dict[str, Any]] = {}
+        self._steps = 0
+        self._seen: list[str] = []
+        self._fragile = False
+
+    def load(self) -> Payload:
+        self._outbox.loading("reading nothing")
+        if log := self._config.get("log_loads"):
+            with Path(log).open("a") as file:
+                print(time.monotonic(), file=file)
+        time.sleep(self._config.get("load_sleep", 0.0))
+        refuse = self._config.get("refuse_while")
+        if refuse is not None and Path(refuse).exists():
+            raise SetupError("The weights are bad.", hint="Get others.", code="bad_weights")
+        if self._config.get("load_bug"):
+            raise ValueError("a secret of the library")
+        return {"pid": os.getpid(), **self._config.get("card", {})}
+
+    def submit(self, job_id: str, payload: Payload) -> None:
+        self._seen.append(job_id)
+        self._jobs[job_id] = {"step": 0, **payload}
+
+    def cancel(self, job_id: str) -> None:
+        if self._fragile:
+            raise RuntimeError("cannot even cancel")
+        self._jobs.pop(job_id, None)
+
+    def control(self, action: str, payload: Payload) -> Payload:
+        if action == "wait":
+            time.sleep(payload["seconds"])
+        if action == "refuse":
+            raise RequestError("Not like this.", code="refused", param="x")
+        if action == "bug":
+            raise ValueError("a secret of the library")
+        if action == "garbage":
+            channel: Any = self._outbox
+            channel._channel._socket.send(b"\xff" * 100)
+        return {"seen": self._seen, "steps": self._steps, "running": len(self._jobs), **payload}
+
+    def step(self) -> bool:
+        if not self._jobs:
+            return False
+        self._steps += 1
+        bold = [name for name, job in self._jobs.items() if not job.get("shy")]
+        for job_id in bold or list(self._jobs):
+            self._advance(job_id, self._jobs[job_id])
+        return True
+
+    def running(self) -> int:
+        return len(self._jobs)
+
+    def metrics(self) -> list[Metric]:
+        return [Metric("steps_total", self._steps), Metric("depth", len(self._jobs), kind="gauge")]
+
+    def _advance(self, job_id: str, job: dict[str, Any]) -> None:
+        time.sleep(job.get("sleep", 0.0))
+        if job.get("at") == job["step"]:
+            self._misbehave(job)
+        job["step"] += 1
+        total = job.get("steps", 1)
+        self._outbox.progress(job_id, job["step"], total, "work")
+        if job["step"] <= job.get("parts", 0):
+            part = np.full(3, job["step"], np.int32)
+            self._outbox.output(job_id, {"part": job["step"]}, [part], final=False)
+        if job["step"] >= total:
+            del self._jobs[job_id]
+            arrays = [np.full(shape, fill, dtype) for dtype, shape, fill in job.get("arrays", [])]
+            self._outbox.output(job_id, {"seconds": {"work": 0.5}, "pid": os.getpid()}, arrays)
+
+    def _misbehave(self, job: dict[str, Any]) -> None:
+        self._fragile = bool(job.get("broken"))
+        if job.get("crash"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.get("wrong"):
+            raise ValueError("a secret of the library")
+
+
+def make_worker(config: Payload, outbox: Outbox) -> SmallWorker:
+    return SmallWorker(config, outbox)
