@@ -1,0 +1,85 @@
+"""One denoise step of a group of rows: the place where batching, guidance and solver meet.
+
+Rows of a group share a shape key and nothing else: each has its own timestep, solver history, seed
+and guidance scale. The caller decides who is in the group; between two calls rows may come and go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sgl_diffusion.components.samplers import advance, stack
+from sgl_diffusion.engine.job import Row
+from sgl_diffusion.engine.pipeline import Context, Pipeline
+
+
+@dataclass(frozen=True)
+class ShapeKey:
+    """Rows with equal keys can share a forward pass."""
+
+    latents: tuple[int, ...]
+    text: int
+    expert: int
+    guided: bool
+
+
+def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
+    """The key of the row's next step (the expert may change on the way)."""
+    assert row.job.solver is not None and row.state is not None, "the job is not encoded"
+    timestep = float(row.job.solver.timesteps[row.step])
+    return ShapeKey(
+        latents=tuple(row.state.x.shape[1:]),
+        text=pipeline.text_bucket(row.job.condition),
+        expert=pipeline.expert(timestep),
+        guided=row.job.params.guided,
+    )
+
+
+class Contexts:
+    """The collated conditions of each group's last batch: rebuilt only when its rows change."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._last: dict[ShapeKey, tuple[list[Row], Context]] = {}
+
+    def of(self, key: ShapeKey, rows: list[Row]) -> Context:
+        known = self._last.get(key)
+        if known is not None and known[0] == rows:
+            return known[1]
+        conditions = [row.job.condition for row in rows]
+        if key.guided:
+            conditions += [row.job.negative for row in rows]
+        context = self._pipeline.collate(conditions)
+        self._last[key] = (rows, context)
+        return context
+
+    def keep(self, keys: set[ShapeKey]) -> None:
+        """Forget the groups that are gone."""
+        for key in self._last.keys() - keys:
+            del self._last[key]
+
+
+@torch.inference_mode()
+def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context) -> None:
+    """Advance every row by one step: one forward pass, one guidance, one solver update."""
+    device = pipeline.device
+    state = stack([row.state for row in rows if row.state is not None])
+    solvers = [row.job.solver for row in rows if row.job.solver is not None]
+    timesteps = torch.stack([s.timesteps[row.step] for s, row in zip(solvers, rows, strict=True)])
+    table = torch.stack([s.table[row.step] for s, row in zip(solvers, rows, strict=True)])
+    timesteps = timesteps.to(device)
+    if key.guided:
+        scale = torch.tensor([row.job.params.guidance_scale for row in rows], device=device)
+        both = torch.cat([state.x, state.x])
+        velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert)
+        scale = scale.view(-1, *[1] * len(key.latents)).to(velocity.dtype)
+        with_prompt, without = velocity.chunk(2)
+        velocity = pipeline.combine(with_prompt, without, scale)
+    else:
+        velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
+    state = advance(state, velocity, table.to(device))
+    for row, row_state in zip(rows, state.rows(), strict=True):
+        row.state = row_state
+        row.step += 1

@@ -1,0 +1,60 @@
+"""A job inside the engine, and its rows: one row is one picture or clip with a seed of its own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sgl_diffusion.base.params import ResolvedParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from sgl_diffusion.components.samplers import Solver, SolverState
+
+_order = itertools.count()
+
+
+@dataclass(eq=False)
+class Row:
+    """`step` counts finished steps; `state` holds latents and solver history of this row alone."""
+
+    job: Job
+    seed: int
+    state: SolverState | None = None
+    step: int = 0
+    chunks: Iterator[torch.Tensor] | None = None
+    frames: list[torch.Tensor] = field(default_factory=list)
+    decoded: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    id: str
+    params: ResolvedParams
+    rows: list[Row] = field(default_factory=list)
+    solver: Solver | None = None
+    condition: Any = None
+    negative: Any = None
+    cancelled: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    order: int = field(default_factory=lambda: next(_order))
+    accepted: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.rows = [Row(self, seed) for seed in self.params.seeds]
+
+    @property
+    def encoded(self) -> bool:
+        return self.solver is not None
+
+    @property
+    def step(self) -> int:
+        """Finished steps of the row that is furthest behind."""
+        return min(row.step for row in self.rows)
+
+    def spend(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

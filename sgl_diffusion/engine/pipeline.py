@@ -1,0 +1,72 @@
+"""What the engine asks of a served model: the two contracts that recipes fulfil.
+
+Shapes: B rows of a batch, C channels, T latent frames, h x w latent rows and columns,
+F frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from sgl_diffusion.base.params import ModelCard, ResolvedParams
+from sgl_diffusion.components.samplers import Solver
+
+Condition = Any  # what a recipe made of one prompt; the engine only hands it back
+Context = Any  # conditions of a batch, side by side
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """A model our own runtime denoises, one step of one batch at a time."""
+
+    card: ModelCard
+    device: torch.device
+
+    def solver(self, params: ResolvedParams) -> Solver:
+        """Timesteps and update table of one job."""
+
+    def encode(self, prompt: str, params: ResolvedParams) -> Condition:
+        """One prompt, made ready for the transformer; it does not depend on the step."""
+
+    def text_bucket(self, condition: Condition) -> int:
+        """Conditions can share a batch when this number is equal."""
+
+    def noise(self, params: ResolvedParams, seed: int) -> torch.Tensor:
+        """First latents [1,C,T,h,w] of one row, from a generator of its own."""
+
+    def expert(self, timestep: float) -> int:
+        """Which transformer works at this timestep."""
+
+    def collate(self, conditions: list[Condition]) -> Context:
+        """Conditions of the rows of a batch, in order."""
+
+    def velocity(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, context: Context, expert: int
+    ) -> torch.Tensor:
+        """The transformer: latents [B,C,T,h,w] at timesteps [B] to velocities of that shape."""
+
+    def combine(
+        self, with_prompt: torch.Tensor, without: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """Classifier-free guidance, [B,...] each, `scale` broadcastable."""
+
+    def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Final latents [1,C,T,h,w] of one row to uint8 frames [f,H,W,3], chunk by chunk."""
+
+
+@runtime_checkable
+class WholePipeline(Protocol):
+    """A model that only runs from end to end (the diffusers fallback)."""
+
+    card: ModelCard
+
+    def run(
+        self, params: ResolvedParams, on_step: Callable[[int, int], None]
+    ) -> list[torch.Tensor]:
+        """One uint8 clip [F,H,W,3] per seed; `on_step(step, total)` may raise to stop."""
+
+
+OpenPipeline = Callable[[Callable[[str], None]], "Pipeline | WholePipeline"]

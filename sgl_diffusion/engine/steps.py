@@ -1,0 +1,185 @@
+"""The native runner: many jobs at once, one unit of work at a time.
+
+A unit is the encoding of one job's prompts, one denoise step of one group of rows, or the decoding
+of one chunk of one row. Between units jobs are added and dropped, so joining, leaving and cancelling
+happen at step boundaries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+
+from sgl_diffusion.components.samplers import SolverState
+from sgl_diffusion.engine.counters import Counters
+from sgl_diffusion.engine.denoise import Contexts, ShapeKey, denoise, shape_key
+from sgl_diffusion.engine.job import Job, Row
+from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.turns import Turns
+from sgl_diffusion.orchestrator.stage import Outbox
+
+Finish = Callable[[Job, list[torch.Tensor]], None]
+Fail = Callable[[list[Job], Exception], None]
+
+
+class StepRunner:
+    """Runs the jobs of one pipeline; reports through `finish` and `fail`."""
+
+    def __init__(
+        self, pipeline: Pipeline, max_rows: int, outbox: Outbox, finish: Finish, fail: Fail
+    ) -> None:
+        self._pipeline = pipeline
+        self._max_rows = max_rows
+        self._outbox = outbox
+        self._finish = finish
+        self._fail = fail
+        self._jobs: dict[str, Job] = {}
+        self._turns = Turns()
+        self._contexts = Contexts(pipeline)
+        self._row_turns: dict[ShapeKey, Turns] = defaultdict(Turns)
+        self.counters = Counters()
+
+    def add(self, job: Job) -> None:
+        self._jobs[job.id] = job
+
+    def drop(self, job_id: str) -> Job | None:
+        return self._jobs.pop(job_id, None)
+
+    def jobs(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    def running(self) -> int:
+        return len(self._jobs)
+
+    def step(self) -> bool:
+        """One unit of work, for whoever has waited longest."""
+        takers, groups = self._takers()
+        if not takers:
+            return False
+        taker = self._turns.next(takers)
+        if taker == "encode":
+            self._guard(self._oldest(lambda job: not job.encoded), self._encode)
+        elif taker == "decode":
+            self._guard(self._oldest(_to_decode), self._decode)
+        else:
+            assert isinstance(taker, ShapeKey)
+            self._denoise(taker, self._choose(taker, groups[taker]))
+        return True
+
+    # -- choosing ----------------------------------------------------------------------------------
+
+    def _takers(self) -> tuple[dict[str | ShapeKey, int], dict[ShapeKey, list[Row]]]:
+        takers: dict[str | ShapeKey, int] = {}
+        groups: dict[ShapeKey, list[Row]] = defaultdict(list)
+        for job in self._jobs.values():
+            if not job.encoded:
+                takers.setdefault("encode", job.order)
+                continue
+            if _to_decode(job):
+                takers.setdefault("decode", job.order)
+            for row in job.rows:
+                if row.step < job.params.num_inference_steps:
+                    key = shape_key(self._pipeline, row)
+                    groups[key].append(row)
+                    takers.setdefault(key, job.order)
+        self._contexts.keep(set(groups))
+        for key in self._row_turns.keys() - groups.keys():
+            del self._row_turns[key]
+        return takers, groups
+
+    def _choose(self, key: ShapeKey, rows: list[Row]) -> list[Row]:
+        """At most `max_rows` rows; where there are more, they take turns too."""
+        if len(rows) <= self._max_rows:
+            return rows
+        waiting = {row: row.job.order for row in rows}
+        turns = self._row_turns[key]
+        return [turns.next(waiting) for _ in range(self._max_rows)]
+
+    def _oldest(self, wanted: Callable[[Job], bool]) -> Job:
+        return next(job for job in self._jobs.values() if wanted(job))
+
+    # -- units -------------------------------------------------------------------------------------
+
+    def _guard(self, job: Job, unit: Callable[[Job], None]) -> None:
+        """An error in a unit of one job fails that job only."""
+        try:
+            unit(job)
+        except Exception as error:
+            self._fail([job], error)
+
+    @torch.inference_mode()
+    def _encode(self, job: Job) -> None:
+        start = time.perf_counter()
+        pipeline, params = self._pipeline, job.params
+        self._outbox.progress(job.id, 0, params.num_inference_steps, "encode")
+        solver = pipeline.solver(params)
+        job.condition = pipeline.encode(params.prompt, params)
+        if params.guided:
+            job.negative = pipeline.encode(params.negative_prompt, params)
+        for row in job.rows:
+            row.state = SolverState.start(pipeline.noise(params, row.seed))
+        job.solver = solver
+        self._spend([job], "encode", time.perf_counter() - start)
+
+    def _denoise(self, key: ShapeKey, rows: list[Row]) -> None:
+        jobs = list({row.job.id: row.job for row in rows}.values())
+        start = time.perf_counter()
+        fresh = [row for row in rows if row.step == 0]
+        try:
+            denoise(self._pipeline, key, rows, self._contexts.of(key, rows))
+        except Exception as error:
+            self._fail(jobs, error)
+            return
+        self._spend(jobs, "denoise", time.perf_counter() - start)
+        self._count(rows, fresh)
+        for job in jobs:
+            self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "denoise")
+
+    @torch.inference_mode()
+    def _decode(self, job: Job) -> None:
+        start = time.perf_counter()
+        row = next(row for row in job.rows if _ready(row))
+        if row.chunks is None:
+            assert row.state is not None
+            row.chunks = self._pipeline.decode(row.state.x)
+        chunk = next(row.chunks, None)
+        if chunk is None:
+            row.decoded, row.chunks, row.state = True, None, None
+        else:
+            row.frames.append(chunk.cpu())
+        self._spend([job], "decode", time.perf_counter() - start)
+        self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "decode")
+        if all(row.decoded for row in job.rows):
+            self.drop(job.id)
+            self._finish(job, [torch.cat(row.frames) for row in job.rows])
+
+    # -- accounts ----------------------------------------------------------------------------------
+
+    def _spend(self, jobs: list[Job], phase: str, seconds: float) -> None:
+        self.counters.add("phase_seconds_total", seconds, phase=phase)
+        for job in jobs:
+            job.spend(phase, seconds)
+
+    def _count(self, rows: list[Row], fresh: list[Row]) -> None:
+        """Forwards by batch size; joins and leaves by whether others were, or stay, under way."""
+        counters = self.counters
+        counters.add("denoise_forwards_total", rows=str(len(rows)))
+        counters.add("denoise_rows_total", len(rows))
+        under_way = any(row.step > 1 for row in rows)
+        done = [row for row in rows if row.step == row.job.params.num_inference_steps]
+        if fresh:
+            counters.add("denoise_joins_total", len(fresh), running=str(under_way).lower())
+        if done:
+            stay = str(len(done) < len(rows)).lower()
+            counters.add("denoise_leaves_total", len(done), running=stay)
+
+
+def _ready(row: Row) -> bool:
+    return not row.decoded and row.step == row.job.params.num_inference_steps
+
+
+def _to_decode(job: Job) -> bool:
+    return job.encoded and any(_ready(row) for row in job.rows)

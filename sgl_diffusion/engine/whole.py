@@ -1,0 +1,65 @@
+"""The fallback runner: jobs of a pipeline that only runs from end to end, one after the other.
+
+Messages are taken in at every step of the pipeline, so progress, cancelling and heartbeats work as
+in the native runner; batching over jobs does not exist here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+from sgl_diffusion.base.errors import CancelledError
+from sgl_diffusion.engine.counters import Counters
+from sgl_diffusion.engine.job import Job
+from sgl_diffusion.engine.pipeline import WholePipeline
+from sgl_diffusion.engine.steps import Fail, Finish
+from sgl_diffusion.orchestrator.stage import Outbox
+
+
+class WholeRunner:
+    def __init__(self, pipeline: WholePipeline, outbox: Outbox, finish: Finish, fail: Fail) -> None:
+        self._pipeline = pipeline
+        self._outbox = outbox
+        self._finish = finish
+        self._fail = fail
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self.counters = Counters()
+
+    def add(self, job: Job) -> None:
+        self._jobs[job.id] = job
+
+    def drop(self, job_id: str) -> Job | None:
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            job.cancelled = True
+        return job
+
+    def running(self) -> int:
+        return len(self._jobs)
+
+    def step(self) -> bool:
+        """The whole of the oldest job."""
+        job = next(iter(self._jobs.values()), None)
+        if job is None:
+            return False
+        start = time.perf_counter()
+
+        def on_step(step: int, total: int) -> None:
+            self._outbox.progress(job.id, step, total, "denoise")
+            self._outbox.poll()
+            if job.cancelled:
+                raise CancelledError("The job was cancelled.")
+
+        try:
+            clips = self._pipeline.run(job.params, on_step)
+        except Exception as error:
+            if not job.cancelled:
+                self._fail([job], error)
+            return True
+        seconds = time.perf_counter() - start
+        job.spend("whole", seconds)
+        self.counters.add("phase_seconds_total", seconds, phase="whole")
+        if self.drop(job.id) is not None:
+            self._finish(job, clips)
+        return True

@@ -1,0 +1,115 @@
+"""The diffusion worker: what the stage process drives.
+
+It loads the pipeline that a recipe opens, turns messages into jobs, and answers with frames. The
+work itself is done by a runner: step by step for native pipelines, whole for the diffusers fallback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import torch
+
+from sgl_diffusion import ops
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import (
+    EngineError,
+    OutOfMemoryError,
+    RequestError,
+    SglError,
+)
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.engine.job import Job
+from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
+from sgl_diffusion.engine.steps import StepRunner
+from sgl_diffusion.engine.whole import WholeRunner
+from sgl_diffusion.orchestrator.messages import Metric, Payload
+from sgl_diffusion.orchestrator.stage import Outbox
+
+log = get_logger(__name__)
+
+
+class DiffusionWorker:
+    """Implements `orchestrator.stage.Worker`."""
+
+    def __init__(self, open_pipeline: OpenPipeline, options: EngineOptions, outbox: Outbox) -> None:
+        self._open = open_pipeline
+        self._options = options
+        self._outbox = outbox
+        self._runner: StepRunner | WholeRunner | None = None
+
+    def load(self) -> Payload:
+        pipeline = self._open(self._outbox.loading)
+        if isinstance(pipeline, Pipeline):
+            rows = self._options.max_batch_rows
+            self._runner = StepRunner(pipeline, rows, self._outbox, self._finish, self._fail)
+        else:
+            self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
+        return dataclasses.asdict(pipeline.card)
+
+    def submit(self, job_id: str, payload: Payload) -> None:
+        try:
+            params = msgspec.convert(payload["params"], ResolvedParams)
+        except (KeyError, msgspec.ValidationError):
+            error = RequestError("The job's parameters do not fit this version of the engine.")
+            self._outbox.failed(job_id, error)
+            return
+        self._active.add(Job(job_id, params))
+
+    def cancel(self, job_id: str) -> None:
+        self._active.drop(job_id)
+
+    def control(self, action: str, payload: Payload) -> Payload:
+        raise RequestError(f"This worker has no control action {action!r}.", code="not_supported")
+
+    def step(self) -> bool:
+        return self._active.step()
+
+    def running(self) -> int:
+        return 0 if self._runner is None else self._runner.running()
+
+    def metrics(self) -> list[Metric]:
+        calls = [
+            Metric(
+                name="op_calls_total",
+                value=count,
+                labels={"op": op, "implementation": implementation},
+            )
+            for (op, implementation), count in ops.counts().items()
+        ]
+        return calls + self._active.counters.metrics()
+
+    @property
+    def _active(self) -> StepRunner | WholeRunner:
+        assert self._runner is not None, "the worker is not loaded"
+        return self._runner
+
+    def _finish(self, job: Job, clips: list[torch.Tensor]) -> None:
+        self._outbox.output(job.id, {"seconds": job.seconds}, list(clips))
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        """These jobs end here; the others and the worker go on."""
+        for job in jobs:
+            self._active.drop(job.id)
+            self._outbox.failed(job.id, _explain(error, job))
+        if not isinstance(error, SglError):
+            log.error("job %s failed", ", ".join(job.id for job in jobs), exc_info=error)
+
+
+def _explain(error: Exception, job: Job) -> SglError:
+    """What a user may read of an error: ours as it is, nothing of a foreign text."""
+    if isinstance(error, SglError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        params = job.params
+        return OutOfMemoryError(
+            f"The device ran out of memory at step {job.step} of {params.num_inference_steps} "
+            f"({params.width}x{params.height}, {params.num_frames} frames).",
+            hint="Ask for a smaller size, fewer frames or fewer outputs.",
+        )
+    return EngineError(
+        f"The engine met an internal error ({type(error).__name__}).",
+        hint="The worker's log holds the traceback.",
+    )

@@ -1,0 +1,91 @@
+"""Which recipe serves a model: by the pipeline class that its model_index.json names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.paths import data_folder
+from sgl_diffusion.base.registry import Registry
+
+if TYPE_CHECKING:
+    from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
+    from sgl_diffusion.loader.index import ModelIndex
+
+log = get_logger(__name__)
+
+Note = Callable[[str], None]
+
+# Pipeline class to the module whose `open_pipeline(index, options, name)` assembles it natively.
+NATIVE: Registry[str] = Registry("native recipe", {"WanPipeline": "sgl_diffusion.recipes.wan"})
+
+TINY_NAME = "tiny-random-wan"
+TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt"
+
+
+def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
+    """Find, choose and load the model of `options`; `note` hears what is going on."""
+    if options.num_gpus != 1:
+        raise ConfigError(
+            f"num_gpus is {options.num_gpus}; this version runs a model on one device.",
+            hint="Start one server per device.",
+            param="num_gpus",
+        )
+    if options.model_path is None:
+        return _open_tiny(options, note)
+    from sgl_diffusion.loader.hub import resolve_model
+    from sgl_diffusion.loader.index import read_index
+
+    note(f"looking for {options.model_path}")
+    folder = resolve_model(options.model_path, options.revision)
+    return _open(read_index(folder), options, options.model_path, note)
+
+
+def _open_tiny(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
+    from sgl_diffusion.loader.index import read_index
+    from sgl_diffusion.recipes.tiny_wan import DEFAULTS, build_tiny_wan
+
+    folder = data_folder(options.data_dir) / "models" / TINY_NAME
+    if not folder.is_dir():
+        note("building a tiny random model")
+    build_tiny_wan(folder)
+    pipeline = _open(read_index(folder), options, TINY_NAME, note)
+    pipeline.card = dataclasses.replace(pipeline.card, defaults=DEFAULTS, note=TINY_NOTE)
+    return pipeline
+
+
+def _open(
+    index: ModelIndex, options: EngineOptions, name: str, note: Note
+) -> Pipeline | WholePipeline:
+    """Natively where a recipe exists and can take this checkpoint, else through diffusers."""
+    if options.backend != "diffusers":
+        reason = _not_native(index)
+        if reason is None:
+            note(f"loading {index.pipeline} with the native recipe")
+            recipe = importlib.import_module(NATIVE.get(index.pipeline))
+            return recipe.open_pipeline(index, options, name)
+        if options.backend == "native":
+            raise ConfigError(
+                f"{index.pipeline} cannot be served natively: {reason}.",
+                hint="Use --backend auto or --backend diffusers.",
+                param="backend",
+            )
+        log.info("%s goes through the diffusers fallback: %s", index.pipeline, reason)
+    from sgl_diffusion.recipes.fallback import open_fallback
+
+    note(f"loading {index.pipeline} with diffusers")
+    return open_fallback(index, options, name)
+
+
+def _not_native(index: ModelIndex) -> str | None:
+    """Why no recipe of ours can serve this checkpoint; None if one can."""
+    if index.pipeline not in NATIVE:
+        return f"there are native recipes for {', '.join(NATIVE.names())}"
+    recipe = importlib.import_module(NATIVE.get(index.pipeline))
+    reason: str | None = recipe.not_supported(index)
+    return reason

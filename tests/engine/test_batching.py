@@ -1,0 +1,147 @@
+"""Jobs that share forward passes give what they give alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.recipes.registry import open_pipeline
+from tests.engine.bench import Bench
+
+
+@pytest.fixture(scope="module", params=["tiny_wan_a", "tiny_wan_b"])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    folder: Path = request.getfixturevalue(request.param)
+    opened = open_pipeline(EngineOptions(model_path=str(folder)), lambda note: None)
+    assert isinstance(opened, Pipeline)
+    return opened
+
+
+WISHES = {
+    "short": {"prompt": "a red cube", "num_inference_steps": 3, "seed": 1},
+    "long": {"prompt": "a dog on a hill", "num_inference_steps": 9, "seed": 2},
+    "strong": {"prompt": "rain", "guidance_scale": 9.0, "seed": 3, "negative_prompt": "snow"},
+    "pair": {"prompt": "two boats", "num_outputs": 2, "seed": 4},
+}
+
+
+def alone(pipeline: Pipeline, name: str) -> list[torch.Tensor]:
+    bench = Bench(pipeline)
+    bench.add(name, **WISHES[name])
+    bench.run()
+    return bench.latents[name]
+
+
+def assert_same(mixed: list[torch.Tensor], single: list[torch.Tensor]) -> None:
+    assert len(mixed) == len(single)
+    for ours, theirs in zip(mixed, single, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("max_rows", [8, 2])
+def test_mixed_jobs_equal_the_same_jobs_alone(pipeline: Pipeline, max_rows: int) -> None:
+    bench = Bench(pipeline, max_rows)
+    for name, wish in WISHES.items():
+        bench.add(name, **wish)
+    bench.run()
+    assert not bench.errors and set(bench.outbox.outputs) == set(WISHES)
+    for name in WISHES:
+        assert_same(bench.latents[name], alone(pipeline, name))
+    assert bench.count("denoise_forwards_total", rows=str(min(max_rows, 4))) >= 1
+
+
+def test_a_job_joins_and_leaves_in_the_middle_of_another(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    long = bench.add("long", **WISHES["long"])
+    while long.step < 4 or not long.encoded:
+        bench.runner.step()
+    bench.add("short", **WISHES["short"])
+    bench.run()
+    for name in ("long", "short"):
+        assert_same(bench.latents[name], alone(pipeline, name))
+    assert bench.count("denoise_forwards_total", rows="2") == 3
+    assert bench.count("denoise_forwards_total", rows="1") == 6
+    assert bench.count("denoise_joins_total", running="true") == 1
+    assert bench.count("denoise_leaves_total", running="true") == 1
+
+
+def test_different_shapes_take_turns(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    video = bench.add("video", num_frames=17, num_inference_steps=20)
+    while not video.encoded or video.step < 2:
+        bench.runner.step()
+    bench.add("image", num_frames=1, num_inference_steps=4)
+    at = video.step
+    while "image" not in bench.outbox.outputs:
+        bench.runner.step()
+    assert video.step - at <= 4 + 3, "the image waits at most one step of the video for each unit"
+    bench.run()
+    assert set(bench.outbox.outputs) == {"video", "image"}
+
+
+def test_guided_and_unguided_jobs_do_not_share_but_both_finish(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    bench.add("guided", guidance_scale=5.0)
+    bench.add("plain", guidance_scale=1.0)
+    bench.run()
+    assert bench.count("denoise_forwards_total", rows="1") == 12
+    assert set(bench.outbox.outputs) == {"guided", "plain"}
+
+
+def test_a_dropped_job_leaves_the_others_alone(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    bench.add("short", **WISHES["short"])
+    gone = bench.add("long", **WISHES["long"])
+    while gone.step < 2 or not gone.encoded:
+        bench.runner.step()
+        bench.look()
+    bench.runner.drop("long")
+    bench.run()
+    assert set(bench.outbox.outputs) == {"short"} and bench.runner.running() == 0
+    assert_same(bench.latents["short"], alone(pipeline, "short"))
+
+
+def test_an_error_fails_the_group_and_nobody_else(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(pipeline)
+    bench.add("bad", num_frames=9)
+    bench.add("good", num_frames=5)
+    forward = pipeline.velocity
+
+    def fail_on_three_latent_frames(latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        if latents.shape[2] == 3:
+            raise SglError("this shape fails")
+        return forward(latents, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "velocity", fail_on_three_latent_frames)
+    bench.run()
+    assert set(bench.outbox.outputs) == {"good"} and set(bench.errors) == {"bad"}
+
+
+def test_seeds_make_the_noise_whatever_else_is_in_the_batch(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    bench.add("three", num_outputs=3, seed=7, num_inference_steps=2)
+    bench.add("single", seed=9, num_inference_steps=2)
+    bench.run()
+    first, _, third = bench.outbox.outputs["three"]
+    single = bench.outbox.outputs["single"][0]
+    assert (third.int() - single.int()).abs().max() <= 1, "output 2 of seed 7 is output 0 of seed 9"
+    assert (first.int() - single.int()).abs().max() > 8
+
+
+def test_progress_counts_every_step_and_names_the_phase(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    job = bench.add("job", num_inference_steps=4)
+    bench.run()
+    reports = bench.outbox.steps["job"]
+    assert [step for phase, step, _ in reports if phase == "denoise"] == [1, 2, 3, 4]
+    assert {phase for phase, _, _ in reports} == {"encode", "denoise", "decode"}
+    assert set(job.seconds) == {"encode", "denoise", "decode"}
+    assert dataclasses.asdict(job.params)["num_inference_steps"] == 4

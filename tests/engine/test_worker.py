@@ -1,0 +1,114 @@
+"""The worker: messages in, frames or errors a user may read out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import EngineError, OutOfMemoryError, RequestError
+from sgl_diffusion.base.params import ModelCard, SamplingParams
+from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.worker import DiffusionWorker
+from sgl_diffusion.recipes.registry import open_pipeline
+from tests.engine.outbox import RecordingOutbox
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_wan_a: Path) -> Pipeline:
+    opened = open_pipeline(EngineOptions(model_path=str(tiny_wan_a)), lambda note: None)
+    assert isinstance(opened, Pipeline)
+    return opened
+
+
+@pytest.fixture
+def outbox() -> RecordingOutbox:
+    return RecordingOutbox()
+
+
+@pytest.fixture
+def worker(pipeline: Pipeline, outbox: RecordingOutbox) -> DiffusionWorker:
+    made = DiffusionWorker(lambda note: pipeline, EngineOptions(), outbox)
+    assert made.load()["family"] == "wan"
+    return made
+
+
+def payload(card: ModelCard, **more: object) -> dict[str, object]:
+    small = {"prompt": "x", "width": 32, "height": 32, "num_inference_steps": 2}
+    wish = SamplingParams(**{**small, **more})  # type: ignore[arg-type]
+    return {"params": dataclasses.asdict(card.resolve(wish, video=True))}
+
+
+def finish(worker: DiffusionWorker) -> None:
+    while worker.step():
+        pass
+
+
+def test_one_clip_per_seed_with_its_times(
+    worker: DiffusionWorker, outbox: RecordingOutbox, pipeline: Pipeline
+) -> None:
+    worker.submit("a", payload(pipeline.card, num_outputs=2, num_frames=5))
+    assert worker.running() == 1
+    finish(worker)
+    clips = outbox.outputs["a"]
+    assert [tuple(clip.shape) for clip in clips] == [(5, 32, 32, 3)] * 2
+    assert {clip.dtype for clip in clips} == {torch.uint8}
+    assert set(outbox.meta["a"]["seconds"]) == {"encode", "denoise", "decode"}
+    assert worker.running() == 0
+    names = {metric.name for metric in worker.metrics()}
+    assert {"op_calls_total", "denoise_forwards_total", "phase_seconds_total"} <= names
+
+
+def test_parameters_of_another_version_fail_that_job(
+    worker: DiffusionWorker, outbox: RecordingOutbox
+) -> None:
+    worker.submit("a", {"params": {"prompt": 1}})
+    worker.submit("b", {})
+    assert all(isinstance(outbox.errors[name], RequestError) for name in "ab")
+    assert worker.running() == 0
+
+
+@pytest.fixture
+def breaks(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    def set_error(error: Exception) -> None:
+        def raising(*_: object) -> torch.Tensor:
+            raise error
+
+        monkeypatch.setattr(pipeline, "velocity", raising)
+
+    yield set_error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory secret"), OutOfMemoryError, "at step 0 of 2"),
+        (MemoryError(), OutOfMemoryError, "32x32"),
+        (ValueError("secret path /home/x"), EngineError, "internal error (ValueError)"),
+        (RequestError("too big"), RequestError, "too big"),
+    ],
+)
+def test_errors_are_explained_without_foreign_text(
+    worker: DiffusionWorker,
+    outbox: RecordingOutbox,
+    pipeline: Pipeline,
+    breaks: object,
+    error: Exception,
+    kind: type[Exception],
+    text: str,
+) -> None:
+    worker.submit("a", payload(pipeline.card))
+    breaks(error)  # type: ignore[operator]
+    finish(worker)
+    told = outbox.errors["a"]
+    assert type(told) is kind and text in str(told) and "secret" not in str(told)
+    assert worker.running() == 0, "the worker goes on without the job"
+
+
+def test_an_unknown_control_action_is_refused(worker: DiffusionWorker) -> None:
+    with pytest.raises(RequestError, match="no control action"):
+        worker.control("dance", {})

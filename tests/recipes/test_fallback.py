@@ -1,0 +1,112 @@
+"""The diffusers fallback: the same pictures as diffusers, with progress, seeds and cancelling."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ConfigError, RequestError
+from sgl_diffusion.base.params import SamplingParams
+from sgl_diffusion.engine.pipeline import WholePipeline
+from sgl_diffusion.engine.worker import DiffusionWorker
+from sgl_diffusion.recipes.registry import open_pipeline
+from tests.engine.outbox import RecordingOutbox
+from tests.recipes.tiny_sd import build_tiny_sd
+
+
+@pytest.fixture(scope="module")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_sd")
+    build_tiny_sd(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_sd: Path) -> WholePipeline:
+    opened = open_pipeline(EngineOptions(model_path=str(tiny_sd)), lambda note: None)
+    assert isinstance(opened, WholePipeline) and opened.card.backend == "diffusers"
+    return opened
+
+
+def wish(**more: object) -> SamplingParams:
+    small = {"prompt": "a cat", "width": 48, "height": 32, "num_inference_steps": 3}
+    return SamplingParams(**{**small, **more})  # type: ignore[arg-type]
+
+
+def test_the_pictures_are_those_of_diffusers(pipeline: WholePipeline, tiny_sd: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    params = pipeline.card.resolve(wish(seed=5, num_outputs=2), video=False)
+    clips = pipeline.run(params, lambda step, total: None)
+    theirs = StableDiffusionPipeline.from_pretrained(tiny_sd)(
+        "a cat",
+        width=48,
+        height=32,
+        num_inference_steps=3,
+        num_images_per_prompt=2,
+        generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+        output_type="np",
+    ).images
+    assert [clip.shape for clip in clips] == [(1, 32, 48, 3)] * 2
+    for clip, image in zip(clips, theirs, strict=True):
+        assert np.abs(clip[0].numpy() - image * 255).max() <= 1
+
+
+def test_a_wan_checkpoint_through_diffusers_equals_our_own(tiny_wan_a: Path) -> None:
+    clips = {}
+    for backend in ("native", "diffusers"):
+        options = EngineOptions(model_path=str(tiny_wan_a), backend=backend)
+        worker = DiffusionWorker(
+            lambda note, o=options: open_pipeline(o, note), options, outbox := RecordingOutbox()
+        )
+        worker.load()
+        runner = worker._runner
+        assert runner is not None
+        card = open_pipeline(options, lambda note: None).card
+        params = card.resolve(wish(num_frames=5, guidance_scale=4.0), video=True)
+        worker.submit("job", {"params": dataclasses.asdict(params)})
+        while worker.step():
+            pass
+        assert not outbox.errors
+        clips[backend] = outbox.outputs["job"][0].numpy().astype(int)
+    assert clips["native"].shape == (5, 32, 48, 3)
+    assert np.abs(clips["native"] - clips["diffusers"]).max() <= 1
+
+
+def test_progress_cancel_and_what_the_class_does_not_take(tiny_sd: Path) -> None:
+    options = EngineOptions(model_path=str(tiny_sd))
+    outbox = RecordingOutbox()
+    worker = DiffusionWorker(lambda note: open_pipeline(options, note), options, outbox)
+    worker.load()
+    card = open_pipeline(options, lambda note: None).card
+    params = dataclasses.asdict(card.resolve(wish(num_inference_steps=8), video=False))
+
+    worker.submit("whole", {"params": params})
+    assert worker.step() and not worker.step()
+    assert [step for _, step, _ in outbox.steps["whole"]] == list(range(9))
+
+    def cancel_at_three() -> None:
+        if outbox.steps["cut"][-1][1] == 3:
+            worker.cancel("cut")
+
+    outbox.on_poll = cancel_at_three
+    worker.submit("cut", {"params": params})
+    worker.step()
+    assert outbox.steps["cut"][-1][1] == 3
+    assert "cut" not in outbox.outputs and worker.running() == 0
+
+    worker.submit("shifted", {"params": {**params, "flow_shift": 3.0}})
+    worker.step()
+    assert isinstance(outbox.errors["shifted"], RequestError)
+    assert outbox.errors["shifted"].param == "flow_shift"
+
+
+def test_native_by_name_is_refused_where_no_recipe_is(tiny_sd: Path) -> None:
+    options = EngineOptions(model_path=str(tiny_sd), backend="native")
+    with pytest.raises(ConfigError, match="StableDiffusionPipeline cannot be served natively"):
+        open_pipeline(options, lambda note: None)
