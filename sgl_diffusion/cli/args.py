@@ -1,0 +1,121 @@
+"""Flags from dataclasses: one flag per field, merged over a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from sgl_diffusion.base.config import Resolved, resolve
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.registry import suggest
+
+C = TypeVar("C")
+
+
+class UsageError(ConfigError):
+    """A command line that cannot be read."""
+
+    code = "usage"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises our errors and knows what was nearly meant."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[0].upper()}{message[1:]}.", hint=f"See {self.prog} --help.")
+
+    def parse_strict(self, argv: list[str]) -> argparse.Namespace:
+        known, rest = self.parse_known_args(argv)
+        if rest:
+            flag = rest[0].partition("=")[0]
+            if not flag.startswith("-"):
+                raise UsageError(
+                    f"{self.prog} does not expect {flag!r}.",
+                    hint=f"See {self.prog} --help.",
+                )
+            close = suggest(flag, self._option_string_actions)
+            hint = close if close.startswith("Did") else f"See {self.prog} --help."
+            raise UsageError(f"{self.prog} has no option {flag}.", hint=hint)
+        return known
+
+
+def parser_for(kind: type[Any], prog: str, description: str) -> Parser:
+    """A parser with `--config` and one flag per field of dataclass `kind`."""
+    parser = Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON file with options.")
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        _add(parser, field, hints[field.name])
+    return parser
+
+
+def _add(parser: Parser, field: dataclasses.Field[Any], hint: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    if field.default is not None:
+        text += f" Default: {field.default}."
+    text = text.replace("%", "%%")
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    wanted = next(kind for kind in kinds if kind is not type(None))
+    if wanted is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        return
+    choices = field.metadata["choices"] or None
+    metavar = None if choices else wanted.__name__.upper()
+    parser.add_argument(flag, type=wanted, choices=choices, metavar=metavar, help=text)
+
+
+def read(kind: type[C], parser: Parser, argv: list[str]) -> Resolved[C]:
+    """Defaults, then the configuration file, then flags."""
+    flags = vars(parser.parse_strict(argv))
+    sources: list[tuple[str, dict[str, Any]]] = []
+    config = flags.pop("config", None)
+    if config is not None:
+        sources.append((f"file {config}", load_file(Path(config))))
+    sources.append(("flag", flags))
+    return resolve(kind, sources)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The options in a YAML, TOML or JSON file, told apart by the ending of its name."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"Cannot read {path}: {reason}.") from None
+    try:
+        values = _parse(path.suffix.lower(), text)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be parsed: {reason}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold a table of options.")
+    return values
+
+
+def _parse(suffix: str, text: str) -> Any:
+    if suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
+    if suffix == ".toml":
+        import tomllib
+
+        return tomllib.loads(text)
+    if suffix == ".json":
+        import json
+
+        return json.loads(text)
+    raise ConfigError(
+        f"Unknown kind of configuration file {suffix!r}.",
+        hint="Use .yaml, .toml or .json.",
+    )

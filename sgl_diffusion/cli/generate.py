@@ -1,0 +1,174 @@
+"""`sglang generate`: one prompt, files on disk, no server."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_diffusion.base import log
+from sgl_diffusion.base.config import EngineOptions, option
+from sgl_diffusion.base.errors import ConfigError, RequestError
+from sgl_diffusion.base.paths import data_folder
+from sgl_diffusion.cli.args import UsageError, parser_for, read
+from sgl_diffusion.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from sgl_diffusion.client.types import Generation
+
+DESCRIPTION = "Make images or videos from a prompt, without a server."
+
+_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+_ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(EngineOptions):
+    """`sglang generate`."""
+
+    prompt: str | None = option(None, "What to make. Required.")
+    negative_prompt: str | None = option(None, "What to keep away from.")
+    output_path: str = option("outputs", "Folder, or file name with .png .jpg .webp or .mp4.")
+    num_frames: int | None = option(None, "1 makes an image. Default: the model's.")
+    size: str | None = option(None, "WIDTHxHEIGHT. Default: the model's.")
+    width: int | None = option(None, "Wins over --size.")
+    height: int | None = option(None, "Wins over --size.")
+    fps: int | None = option(None, "Frames per second. Default: the model's.")
+    num_inference_steps: int | None = option(None, "Denoise steps. Default: the model's.")
+    guidance_scale: float | None = option(None, "Strength of the prompt. Default: the model's.")
+    flow_shift: float | None = option(None, "Shift of the noise schedule. Default: the model's.")
+    max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
+    seed: int | None = option(None, "Seed of the first output; the others count up. Default: 42.")
+    num_outputs: int = option(1, "How many to make.")
+    output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
+    log_level: str = option("warning", "debug, info, warning or error.")
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_for(GenerateOptions, "sglang generate", DESCRIPTION)
+    options = read(GenerateOptions, parser, argv).value
+    if options.prompt is None:
+        raise UsageError("--prompt is missing.", hint='For example --prompt "a cat".')
+    log.set_up(options.log_level)
+    target = _Target.of(options)
+    wishes = _wishes(options, target)
+    engine = {name: getattr(options, name) for name in _ENGINE}
+    engine["data_dir"] = str(data_folder(options.data_dir))
+    progress = Progress(sys.stderr)
+    from sgl_diffusion.client.generator import DiffGenerator
+
+    started = time.monotonic()
+    progress.say(f"loading {options.model_path or 'the tiny random model'}")
+    with DiffGenerator.from_pretrained(**engine) as generator:
+        progress.say(f"loaded in {time.monotonic() - started:.1f} s on {generator.card.device}")
+        if options.model_path is None:
+            progress.say("its weights are random: expect patterns, not pictures of the prompt")
+        started = time.monotonic()
+        try:
+            result = generator.generate(options.prompt, on_progress=progress.show, **wishes)
+        finally:
+            progress.end()
+    seconds = time.monotonic() - started
+    for index, path in enumerate(target.write(result)):
+        params = result.params
+        size = f"{params.width}x{params.height}"
+        frames = f"{params.num_frames} frames  " if params.num_frames > 1 else ""
+        print(f"{path}  {size}  {frames}seed {params.seeds[index]}  {seconds:.2f} s", flush=True)
+    return 0
+
+
+def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
+    width, height = options.width, options.height
+    if options.size is not None:
+        match = _SIZE.fullmatch(options.size)
+        if match is None:
+            raise UsageError(f"--size {options.size!r} is not WIDTHxHEIGHT.", hint="As in 512x512.")
+        width, height = width or int(match[1]), height or int(match[2])
+    frames = options.num_frames
+    if target.kind not in (None, "mp4"):
+        if frames not in (None, 1):
+            raise UsageError(f"{frames} frames do not fit into a .{target.kind} file.")
+        frames = 1
+    return {
+        "negative_prompt": options.negative_prompt,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "fps": options.fps,
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "flow_shift": options.flow_shift,
+        "max_sequence_length": options.max_sequence_length,
+        "seed": options.seed,
+        "num_outputs": options.num_outputs,
+    }
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the outputs go. `kind` is None for a folder: the result decides."""
+
+    path: Path
+    kind: str | None
+    quality: int | None
+
+    @classmethod
+    def of(cls, options: GenerateOptions) -> _Target:
+        """Checked and made before the model is loaded: nobody waits minutes for a typing error."""
+        path = Path(options.output_path).expanduser()
+        suffix = path.suffix.lower()
+        kind = None if path.is_dir() else _KINDS.get(suffix)
+        if kind is None and suffix and not path.is_dir():
+            raise UsageError(
+                f"--output-path {options.output_path!r} has an unknown ending.",
+                hint=f"Use one of {' '.join(_KINDS)}, or a folder.",
+            )
+        quality = options.output_compression
+        if quality is not None and not 0 <= quality <= 100:
+            raise RequestError("output_compression must be from 0 to 100.")
+        try:
+            (path if kind is None else path.parent).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"Cannot write to {path}: {error.strerror}.") from None
+        return cls(path, kind, quality)
+
+    def write(self, result: Generation) -> list[Path]:
+        from sgl_diffusion.server import media
+        from sgl_diffusion.server.files import write_file
+
+        params = result.params
+        kind = self.kind or ("mp4" if params.num_frames > 1 else "png")
+        written = []
+        for index, clip in enumerate(result.clips):
+            path = self._name(index, kind, result)
+
+            def write(part: Path, clip: Any = clip) -> None:
+                if kind == "mp4":
+                    quality = media.VIDEO_QUALITY if self.quality is None else self.quality
+                    media.encode_video(clip, part, fps=params.fps, quality=quality)
+                else:
+                    quality = media.IMAGE_QUALITY if self.quality is None else self.quality
+                    part.write_bytes(media.encode_image(clip[0], kind, quality))
+
+            write_file(path, write)
+            written.append(path)
+        return written
+
+    def _name(self, index: int, kind: str, result: Generation) -> Path:
+        if self.kind is not None:
+            if len(result.clips) == 1:
+                return self.path
+            return self.path.with_name(f"{self.path.stem}-{index}{self.path.suffix}")
+        words = "-".join(re.findall(r"\w+", result.params.prompt.lower()))[:60] or "output"
+        stem = f"{words}-{result.params.seeds[index]}"
+        path = self.path / f"{stem}.{kind}"
+        count = 2
+        while path.exists():  # an earlier output is never overwritten
+            path = self.path / f"{stem}-{count}.{kind}"
+            count += 1
+        return path

@@ -1,0 +1,33 @@
+"""`sglang serve` and `sglang config show`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sgl_diffusion.base import log
+from sgl_diffusion.base.config import ServeOptions
+from sgl_diffusion.base.paths import data_folder
+from sgl_diffusion.cli.args import UsageError, parser_for, read
+
+DESCRIPTION = "Serve a diffusion model over an OpenAI-compatible HTTP API."
+
+
+def main(argv: list[str]) -> int:
+    options = read(ServeOptions, parser_for(ServeOptions, "sglang serve", DESCRIPTION), argv).value
+    log.set_up(options.log_level)
+    options = dataclasses.replace(options, data_dir=str(data_folder(options.data_dir)))
+    from sgl_diffusion.server.run import serve
+
+    return serve(options)
+
+
+def show_config(argv: list[str]) -> int:
+    if argv[:1] in (["-h"], ["--help"]):
+        print("usage: sglang config show [--config FILE] [options of sglang serve]")
+        return 0
+    if argv[:1] != ["show"]:
+        raise UsageError("Only `sglang config show` exists.", hint="See sglang config --help.")
+    parser = parser_for(ServeOptions, "sglang config show", "Each option and where it came from.")
+    for line in read(ServeOptions, parser, argv[1:]).lines():
+        print(line)
+    return 0

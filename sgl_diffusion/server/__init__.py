@@ -1,0 +1,1 @@
+"""Rank 9: HTTP. Never imports torch; the work happens behind `client`."""

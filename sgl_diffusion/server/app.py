@@ -1,0 +1,61 @@
+"""`create_app`: the whole HTTP surface around a client. Nothing is global."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from sgl_diffusion import __version__
+from sgl_diffusion.server import errors, images, info, metrics, videos
+from sgl_diffusion.server.background import VideoRunner
+from sgl_diffusion.server.context import ServerContext, Settings
+from sgl_diffusion.server.files import Files
+from sgl_diffusion.server.middleware import HeaderGuard, Outermost
+
+if TYPE_CHECKING:
+    from sgl_diffusion.client.client import Client
+    from sgl_diffusion.orchestrator.jobstore import JobStore
+
+ROUTERS = (info.router, metrics.router, images.router, videos.router)
+
+
+def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
+    """`client` and `jobs` are started and stopped by the caller; the app's own work lives in its
+    lifespan. `app.state.context` is what the routes share."""
+    threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="media")
+    files = Files(settings.data_dir)
+    runner = VideoRunner(client, jobs, files, settings, threads)
+    context = ServerContext(client, files, runner, settings, threads)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runner.start()
+        try:
+            yield
+        finally:
+            await runner.stop()
+            threads.shutdown(cancel_futures=True)
+
+    app = FastAPI(
+        title="sgl_diffusion",
+        version=__version__,
+        lifespan=lifespan,
+        # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
+        openapi_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(Outermost),
+            Middleware(HeaderGuard, allowed_hosts=settings.allowed_hosts),
+        ],
+    )
+    app.state.context = context
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app

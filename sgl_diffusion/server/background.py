@@ -1,0 +1,281 @@
+"""Video jobs in the background: rows of the job table, run in order, finished as files.
+
+A row is the truth; this object only holds what is alive. A server that stops leaves its rows
+queued or in progress, and the next one begins with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sgl_diffusion.base.errors import (
+    BusyError,
+    NotFoundError,
+    SglError,
+    UnavailableError,
+)
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
+from sgl_diffusion.orchestrator.messages import Metric
+from sgl_diffusion.server.errors import INTERNAL
+from sgl_diffusion.server.files import Files, write_file
+from sgl_diffusion.server.media import encode_video
+
+if TYPE_CHECKING:
+    from sgl_diffusion.client.client import Client
+    from sgl_diffusion.client.types import Generation, GenerationHandle, Snapshot
+    from sgl_diffusion.server.context import Settings
+
+log = get_logger(__name__)
+
+_IN_FLIGHT = 32  # rows given to the client at once: enough to batch, and images still get in
+_RETRY_SECONDS = 0.5
+
+
+@dataclass(eq=False)
+class _Live:
+    row: JobRow
+    handle: GenerationHandle | None = None
+    dropped: bool = False
+
+
+class VideoRunner:
+    def __init__(
+        self,
+        client: Client,
+        jobs: JobStore,
+        files: Files,
+        settings: Settings,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.jobs = jobs
+        self._client = client
+        self._files = files
+        self._settings = settings
+        self._threads = threads
+        self._live: dict[str, _Live] = {}
+        self._queue: asyncio.Queue[_Live] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(_IN_FLIGHT)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._outcomes: Counter[str] = Counter()
+        self._took: deque[float] = deque(maxlen=20)
+
+    async def start(self) -> None:
+        """Take up the rows that an earlier server left."""
+        for row in await self.jobs.recover():
+            self._enter(row)
+        self._dispatcher = asyncio.create_task(self._dispatch())
+
+    async def add(self, row: JobRow) -> None:
+        """Commit a new row and queue it; BusyError when enough are waiting."""
+        waiting = self._waiting()
+        if waiting >= self._settings.max_waiting_videos:
+            raise BusyError(
+                f"{waiting} videos are waiting, which is the limit.",
+                retry_after=self._eta(),
+            )
+        live = _Live(row)
+        self._live[row.id] = live  # before the first await: concurrent calls see each other
+        try:
+            await self.jobs.insert(row)
+        except BaseException:
+            del self._live[row.id]
+            raise
+        self._queue.put_nowait(live)
+
+    def snapshot(self, job_id: str) -> Snapshot | None:
+        """Where a job that the client knows stands; None for one that waits or has ended."""
+        live = self._live.get(job_id)
+        return live.handle.snapshot() if live and live.handle else None
+
+    def position(self, job_id: str) -> int | None:
+        """How many videos wait ahead of a waiting one."""
+        ahead = 0
+        for live in self._live.values():
+            if live.row.id == job_id:
+                return ahead if _waits(live) else None
+            ahead += _waits(live)
+        return None
+
+    async def delete(self, job_id: str) -> None:
+        """End a job if it lives, and forget its row and file; NotFoundError for an unknown id."""
+        if not await self.jobs.delete(job_id):
+            raise no_video()
+        live = self._live.get(job_id)
+        if live is not None:
+            live.dropped = True
+            if live.handle is not None:
+                live.handle.cancel()
+        self._files.video(job_id).unlink(missing_ok=True)
+
+    def stop_taking(self) -> None:
+        """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
+        self._stopping = True
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+
+    async def stop(self) -> None:
+        """Drop everything that is alive; the rows stay."""
+        self.stop_taking()
+        tasks = [*self._tasks, *([self._dispatcher] if self._dispatcher else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until the results that are there have become files."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    def metrics(self) -> list[Metric]:
+        waiting = self._waiting()
+        states = {"queued": waiting, "in_progress": len(self._live) - waiting}
+        return [
+            *(Metric("videos", n, {"status": s}, "gauge") for s, n in states.items()),
+            *(Metric("videos_total", n, {"outcome": o}) for o, n in sorted(self._outcomes.items())),
+        ]
+
+    def _waiting(self) -> int:
+        return sum(_waits(live) for live in self._live.values())
+
+    def _eta(self) -> int:
+        """When to come back, in seconds; clients that were refused together return apart."""
+        typical = statistics.median(self._took) if self._took else 5.0
+        return round(min(max(typical * random.uniform(0.8, 1.2), 1), 110))
+
+    def _enter(self, row: JobRow) -> None:
+        live = _Live(row)
+        self._live[row.id] = live
+        self._queue.put_nowait(live)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _dispatch(self) -> None:
+        """Hand rows to the client in their order."""
+        while True:
+            live = await self._queue.get()
+            await self._slots.acquire()
+            try:
+                live.handle = await self._submit(live)
+            except Exception as error:
+                await self._fail(live, error)
+            if live.handle is None:
+                self._leave(live)
+            else:
+                self._spawn(self._follow(live, live.handle))
+
+    async def _submit(self, live: _Live) -> GenerationHandle | None:
+        params = msgspec.convert(live.row.payload["params"], ResolvedParams)
+        while not live.dropped:
+            try:
+                return await self._client.submit(
+                    params, job_id=live.row.id, deadline=self._settings.video_timeout
+                )
+            except (BusyError, UnavailableError):
+                await asyncio.sleep(_RETRY_SECONDS)
+        return None
+
+    async def _follow(self, live: _Live, handle: GenerationHandle) -> None:
+        if live.dropped:
+            handle.cancel()
+        try:
+            await self._mark_progress(live, handle)
+            await self._finish(live, await handle.result())
+        except Exception as error:
+            await self._ended_badly(live, error)
+        finally:
+            self._leave(live)
+
+    async def _ended_badly(self, live: _Live, error: Exception) -> None:
+        if isinstance(error, NotFoundError):  # the row was deleted under the job
+            if live.handle is not None:
+                live.handle.cancel()
+            self._files.video(live.row.id).unlink(missing_ok=True)
+        elif self._stopping and isinstance(error, SglError):
+            pass  # the row keeps its state; the next server takes it up
+        elif isinstance(error, UnavailableError) and error.code != "insufficient_storage":
+            # No worker can be started now: that is not the fault of this job, so it waits.
+            await self.jobs.update(live.row.id, status="queued")
+            self._enter(live.row)
+        else:
+            await self._fail(live, error)
+
+    async def _mark_progress(self, live: _Live, handle: GenerationHandle) -> None:
+        """Keep in the row what a restart must know; single steps are only in the snapshot."""
+        stored = (live.row.status, live.row.attempts)
+        async for event in handle.events():
+            now = (event.snapshot.state, event.snapshot.attempt)
+            if event.snapshot.state == "in_progress" and now != stored:
+                await self.jobs.update(live.row.id, status="in_progress", attempts=now[1])
+                stored = now
+
+    async def _finish(self, live: _Live, generation: Generation) -> None:
+        row, clip, params = live.row, generation.clips[0], generation.params
+        path = self._files.video(row.id)
+        quality = int(row.payload["quality"])
+
+        def write() -> int:
+            write_file(
+                path,
+                lambda part: encode_video(clip, part, fps=params.fps, quality=quality),
+            )
+            return path.stat().st_size
+
+        size = await asyncio.get_running_loop().run_in_executor(self._threads, write)
+        file = {"name": path.name, "bytes": size, "seconds": generation.seconds}
+        await self.jobs.update(
+            row.id,
+            status="completed",
+            progress=100,
+            attempts=generation.attempt,
+            completed_at=time.time(),
+            files=[file],
+        )
+        self._outcomes["completed"] += 1
+        self._took.append(sum(generation.seconds.values()))
+
+    async def _fail(self, live: _Live, error: Exception) -> None:
+        ours = isinstance(error, SglError)
+        if not ours:
+            log.error("video %s failed", live.row.id, exc_info=error)
+        code = error.code if isinstance(error, SglError) else "internal_error"
+        message = str(error) if ours else INTERNAL
+        self._outcomes[code] += 1
+        try:
+            await self.jobs.update(
+                live.row.id,
+                status="failed",
+                error={"code": code, "message": message},
+                completed_at=time.time(),
+            )
+        except SglError as problem:
+            log.error("the failure of video %s cannot be stored: %s", live.row.id, problem)
+
+    def _leave(self, live: _Live) -> None:
+        if self._live.get(live.row.id) is live:  # else it waits again, as another entry
+            del self._live[live.row.id]
+        self._slots.release()
+
+
+def _waits(live: _Live) -> bool:
+    return live.handle is None or live.handle.snapshot().state == "queued"
+
+
+def no_video() -> NotFoundError:
+    return NotFoundError("There is no such video.", code="video_not_found", param="video_id")

@@ -1,0 +1,94 @@
+"""What the routes share: the client, the job table, the files, the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from fastapi import Depends, Request
+
+from sgl_diffusion.base.errors import NotFoundError, UnavailableError
+from sgl_diffusion.base.params import ModelCard
+
+if TYPE_CHECKING:
+    from sgl_diffusion.client.client import Client
+    from sgl_diffusion.orchestrator.messages import Metric
+    from sgl_diffusion.server.background import VideoRunner
+    from sgl_diffusion.server.files import Files
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the operator chose, as far as HTTP is concerned."""
+
+    data_dir: Path
+    served_model_name: str | None = None
+    model_path: str | None = None
+    public_base_url: str | None = None
+    num_gpus: int = 1
+    request_timeout: float = 550.0
+    video_timeout: float = 7200.0
+    max_waiting_videos: int = 64
+    allowed_hosts: frozenset[str] = frozenset()
+
+
+@dataclass
+class ServerContext:
+    client: Client
+    files: Files
+    runner: VideoRunner
+    settings: Settings
+    threads: ThreadPoolExecutor
+    started_at: int = field(default_factory=lambda: int(time.time()))
+    draining: bool = False
+
+    def samples(self) -> list[Metric]:
+        return [*self.client.metrics(), *self.runner.metrics()]
+
+    def card(self) -> ModelCard:
+        """The served model; UnavailableError until a worker has told it."""
+        card = self.client.card()
+        if card is None:
+            health = self.client.health()
+            reason = f": {health.reason}" if health.reason else "."
+            raise UnavailableError(f"The model is not ready{reason}", hint="GET /readyz says when.")
+        return card
+
+    def model_name(self, card: ModelCard) -> str:
+        return self.settings.served_model_name or card.name
+
+    def check_open(self) -> None:
+        if self.draining:
+            raise UnavailableError("The server is shutting down.", code="draining")
+
+    def check_model(self, name: str | None, card: ModelCard) -> None:
+        """A request may name the served model or its path, or leave the name out."""
+        names = dict.fromkeys([self.model_name(card), card.name, card.path])
+        if self.settings.model_path:
+            names[self.settings.model_path] = None
+        if name is not None and name not in names:
+            raise NotFoundError(
+                "This server does not serve that model.",
+                hint=f"It serves {self.model_name(card)!r}.",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+
+def _of_request(request: Request) -> ServerContext:
+    context = request.app.state.context
+    assert isinstance(context, ServerContext)
+    return context
+
+
+Context = Annotated[ServerContext, Depends(_of_request)]

@@ -1,0 +1,94 @@
+"""Outputs on disk: written under another name, flushed, renamed; readers see whole files only."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import Request
+from starlette.responses import FileResponse, Response
+
+from sgl_diffusion.base.errors import EngineError, UnavailableError
+from sgl_diffusion.server.ids import is_id
+from sgl_diffusion.server.media import IMAGE_TYPES
+
+_PART = ".part"
+
+
+class Files:
+    """The folders `images` and `videos` under the data folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.images = root / "images"
+        self.videos = root / "videos"
+        for folder in (self.images, self.videos):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for left_over in folder.glob(f"*{_PART}"):  # of a process that died while writing
+                left_over.unlink(missing_ok=True)
+
+    def video(self, video_id: str) -> Path:
+        assert is_id(video_id, "video"), video_id
+        return self.videos / f"{video_id}.mp4"
+
+    def image(self, image_id: str, index: int, kind: str) -> Path:
+        assert is_id(image_id, "image") and index >= 0 and kind in IMAGE_TYPES
+        return self.images / f"{image_id}_{index}.{kind}"
+
+    def find_image(self, image_id: str, index: int) -> tuple[Path, str] | None:
+        """Path and media type of a kept image."""
+        for kind, media_type in IMAGE_TYPES.items():
+            path = self.image(image_id, index, kind)
+            if path.is_file():
+                return path, media_type
+        return None
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file, then give it its name for good."""
+    part = path.with_name(f".{path.name}{_PART}")
+    try:
+        write(part)
+        _flush(part)
+        part.rename(path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnavailableError(
+                "The disk of the server is full.",
+                hint="Delete old videos or give it more room.",
+                code="insufficient_storage",
+            ) from None
+        raise EngineError(
+            f"The result cannot be written: {os.strerror(error.errno or errno.EIO)}."
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_response(request: Request, path: Path, media_type: str) -> Response:
+    """The file with Range, HEAD, ETag and If-None-Match."""
+    response = FileResponse(
+        path,
+        media_type=media_type,
+        filename=path.name,
+        content_disposition_type="inline",
+        stat_result=path.stat(),
+    )
+    etag = response.headers["etag"]
+    asked = [
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("if-none-match", "").split(",")
+    ]
+    if etag in asked or "*" in asked:
+        return Response(status_code=304, headers={"etag": etag})
+    return response

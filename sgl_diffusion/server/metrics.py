@@ -1,0 +1,58 @@
+"""GET /metrics: the counters of the workers and of the job table as Prometheus text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from sgl_diffusion.server.context import Context
+
+if TYPE_CHECKING:
+    from sgl_diffusion.orchestrator.messages import Metric
+
+router = APIRouter()
+
+_PREFIX = "sgld_"
+
+
+class _Samples(Collector):
+    def __init__(self, samples: list[Metric]) -> None:
+        self._samples = samples
+
+    def collect(self) -> Iterator[Family]:
+        families: dict[str, Family] = {}
+        for sample in sorted(self._samples, key=lambda sample: sample.name):
+            name = f"{_PREFIX}{sample.name}"
+            stem, kind = _family(name, sample.kind)
+            if stem not in families:
+                families[stem] = Family(stem, stem.replace("_", " "), kind)
+            families[stem].add_sample(name, sample.labels, sample.value)
+        yield from families.values()
+
+
+def _family(name: str, kind: str) -> tuple[str, str]:
+    """Prometheus' name and type of the family: `x_sum` and `x_count` are one summary `x`."""
+    if name.endswith("_total") and kind == "counter":
+        return name.removesuffix("_total"), "counter"
+    for part in ("_sum", "_count"):
+        if name.endswith(part):
+            return name.removesuffix(part), "summary"
+    return name, kind if kind == "gauge" else "unknown"
+
+
+def render(samples: Iterable[Metric]) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Samples(list(samples)))
+    return generate_latest(registry)
+
+
+@router.get("/metrics")
+async def metrics(context: Context) -> Response:
+    return Response(render(context.samples()), media_type=CONTENT_TYPE_LATEST)

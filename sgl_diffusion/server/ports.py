@@ -1,0 +1,78 @@
+"""Taking the port: before anything heavy starts, and with a useful text when somebody has it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from sgl_diffusion.base.errors import ConfigError, PortInUseError
+from sgl_diffusion.server.middleware import is_loopback
+
+_LISTEN = "0A"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one."""
+    if not is_loopback(host):
+        raise ConfigError(
+            f"Refusing to listen on {host}: this version checks no API keys, "
+            "so every machine that reaches the port could use it.",
+            hint="Use --host 127.0.0.1, and a proxy or an SSH tunnel from other machines.",
+            param="host",
+        )
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port is {port}; it must be from 0 to 65535.", param="port")
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    server = socket.socket(family, kind, protocol)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind(address)
+        server.listen(2048)
+    except OSError as error:
+        server.close()
+        raise _explain(error, host, port) from None
+    server.setblocking(False)
+    return server
+
+
+def _explain(error: OSError, host: str, port: int) -> Exception:
+    if error.errno == errno.EADDRINUSE:
+        owner = find_owner(port)
+        who = f"process {owner[0]} ({owner[1]})" if owner else "another process"
+        return PortInUseError(
+            f"Port {port} is used by {who}.",
+            hint=f"Use another one: --port {port + 1}.",
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(f"Port {port} is reserved for root.", hint="Use --port 30000.")
+    return ConfigError(f"Cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}.")
+
+
+def find_owner(port: int) -> tuple[int, str] | None:
+    """Process id and command of whoever listens on `port`, as far as /proc shows it to us."""
+    inodes = {f"socket:[{inode}]" for inode in _listening(port)}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+        try:
+            if os.readlink(descriptor) in inodes:
+                process = descriptor.parent.parent
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+                return int(process.name), command.decode(errors="replace").strip()[:80]
+        except OSError:
+            continue  # it ended meanwhile, or belongs to somebody else
+    return None
+
+
+def _listening(port: int) -> set[str]:
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(fields[9])
+    return found

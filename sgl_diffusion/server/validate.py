@@ -1,0 +1,179 @@
+"""From the fields of a body to a checked request: strict types, known names, our own texts."""
+
+from __future__ import annotations
+
+import re
+import typing
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.registry import suggest
+from sgl_diffusion.server.body import Body, parse_json
+
+# Bounded, so that arithmetic on a request can never overflow; real limits are the model's.
+Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Edge = Annotated[int, Field(ge=1, le=100_000)]
+
+_CONTAINERS = ("extra_body", "extra_json", "extra_args", "extra_params")
+_SPELLINGS = {
+    "output-quality": "output_quality",
+    "output-compression": "output_compression",
+}
+_WHOLE = re.compile(r"-?[0-9]{1,20}")
+_REAL = re.compile(
+    r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|-?(nan|inf|infinity)", re.IGNORECASE
+)
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a text",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+}
+
+
+class RequestBody(BaseModel):
+    """Fields that are honoured. `neutral` are accepted at the values listed, where they change
+    nothing; any other value, and any other name, is an error."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+
+B = TypeVar("B", bound=RequestBody)
+
+
+def parse(kind: type[B], body: Body) -> B:
+    """The request in `body`, or a RequestError that names the field and never its value."""
+    fields = dict(body.fields)
+    nested: dict[str, Any] = {}
+    for name in _CONTAINERS:
+        if name in fields:
+            nested |= _container(name, fields.pop(name))
+    if body.form is not None:
+        fields = {name: _from_text(kind, name, value) for name, value in fields.items()}
+    merged = {_SPELLINGS.get(name, name): value for name, value in (nested | fields).items()}
+    try:
+        return kind.model_validate(_screen(kind, merged))
+    except ValidationError as error:
+        raise _translate(error) from None
+
+
+def _container(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    inner = parse_json(value) if isinstance(value, str) else value
+    if not isinstance(inner, dict):
+        raise RequestError(f"{name} must be an object.", code="invalid_type", param=name)
+    return inner
+
+
+def _screen(kind: type[RequestBody], fields: dict[str, Any]) -> dict[str, Any]:
+    """Drop what changes nothing, refuse what is not known or not done here."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        if value is None and (name in kind.model_fields or name in kind.neutral):
+            continue
+        if name in kind.model_fields:
+            kept[name] = value
+        elif name in kind.neutral:
+            _check_neutral(name, value, kind.neutral[name])
+        else:
+            shown = "".join(c for c in name[:64] if c.isprintable())
+            raise RequestError(
+                f"There is no parameter {shown!r}.",
+                hint=_suggestion(shown, [*kind.model_fields, *kind.neutral]),
+                code="unknown_parameter",
+                param=shown,
+            )
+    return kept
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    hint = suggest(name, known)
+    return hint if hint.startswith("Did") else "docs/api.md lists the parameters."
+
+
+def _check_neutral(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    for neutral in allowed:
+        if isinstance(value, bool) == isinstance(neutral, bool) and value == neutral:
+            return
+    shown = ", ".join(repr(neutral) if neutral != "" else "''" for neutral in allowed)
+    raise RequestError(
+        f"{name} is not supported by this server and model.",
+        hint=f"Leave it out, or send {shown}." if allowed else "Leave it out.",
+        code="unsupported_parameter",
+        param=name,
+    )
+
+
+def _from_text(kind: type[RequestBody], name: str, value: Any) -> Any:
+    """A form carries texts: read them as the field's own type; the strict check comes after."""
+    name = _SPELLINGS.get(name, name)
+    if name in kind.model_fields:
+        wanted = _atoms(kind.model_fields[name].annotation)
+    else:
+        wanted = {type(neutral) for neutral in kind.neutral.get(name, ())}
+    if isinstance(value, list):
+        return [_read(item, wanted) for item in value]
+    return _read(value, wanted)
+
+
+def _read(text: Any, wanted: set[type]) -> Any:
+    if not isinstance(text, str):
+        return text
+    if bool in wanted and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if int in wanted and _WHOLE.fullmatch(text):
+        return int(text)
+    if float in wanted and _REAL.fullmatch(text):
+        return float(text)
+    if dict in wanted:
+        return parse_json(text)
+    return text
+
+
+def _atoms(annotation: Any) -> set[type]:
+    """The plain types inside an annotation: `int | list[int] | None` gives int and NoneType."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    if origin is Annotated:
+        return _atoms(typing.get_args(annotation)[0])
+    if origin in (typing.Union, UnionType, list):
+        return set().union(*(_atoms(inner) for inner in typing.get_args(annotation)))
+    return {annotation}
+
+
+def _translate(error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False, include_context=True, include_input=False)[0]
+    param = str(first["loc"][0])
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "missing":
+        return RequestError(f"{param} is required.", code="missing_parameter", param=param)
+    if kind == "finite_number":
+        return RequestError(f"{param} is not a finite number.", code="not_finite", param=param)
+    if kind == "literal_error":
+        text = f"{param} must be {context['expected']}."
+        return RequestError(text, code="invalid_value", param=param)
+    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    for word, text in bounds.items():
+        if word in context:
+            text = f"{param} must be {text} {context[word]}."
+            return RequestError(text, code="out_of_range", param=param)
+    if kind == "string_too_long":
+        text = f"{param} must have at most {context['max_length']} characters."
+        return RequestError(text, code="out_of_range", param=param)
+    stem = kind.partition("_")[0]
+    wanted = _KINDS.get(stem, "of another type")
+    return RequestError(f"{param} must be {wanted}.", code="invalid_type", param=param)

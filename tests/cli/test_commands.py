@@ -1,0 +1,160 @@
+"""The commands as a user runs them: a process each, exit codes and texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def sglang(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sgl_diffusion.cli", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["serve", "--help"], ["generate", "--help"], ["--version"]]
+)
+def test_help_loads_nothing_heavy(args):
+    code = (
+        "import sys; from sgl_diffusion.cli.sglang import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "heavy = {'torch', 'numpy', 'fastapi', 'pydantic', 'uvicorn', 'PIL', 'av', 'asyncio'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sglang" in done.stdout
+
+
+def test_no_command_shows_the_help():
+    done = sglang()
+    assert done.returncode == 2 and "serve" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "texts"),
+    [
+        (["srve"], ["no command 'srve'", "Did you mean 'serve'?"]),
+        (["--portt"], ["no option '--portt'"]),
+        (["serve", "--prt", "1"], ["no option --prt", "'--port'"]),
+        (["serve", "--hosts=x"], ["no option --hosts", "'--host'"]),
+        (["serve", "extra"], ["does not expect 'extra'"]),
+        (["serve", "--port", "abc"], ["--port", "invalid int value"]),
+        (["serve", "--port"], ["--port", "expected one argument"]),
+        (["serve", "--port", "70000"], ["port is 70000"]),
+        (["serve", "--device", "gpu"], ["--device", "choose from"]),
+        (["serve", "--config", "/nothing.yaml"], ["Cannot read /nothing.yaml"]),
+        (["serve", "--host", "0.0.0.0"], ["Refusing to listen on 0.0.0.0", "--host 127.0.0.1"]),
+        (["serve", "--log-level", "loud"], ["no log level 'loud'"]),
+        (["serve", "--public-base-url", "x"], ["public_base_url"]),
+        (["generate"], ["--prompt is missing"]),
+        (["generate", "--prompt", "x", "--size", "1024"], ["not WIDTHxHEIGHT"]),
+        (["generate", "--prompt", "x", "--output-path", "a.gif"], ["unknown ending", ".webp"]),
+        (["generate", "--prompt", "x", "--output-path", "a.png", "--num-frames=5"], ["5 frames"]),
+        (["generate", "--prompt", "x", "--output-path", "/proc/x"], ["Cannot write to /proc/x"]),
+        (["generate", "--prompt", "x", "--sed", "1"], ["'--seed'"]),
+        (["config"], ["sglang config show"]),
+    ],
+)  # fmt: skip
+def test_wrong_usage(args, texts, tmp_path):
+    done = sglang(*args, SGLD_DATA_DIR=str(tmp_path), SGLD_DEBUG="0")
+    assert done.returncode in (2, 3), done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    for text in texts:
+        assert text in done.stderr
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in sglang("srve", SGLD_DEBUG="1").stderr
+
+
+def test_a_bad_environment_value_is_an_error():
+    done = sglang("srve", SGLD_DEBUG="maybe")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+
+
+FILES = {
+    "a.yaml": "port: 31000\nserved-model-name: cat\n",
+    "a.toml": 'port = 31000\nserved_model_name = "cat"\n',
+    "a.json": '{"port": 31000, "served_model_name": "cat"}',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_config_file_and_flags(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    done = sglang("config", "show", "--config", str(path), "--max-queue", "9")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"port = 31000  (file {path})" in lines
+    assert f"served_model_name = 'cat'  (file {path})" in lines
+    assert "max_queue = 9  (flag)" in lines and "host = '127.0.0.1'  (default)" in lines
+    over = sglang("config", "show", "--config", str(path), "--port", "5")
+    assert "port = 5  (flag)" in over.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.yaml", "prot: 1\n", "Did you mean 'port'?"),
+        ("a.yaml", "port: many\n", "port must be int"),
+        ("a.yaml", "port: true\n", "port must be int"),
+        ("a.yaml", "device: gpu\n", "Use one of: auto, cpu, cuda."),
+        ("a.yaml", "- port\n", "must hold a table"),
+        ("a.yaml", "a: [\n", "cannot be parsed"),
+        ("a.toml", "port = \n", "cannot be parsed"),
+        ("a.json", "{", "cannot be parsed"),
+        ("a.ini", "x", "Use .yaml, .toml or .json."),
+    ],
+)
+def test_bad_config_files(tmp_path, name, content, text):
+    path = tmp_path / name
+    path.write_text(content)
+    done = sglang("serve", "--config", str(path))
+    assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_port_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = sglang("serve", "--port", str(port), "--data-dir", str(tmp_path))
+    assert done.returncode == 98
+    assert f"process {os.getpid()}" in done.stderr and f"--port {port + 1}" in done.stderr
+
+
+def test_json_is_what_it_says(tmp_path):
+    """A file is parsed by its name, so JSON in .yaml works and TOML in .json does not."""
+    path = tmp_path / "a.yaml"
+    path.write_text(json.dumps({"port": 7}))
+    assert "port = 7" in sglang("config", "show", "--config", str(path)).stdout
+
+
+@pytest.mark.parametrize("path", ["/proc/nothing", "/dev/null/x"])
+def test_an_impossible_data_folder(path):
+    done = sglang("serve", "--port", "0", "--data-dir", path)
+    assert done.returncode == 3 and path in done.stderr and "--data-dir" in done.stderr

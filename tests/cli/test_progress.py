@@ -1,0 +1,50 @@
+"""A bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+from sgl_diffusion.cli.progress import Progress
+from sgl_diffusion.client.types import Snapshot
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(out):
+    progress = Progress(out)
+    progress.say("loading")
+    for phase, step in [
+        ("encode", 0),
+        ("denoise", 1),
+        ("denoise", 2),
+        ("denoise", 2),
+        ("decode", 2),
+    ]:
+        progress.show(Snapshot("x", "in_progress", 0, step, 2, phase, 1, None))
+    progress.end()
+    progress.say("done")
+    return out.getvalue()
+
+
+def test_plain_lines():
+    text = run(io.StringIO())
+    assert "\r" not in text and "\x1b" not in text
+    assert [line.partition("  ")[0] for line in text.splitlines()] == [
+        "loading", "0/2 encode", "1/2 denoise", "2/2 denoise", "2/2 decode", "done",
+    ]  # fmt: skip
+
+
+def test_bar():
+    text = run(Terminal())
+    assert text.count("\r") == 4  # the repeated step is not drawn again
+    assert "[##############..............] 1/2 denoise" in text
+    assert text.endswith("2/2 decode\ndone\n")
+
+
+def test_a_job_that_has_not_begun_shows_nothing():
+    out = Terminal()
+    Progress(out).show(Snapshot("x", "queued", 0, 0, 0, "", 1, 3))
+    assert out.getvalue() == ""

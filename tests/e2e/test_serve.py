@@ -1,0 +1,180 @@
+"""The whole thing: server process, worker process, tiny model, real sockets and files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_sdk_example(server, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/openai_client.py"), "--base-url", f"{server.url}/v1",
+         "--output-path", str(tmp_path), "--size", "80x64", "--num-inference-steps", "3"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "fox.png" in done.stdout and "waves.mp4" in done.stdout
+    with Image.open(tmp_path / "fox.png") as picture:
+        assert picture.format == "PNG" and picture.size == (80, 64)
+        assert len(np.unique(np.asarray(picture))) > 16  # a picture, not a flat area
+    with av.open(str(tmp_path / "waves.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (80, 64, 16)
+        assert sum(1 for _ in container.decode(stream)) == 17
+
+
+def image(server, **body):
+    answer = server.http.post(
+        "/v1/images/generations",
+        json={"prompt": "a cat", "size": "128x128", "response_format": "b64_json", **body},
+    )
+    assert answer.status_code == 200, answer.text
+    data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    return np.asarray(Image.open(io.BytesIO(data))).astype(int)
+
+
+def test_two_requests_share_forwards(server):
+    """One joins while the other runs, and leaves before it; neither sees a difference."""
+    long, short = {"seed": 1, "num_inference_steps": 50}, {"seed": 2, "num_inference_steps": 5}
+    alone = image(server, **long), image(server, **short)
+    forwards = 'sgld_denoise_forwards_total{rows="2"}'
+    joins, leaves = (f'sgld_denoise_{what}_total{{running="true"}}' for what in ("joins", "leaves"))
+    before = server.metrics()
+
+    def steps_done():
+        return sum(
+            value - before.get(name, 0)
+            for name, value in server.metrics().items()
+            if name.startswith("sgld_denoise_forwards_total")
+        )
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(image, server, **long)
+        server.wait_until("the first one runs", steps_done, 30)
+        second = pool.submit(image, server, **short)
+        together = first.result(), second.result()
+    # Counters travel with the heartbeat, once a second.
+    changed = server.wait_until(
+        "counters",
+        lambda: (after := server.metrics()).get(leaves, 0) > before.get(leaves, 0) and after,
+        10,
+    )
+    assert changed[forwards] - before.get(forwards, 0) == 5
+    assert changed[joins] - before.get(joins, 0) == 1
+    assert changed[leaves] - before.get(leaves, 0) == 1
+    for one, other in zip(alone, together, strict=True):
+        assert np.abs(one - other).max() <= 1
+
+
+def frames(server, video_id):
+    data = server.http.get(f"/v1/videos/{video_id}/content").content
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_a_killed_worker(server):
+    """kill -9 mid-job: the server answers, the job runs again, the worker is back."""
+    body = {"seed": 3, "num_frames": 17, "num_inference_steps": 60}
+    undisturbed = server.video(**body)
+    assert server.finished(undisturbed)["attempt"] == 1
+    restarts = sum(v for k, v in server.metrics().items() if "worker_restarts_total" in k)
+
+    video_id = server.video(**body)
+    server.wait_until("progress", lambda: server.state(video_id)["progress"] >= 10, 60)
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    assert server.http.get("/livez").status_code == 200
+    server.wait_until("not ready", lambda: not server.ready(), 5)
+    assert server.state(video_id)["status"] in ("queued", "in_progress")
+    server.wait_ready()
+    assert time.monotonic() - killed < 30
+    assert server.workers() != [worker]
+
+    done = server.finished(video_id)
+    assert (done["status"], done["attempt"], done["seed"]) == ("completed", 2, 3)
+    assert np.array_equal(frames(server, video_id), frames(server, undisturbed))
+    after = sum(v for k, v in server.metrics().items() if "worker_restarts_total" in k)
+    assert after == restarts + 1
+    assert server.process.poll() is None
+
+
+def test_a_killed_server(start):
+    """kill -9 of the server: its worker goes too, and the next server ends the jobs."""
+    first = start().wait_ready()
+    made = [first.video(seed=seed, num_frames=5, num_inference_steps=20) for seed in (5, 6, 7)]
+    first.wait_until("a job runs", lambda: first.state(made[0])["status"] == "in_progress", 60)
+    (worker,) = first.workers()
+    first.kill()
+    first.process.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+
+    second = start()
+    for seed, video_id in zip((5, 6, 7), made, strict=True):
+        done = second.finished(video_id)
+        assert (done["status"], done["seed"]) == ("completed", seed)
+    listed = second.http.get("/v1/videos").json()["data"]
+    assert [video["id"] for video in listed] == made[::-1]
+
+
+def test_drain(start):
+    """TERM: not ready at once, the running image is finished, no child is left, exit 0."""
+    server = start().wait_ready()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(image, server, num_inference_steps=60)
+        server.wait_until("it runs", lambda: server.metrics()["sgld_jobs_running"], 30)
+        workers = server.workers()
+        server.kill(signal.SIGTERM)
+        server.wait_until("not ready", lambda: not server.ready(), 1)
+        assert server.http.get("/livez").status_code == 200
+        refused = server.http.post("/v1/images/generations", json={"prompt": "x"})
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "draining"
+        assert running.result().shape == (128, 128, 3)
+    assert server.process.wait(20) == 0
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_second_signal_is_fast_and_the_job_survives(start):
+    server = start().wait_ready()
+    video_id = server.video(num_frames=17, num_inference_steps=200)
+    server.wait_until("it runs", lambda: server.state(video_id)["status"] == "in_progress", 60)
+    server.kill(signal.SIGTERM)
+    server.wait_until("not ready", lambda: not server.ready(), 1)
+    server.kill(signal.SIGTERM)
+    assert server.process.wait(15) == 0
+    assert not server.workers()
+
+    again = start()
+    assert again.state(video_id)["status"] in ("queued", "in_progress")
+    assert again.http.delete(f"/v1/videos/{video_id}").json()["deleted"] is True
+    assert again.http.get(f"/v1/videos/{video_id}").status_code == 404
+    again.kill(signal.SIGINT)
+    assert again.process.wait(30) == 0
+
+
+def test_a_missing_model_ends_the_server(start, tmp_path):
+    server = start("--model-path", str(tmp_path / "no-such-model"))
+    assert server.process.wait(60) == 4
+    text = server.log.read_text()
+    assert "error: " in text and "no-such-model" in text
+    assert "Traceback" not in text.partition("error: ")[2]

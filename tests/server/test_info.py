@@ -1,0 +1,125 @@
+"""Health, models, metrics, request ids."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sgl_diffusion.base import errors as base_errors
+from sgl_diffusion.orchestrator.messages import Metric
+from sgl_diffusion.server import errors
+from sgl_diffusion.server.metrics import render
+
+
+def test_healthy(api):
+    for path in ("/health", "/readyz"):
+        answer = api.get(path)
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "ok" and answer.json()["running"] is True
+    assert api.get("/livez").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("state", ["loading", "restarting", "failed", "stopped"])
+def test_not_ready(api, state):
+    api.client.state = state
+    for path in ("/health", "/readyz"):
+        answer = api.get(path)
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        body = answer.json()
+        assert body["status"] == state and body["running"] is False
+        assert body["reason"] == "loading weights" == body["error"]["message"]
+        assert body["error"]["code"] == "not_ready"
+    assert api.get("/livez").status_code == 200
+
+
+def test_models(api):
+    listed = api.get("/v1/models").json()
+    assert listed["object"] == "list" and len(listed["data"]) == 1
+    model = listed["data"][0]
+    assert (model["id"], model["object"]) == ("tiny", "model")
+    assert isinstance(model["created"], int) and model["root"] == "/models/tiny-wan"
+    assert api.get("/v1/models/tiny").json() == model
+    assert api.get("/v1/models/%2Fmodels%2Ftiny-wan").json() == model
+
+
+def test_served_model_name(make_api):
+    api = make_api(served_model_name="org/name", model_path="/somewhere")
+    for name in ("org%2Fname", "org/name", "/somewhere"):
+        assert api.get(f"/v1/models/{name}").json()["id"] == "org/name"
+    answer = api.post("/v1/images/generations", json={"prompt": "x", "model": "org/name"})
+    assert answer.json()["model"] == "org/name"
+
+
+def test_sglang_info(api):
+    info = api.get("/models").json()
+    peers = (
+        "model_path num_gpus task_type supported_task_types dit_precision vae_precision "
+        "vae_decode_precision pipeline_name pipeline_class"
+    )
+    assert set(peers.split()) <= set(info)
+    assert info["task_type"] == "T2V" and info["pipeline_class"] == "WanPipeline"
+
+
+def test_loading_models_is_503(api):
+    api.client.loaded = False
+    for path in ("/models", "/v1/models", "/v1/models/tiny"):
+        assert api.get(path).status_code == 503
+
+
+def test_metrics(api):
+    text = api.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain")
+    lines = text.text.splitlines()
+    assert 'sgld_denoise_forwards_total{rows="2"} 3.0' in lines
+    assert 'sgld_denoise_forwards_total{rows="1"} 7.0' in lines
+    assert "sgld_running 1.0" in lines
+    assert 'sgld_videos{status="queued"} 0.0' in lines
+    for line in lines:
+        assert re.fullmatch(r'#.*|[a-z_]+(\{[a-z_]+="[^"]*"\})? [0-9.e+]+', line), line
+
+
+def test_metric_types():
+    samples = [
+        Metric("x_total", 1, {"a": "1"}),
+        Metric("x_total", 2, {"b": "\n"}),
+        Metric("wait_seconds_sum", 2.5),
+        Metric("wait_seconds_count", 2),
+        Metric("depth", 4, kind="gauge"),
+    ]
+    lines = render(samples).decode().splitlines()
+    assert "# TYPE sgld_x_total counter" in lines and "# TYPE sgld_wait_seconds summary" in lines
+    assert 'sgld_x_total{a="1"} 1.0' in lines and 'sgld_x_total{b="\\n"} 2.0' in lines
+    assert "sgld_wait_seconds_sum 2.5" in lines and "sgld_wait_seconds_count 2.0" in lines
+    assert "# TYPE sgld_depth gauge" in lines and "sgld_depth 4.0" in lines
+
+
+def test_videos_are_counted(api):
+    video = api.post("/v1/videos", json={"prompt": "x"}).json()
+    api.wait_for(video["id"], "completed")
+    assert 'sgld_videos_total{outcome="completed"} 1.0' in api.get("/metrics").text
+
+
+@pytest.mark.parametrize("given", ["abc", "A.b-c_9", "x" * 64])
+def test_request_id_is_echoed(api, given):
+    assert api.get("/livez", headers={"x-request-id": given}).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 65, "a b", "a;b", "\xe9"])
+def test_other_request_ids_are_replaced(api, given):
+    headers = {"x-request-id": given.encode("latin-1")}
+    assert re.fullmatch(
+        r"req_[0-9a-f]{24}", api.get("/livez", headers=headers).headers["x-request-id"]
+    )
+
+
+@pytest.mark.parametrize("name", sorted(base_errors._tree(base_errors.SglError)))
+def test_every_error_class_has_a_status(name):
+    kind = base_errors._tree(base_errors.SglError)[name]
+    response = errors.to_response(kind("what", hint="how"))
+    assert 400 <= response.status_code <= 503
+
+
+def test_no_schema_pages(api):
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert api.get(path).status_code == 404

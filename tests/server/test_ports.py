@@ -1,0 +1,48 @@
+"""Taking a port."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from sgl_diffusion.base.errors import ConfigError, PortInUseError
+from sgl_diffusion.server.middleware import is_loopback
+from sgl_diffusion.server.ports import bind, find_owner
+
+
+def test_a_free_port():
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert port > 0
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
+        assert find_owner(port)[0] == os.getpid()
+    assert find_owner(port) is None
+
+
+def test_a_taken_port_names_its_owner():
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(PortInUseError) as raised:
+            bind("127.0.0.1", port)
+    assert str(os.getpid()) in str(raised.value) and f"--port {port + 1}" in str(raised.value)
+    assert raised.value.exit_code == 98
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_only_loopback(host):
+    with pytest.raises(ConfigError, match="Refusing to listen"):
+        bind(host, 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_names(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_impossible_ports(port):
+    with pytest.raises(ConfigError, match="0 to 65535"):
+        bind("127.0.0.1", port)
