@@ -26,7 +26,7 @@ def main() -> None:
             seed=7,
             width=128,
             height=128,
-            on_progress=lambda job: print(f"{job.phase} {job.step}/{job.total}"),
+            on_progress=lambda job: print(f"{job.progress:3} %  {job.phase}"),
         )
         for seed, image in zip(images.params.seeds, images.images(), strict=True):
             path = options.output_path / f"fox-{seed}.png"

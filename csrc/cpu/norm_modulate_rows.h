@@ -20,6 +20,10 @@ void norm_modulate_rows_avx512(const NormModulate&, int64_t begin, int64_t end, 
 void norm_modulate_rows_avx512_bf16(const NormModulate&, int64_t begin, int64_t end,
                                     float* scratch);
 
+// Results above this size pass the caches: they would not stay there until the next op reads them,
+// and a store past the cache saves the read that an ordinary store to a new line begins with.
+constexpr int64_t kStreamBytes = 16 << 20;
+
 template <class V>
 struct NormModulateKernel {
   static constexpr int kChains = 4;
@@ -82,13 +86,12 @@ struct NormModulateKernel {
 
   template <bool kAffine, class In, class Out>
   static void row(const In* x, const In* next, const float* a, const float* c, Out* out,
-                  const NormModulate& p) {
+                  bool stream, const NormModulate& p) {
     const int64_t n = p.D;
     float mean = 0.0f;
     if (!p.rms) mean = reduce(x, n, [](V v, V sum) { return sum + v; }) / static_cast<float>(n);
     const V m = V::set(mean);
-    const auto add_square = [m](V v, V sum) { return fma(v - m, v - m, sum); };
-    const float square = reduce(x, n, add_square);
+    const float square = reduce(x, n, [m](V v, V sum) { return fma(v - m, v - m, sum); });
     const float rstd = 1.0f / std::sqrt(square / static_cast<float>(n) + p.eps);
     const V r = V::set(rstd);
     int64_t i = 0;
@@ -96,7 +99,8 @@ struct NormModulateKernel {
       // The next row comes from memory while this one, in L1, is computed.
       __builtin_prefetch(next + i);
       const V v = (V::load(x + i) - m) * r;
-      (kAffine ? fma(v, V::load(a + i), V::load(c + i)) : v).store(out + i);
+      const V y = kAffine ? fma(v, V::load(a + i), V::load(c + i)) : v;
+      stream ? y.stream(out + i) : y.store(out + i);
     }
     for (; i < n; ++i) {
       const float v = (widen(x[i]) - mean) * rstd;
@@ -110,6 +114,9 @@ struct NormModulateKernel {
     float* c = scratch + p.D;
     const bool per_token = p.scale.token || p.shift.token;
     const bool per_batch = p.scale.batch || p.shift.batch;
+    const int64_t row_bytes = p.D * static_cast<int64_t>(sizeof(Out));
+    const bool stream = p.B * p.S * row_bytes > kStreamBytes && row_bytes % 64 == 0 &&
+                        reinterpret_cast<uintptr_t>(p.out) % 64 == 0;
     int64_t folded = -1;  // the batch row that a and c hold
     for (int64_t index = begin; index < end; ++index) {
       const int64_t b = index / p.S;
@@ -119,8 +126,10 @@ struct NormModulateKernel {
         folded = b;
       }
       const In* x = static_cast<const In*>(p.x.data) + b * p.x.batch + s * p.x.token;
-      row<kAffine>(x, x + p.x.token, a, c, static_cast<Out*>(p.out) + index * p.D, p);
+      Out* out = static_cast<Out*>(p.out) + index * p.D;
+      row<kAffine>(x, x + p.x.token, a, c, out, stream, p);
     }
+    V::fence();
   }
 
   template <class In, class Out>

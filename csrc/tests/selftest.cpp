@@ -107,28 +107,30 @@ double reference(const std::vector<float>& x, int64_t i, double eps, bool rms) {
   return (x[i] - mean) / std::sqrt(square + eps);
 }
 
-void rows_equal_the_reference(const char* name, NormModulateRows rows, int64_t D, bool rms) {
-  const int64_t B = 2, S = 3;
+void rows_equal_the_reference(const char* name, NormModulateRows rows, int64_t D, bool rms,
+                              bool per_token) {
+  const int64_t B = 2, S = 7;
   std::mt19937 random(7);
   std::normal_distribution<float> normal(3.0f, 2.0f);
-  std::vector<float> x(B * S * D), scale(B * D), shift(B * S * D), weight(D), bias(D),
-      out(x.size());
+  std::vector<float> x(B * S * D), scale(B * D), shift(B * (per_token ? S : 1) * D), weight(D),
+      bias(D), out(x.size());
   for (auto* values : {&x, &scale, &shift, &weight, &bias})
     for (float& value : *values) value = normal(random);
   NormModulate p = bind_norm_modulate(
       view(x.data(), DType::f32, {B, S, D}), view(scale.data(), DType::f32, {B, D}),
-      view(shift.data(), DType::f32, {B, S, D}), view(weight.data(), DType::f32, {D}),
-      view(bias.data(), DType::f32, {D}), 1e-6, rms);
+      view(shift.data(), DType::f32, {B, per_token ? S : 1, D}),
+      view(weight.data(), DType::f32, {D}), view(bias.data(), DType::f32, {D}), 1e-6, rms);
   p.out = out.data();
   std::vector<float> scratch(norm_modulate_scratch(D));
-  rows(p, 0, 2, scratch.data());  // in two calls, cut in the middle of a batch row
-  rows(p, 2, B * S, scratch.data());
+  rows(p, 0, 5, scratch.data());  // in two calls, cut in the middle of a batch row
+  rows(p, 5, B * S, scratch.data());
   double worst = 0;
   for (int64_t row = 0; row < B * S; ++row) {
     const std::vector<float> one(x.begin() + row * D, x.begin() + (row + 1) * D);
     for (int64_t i = 0; i < D; ++i) {
       const double normed = reference(one, i, 1e-6, rms) * weight[i] + bias[i];
-      const double want = normed * (1.0 + scale[row / S * D + i]) + shift[row * D + i];
+      const double want =
+          normed * (1.0 + scale[row / S * D + i]) + shift[(per_token ? row : row / S) * D + i];
       worst = std::max(worst, std::abs(out[row * D + i] - want) / (1.0 + std::abs(want)));
     }
   }
@@ -147,15 +149,16 @@ int main() {
   cap_isa(Isa::avx512_bf16);
   expect(active_isa() == machine_isa(), "the cap never raises the ISA");
   for (const int64_t D : {1, 3, 17, 40, 64, 129, 1536})
-    for (const bool rms : {false, true}) {
-      rows_equal_the_reference("scalar", norm_modulate_rows_scalar, D, rms);
+    for (const int mode : {0, 1, 2, 3}) {
+      const bool rms = mode & 1, per_token = mode & 2;
+      rows_equal_the_reference("scalar", norm_modulate_rows_scalar, D, rms, per_token);
 #if defined(SGLD_X86)
       if (machine_isa() >= Isa::avx2)
-        rows_equal_the_reference("avx2", norm_modulate_rows_avx2, D, rms);
+        rows_equal_the_reference("avx2", norm_modulate_rows_avx2, D, rms, per_token);
       if (machine_isa() >= Isa::avx512)
-        rows_equal_the_reference("avx512", norm_modulate_rows_avx512, D, rms);
+        rows_equal_the_reference("avx512", norm_modulate_rows_avx512, D, rms, per_token);
       if (machine_isa() >= Isa::avx512_bf16)
-        rows_equal_the_reference("avx512_bf16", norm_modulate_rows_avx512_bf16, D, rms);
+        rows_equal_the_reference("avx512_bf16", norm_modulate_rows_avx512_bf16, D, rms, per_token);
 #endif
     }
   if (failures == 0) std::printf("selftest: all passed (%s)\n", isa_name(machine_isa()));

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from sgl_diffusion.base import env
 from sgl_diffusion.base.config import Resolved, resolve
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.registry import suggest
@@ -70,12 +71,15 @@ def _add(parser: Parser, field: dataclasses.Field[Any], hint: Any) -> None:
 
 
 def read(kind: type[C], parser: Parser, argv: list[str]) -> Resolved[C]:
-    """Defaults, then the configuration file, then flags."""
+    """Defaults, then the configuration file, then the environment, then flags."""
     flags = vars(parser.parse_strict(argv))
     sources: list[tuple[str, dict[str, Any]]] = []
     config = flags.pop("config", None)
     if config is not None:
         sources.append((f"file {config}", load_file(Path(config))))
+    level = env.get("SGLD_LOG_LEVEL")
+    if level != env.TABLE["SGLD_LOG_LEVEL"].default:
+        sources.append(("SGLD_LOG_LEVEL", {"log_level": level}))
     sources.append(("flag", flags))
     return resolve(kind, sources)
 

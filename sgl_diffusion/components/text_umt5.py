@@ -7,7 +7,7 @@ from typing import Any
 
 import ftfy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.components.pretrained import load_pretrained
@@ -36,6 +36,9 @@ class TextUmt5:
                 hint="Check that the download is complete.",
             ) from error
         return cls(tokenizer, model)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self._model.encoder.block)
 
     @torch.inference_mode()
     def encode(self, prompts: list[str], max_length: int = 512) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgl_diffusion.components.conv3d import use_onednn
 from sgl_diffusion.components.pretrained import load_pretrained
@@ -40,6 +40,10 @@ class VaeWan:
         model = load_pretrained(AutoencoderKLWan, folder, dtype=dtype, device=device)
         use_onednn(model)
         return cls(model)
+
+    def blocks(self) -> list[nn.Module]:
+        decoder = self._model.decoder
+        return [decoder.mid_block, *decoder.up_blocks]
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Normalised latents [C, T, h, w] -> uint8 frames [f, H, W, 3] on the device, T chunks.

@@ -25,6 +25,9 @@ class Pipeline(Protocol):
     card: ModelCard
     device: torch.device
 
+    def blocks(self) -> list[torch.nn.Module]:
+        """Modules that run one after the other inside every long forward pass."""
+
     def solver(self, params: ResolvedParams) -> Solver:
         """Timesteps and update table of one job."""
 

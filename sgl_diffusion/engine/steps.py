@@ -18,6 +18,7 @@ from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import Contexts, ShapeKey, denoise, shape_key
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.pulse import keep_pulse
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.orchestrator.stage import Outbox
 
@@ -41,6 +42,7 @@ class StepRunner:
         self._contexts = Contexts(pipeline)
         self._row_turns: dict[ShapeKey, Turns] = defaultdict(Turns)
         self.counters = Counters()
+        keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
 
     def add(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -152,8 +154,7 @@ class StepRunner:
             row.frames.append(chunk.cpu())
         self._spend([job], "decode", time.perf_counter() - start)
         self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "decode")
-        if all(row.decoded for row in job.rows):
-            self.drop(job.id)
+        if all(row.decoded for row in job.rows) and self.drop(job.id) is not None:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
 
     # -- accounts ----------------------------------------------------------------------------------

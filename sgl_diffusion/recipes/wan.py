@@ -98,6 +98,9 @@ class Wan:
         self._vae = vae
         self._scheduler = scheduler
 
+    def blocks(self) -> list[torch.nn.Module]:
+        return [*self._transformer.blocks, *self._text.blocks(), *self._vae.blocks()]
+
     def solver(self, params: ResolvedParams) -> Solver:
         return make_solver(self._scheduler, params.num_inference_steps, params.flow_shift)
 

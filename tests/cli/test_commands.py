@@ -118,6 +118,15 @@ def test_config_file_and_flags(tmp_path, name):
     assert "port = 5  (flag)" in over.stdout
 
 
+def test_the_environment_is_between_file_and_flags(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"log_level": "error"}')
+    done = sglang("config", "show", "--config", str(path), SGLD_LOG_LEVEL="debug")
+    assert "log_level = 'debug'  (SGLD_LOG_LEVEL)" in done.stdout
+    done = sglang("config", "show", "--log-level", "warning", SGLD_LOG_LEVEL="debug")
+    assert "log_level = 'warning'  (flag)" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [

@@ -110,6 +110,16 @@ def test_empty_inputs(norm_modulate_by: str) -> None:
         assert got.shape == x.shape and got.dtype == torch.float32
 
 
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_result_larger_than_the_caches(norm_modulate_by: str, out_dtype: torch.dtype) -> None:
+    """Large results are stored past the caches; a width that is not a multiple of 64 bytes is not."""
+    for width in (2112, 2100):
+        x = torch.randn(2, 2050, width, dtype=torch.bfloat16)
+        scale, shift = torch.randn(2, 2, width)
+        got = ops.norm_modulate(x, scale, shift, out_dtype=out_dtype)
+        _check(got, reference(x, scale, shift))
+
+
 def test_large_mean_does_not_cancel(norm_modulate_by: str) -> None:
     x = torch.randn(3, 5, 640) + 1000.0
     got, want = ops.norm_modulate(x), reference(x)

@@ -2,6 +2,7 @@
 // includes this header with its own -m flags and sees the types its flags allow. No torch, no
 // standard containers, nothing with external linkage that two ISA files would share.
 //
+// `stream` stores past the caches, to addresses that are multiples of 64 bytes; `fence` after it.
 // `load_unordered` reads 2 * width elements in an order of its own, for sums: of bf16 it takes the
 // odd and the even ones apart, which is one instruction each and no shuffle.
 #pragma once
@@ -73,6 +74,10 @@ struct ScalarVec {
     return {{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};
   }
   template <class T>
+  void stream(T* p) const {
+    store(p);
+  }
+  template <class T>
   static void load_unordered(const T* p, ScalarVec& a, ScalarVec& b) {
     a = load(p);
     b = load(p + width);
@@ -81,6 +86,7 @@ struct ScalarVec {
   void store(T* p) const {
     for (int i = 0; i < width; ++i) narrow(lane[i], p + i);
   }
+  static void fence() {}
   friend ScalarVec operator+(ScalarVec a, ScalarVec b) {
     for (int i = 0; i < width; ++i) a.lane[i] += b.lane[i];
     return a;
@@ -123,6 +129,10 @@ struct Avx2Vec {
     even.v = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
     odd.v = _mm256_castsi256_ps(_mm256_and_si256(bits, high));
   }
+  template <class T>
+  void stream(T* p) const {
+    store(p);
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(bf16* p) const {
     const __m256i bits = _mm256_castps_si256(v);
@@ -138,6 +148,7 @@ struct Avx2Vec {
     const __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
   }
+  static void fence() {}
   friend Avx2Vec operator+(Avx2Vec a, Avx2Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend Avx2Vec operator-(Avx2Vec a, Avx2Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Avx2Vec operator*(Avx2Vec a, Avx2Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -181,10 +192,11 @@ struct Avx512 {
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16()); }
-  void store(f16* p) const {
-    const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
-  }
+  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  void stream(bf16* p) const { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16()); }
+  void stream(f16* p) const { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_f16()); }
+  void store(f16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_f16()); }
+  static void fence() { _mm_sfence(); }
   friend Avx512 operator+(Avx512 a, Avx512 b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Avx512 operator-(Avx512 a, Avx512 b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Avx512 operator*(Avx512 a, Avx512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -192,6 +204,9 @@ struct Avx512 {
   float sum() const { return _mm512_reduce_add_ps(v); }
 
  private:
+  __m256i to_f16() const {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   __m256i to_bf16() const {
 #if defined(__AVX512BF16__)
     if constexpr (kBf16) return (__m256i)_mm512_cvtneps_pbh(v);

@@ -1,0 +1,75 @@
+"""docs/api.md says what the schemas say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sgl_diffusion.server import errors, schemas
+from sgl_diffusion.server.app import ROUTERS
+
+PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
+
+
+def section(title: str) -> str:
+    return re.split(r"^##+ ", PAGE.partition(f"## {title}\n")[2], maxsplit=1, flags=re.M)[0]
+
+
+def names(title: str) -> set[str]:
+    """The names in the first column of the tables of a section."""
+    cells = re.findall(r"^\| (`[^|]*) \|", section(title), re.M)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_honoured_fields():
+    both, images, videos = map(names, ("Both routes", "Images only", "Videos only"))
+    assert both and images and videos
+    assert both | images == set(schemas.ImageRequest.model_fields)
+    assert both | videos == set(schemas.VideoRequest.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "route"), [(schemas.ImageRequest, "images"), (schemas.VideoRequest, "videos")]
+)
+def test_neutral_fields(kind, route):
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| ?(.*?) ?\|$", section("Accepted where they change nothing"), re.M
+    )
+    documented = {
+        name: tuple(json.loads(value) for value in re.findall(r"`([^`]+)`", accepted))
+        for name, where, accepted in rows
+        if where in ("both", route)
+    }
+    assert documented == kind.neutral
+
+
+def test_routes():
+    documented = set(re.findall(r"`(GET|POST|DELETE) (/[^?`]*)", PAGE))
+    served = {
+        (method, re.sub(r"\{.*\}", "{id}", route.path))
+        for router in ROUTERS
+        for route in router.routes
+        for method in route.methods - {"HEAD"}
+    }  # fmt: skip
+    assert documented == served
+
+
+def test_statuses():
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.*) \|$", section("Errors"), re.M)
+    for status, kind, codes in rows:
+        assert errors.envelope(int(status), "", "")["error"]["type"] == kind
+        for code in re.findall(r"`(\w+)`", codes):
+            assert errors.STATUS_BY_CODE.get(code, int(status)) == int(status)
+    assert set(errors.STATUS_BY_CODE.values()) <= {int(row[0]) for row in rows}
+
+
+def test_every_code_of_the_server_is_listed():
+    folder = Path(errors.__file__).parent
+    used = set()
+    for path in [*folder.glob("*.py"), folder.parent / "base/params.py"]:
+        used |= set(re.findall(r'code="(\w+)"', path.read_text()))
+    missing = used - set(re.findall(r"`(\w+)`", section("Errors")))
+    assert not missing
