@@ -37,8 +37,11 @@ def stop(what: str, next_step: str) -> NoReturn:
 
 
 def tool(name: str) -> str:
-    """A build tool from the PATH, or from beside an interpreter that is not activated."""
-    places = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    """A build tool from beside the interpreter, which need not be activated, else from the PATH.
+
+    A system's own CMake may be too old to know the CUDA compiler that is installed.
+    """
+    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     found = shutil.which(name, path=places)
     if found is None:
         stop(f"the native library needs {name}.", f"Run `pip install {name}`, or {PURE}.")

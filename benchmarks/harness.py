@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -24,6 +25,9 @@ Work = Callable[[], Any]
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 11
 SPAN = 0.05  # seconds one measurement lasts at least
+QUIET = 0.1  # cores that other processes may use in a run that is kept
+
+_others: list[float] = []
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -74,6 +78,23 @@ def _span(work: Work, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+class _Others:
+    """Cores that other processes used meanwhile: on a shared machine they decide the result."""
+
+    def __enter__(self) -> None:
+        self.start = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        wall, all_used, own = (b - a for a, b in zip(self.start, self._now(), strict=True))
+        _others.append(max(0.0, all_used - own) / wall)
+
+    def _now(self) -> tuple[float, float, float]:
+        fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        idle = fields[3] + fields[4]
+        used = (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), used, time.process_time()
+
+
 def compare(peers: dict[str, Work], repeats: int = REPEATS) -> dict[str, float]:
     """Median seconds a call of each peer, measured in turns."""
     calls = {}
@@ -81,10 +102,11 @@ def compare(peers: dict[str, Work], repeats: int = REPEATS) -> dict[str, float]:
         work()  # compiles, allocates
         calls[name] = max(1, round(SPAN / max(_span(work, 3), 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in peers}
-    for turn in range(repeats):
-        order = list(peers) if turn % 2 == 0 else list(reversed(peers))
-        for name in order:
-            times[name].append(_span(peers[name], calls[name]))
+    with _Others():
+        for turn in range(repeats):
+            order = list(peers) if turn % 2 == 0 else list(reversed(peers))
+            for name in order:
+                times[name].append(_span(peers[name], calls[name]))
     return {name: statistics.median(spans) for name, spans in times.items()}
 
 
@@ -105,6 +127,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 def report(name: str, rows: list[dict[str, Any]], device: str = "cpu", save: bool = False) -> None:
     """Print a table, keep the result file if asked, and end with one JSON line."""
     facts = machine(device)
+    facts["other_cores"] = round(max(_others, default=0.0), 2)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     columns = list(rows[0])
     cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
@@ -112,7 +135,9 @@ def report(name: str, rows: list[dict[str, Any]], device: str = "cpu", save: boo
     for line in cells:
         print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
     record = {"benchmark": name, "machine": facts, "rows": rows}
-    if save:
+    if save and facts["other_cores"] > QUIET:
+        print(f"not saved: other processes used {facts['other_cores']} cores", file=sys.stderr)
+    elif save:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{device}-{facts['date']}-{name}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")

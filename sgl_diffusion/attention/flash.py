@@ -33,6 +33,12 @@ class FlashBackend:
             return "it gives no log-sum-exp here"
         if importlib.util.find_spec("flash_attn") is None:
             return "flash-attn is not installed (pip install flash-attn)"
+        try:
+            _library()
+        except (ImportError, OSError):  # built for another torch, a common state of machines
+            return "the installed flash-attn cannot be imported by this torch; build it again"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "it needs sm_80 or later"
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:

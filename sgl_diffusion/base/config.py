@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,8 +20,10 @@ from sgl_diffusion.base.registry import suggest
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), least: float | None = None
+) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +40,14 @@ class EngineOptions:
         choices=("auto", "native", "diffusers"),
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
-    num_gpus: int = option(1, "Devices for one model.")
+    num_gpus: int = option(1, "Devices for one model.", least=1)
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(
         "auto", "Precision of the text encoder.", choices=PRECISIONS
     )
     attention_backend: str = option("auto", "Attention implementation: auto, sdpa or flash.")
-    max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.")
+    max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
     data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")
     log_level: str = option("info", "debug, info, warning or error.")
 
@@ -57,9 +60,13 @@ class ServeOptions(EngineOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
-    max_queue: int = option(128, "Most jobs that wait; more are refused with 429.")
-    request_timeout: float = option(550.0, "Seconds after which a waiting image request fails.")
-    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.")
+    max_queue: int = option(
+        128, "Most unfinished jobs at a time; more are refused with 429.", least=1
+    )
+    request_timeout: float = option(
+        550.0, "Seconds after which a waiting image request fails.", least=1
+    )
+    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.", least=0)
 
 
 C = TypeVar("C")
@@ -91,12 +98,12 @@ def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolve
             if name not in known:
                 flags = [n.replace("_", "-") for n in known]
                 raise ConfigError(f"Unknown option {key!r} in {origin}.", hint=suggest(key, flags))
-            values[name] = _coerce(name, value, hints[name], known[name].metadata["choices"])
+            values[name] = _coerce(name, value, hints[name], known[name].metadata)
             origins[name] = origin
     return Resolved(kind(**values), origins)
 
 
-def _coerce(name: str, value: Any, kind: Any, choices: tuple[str, ...]) -> Any:
+def _coerce(name: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in allowed:
         return None
@@ -105,8 +112,11 @@ def _coerce(name: str, value: Any, kind: Any, choices: tuple[str, ...]) -> Any:
         value = float(value)
     if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name} must be {target.__name__}, not {value!r}.", param=name)
+    choices, least = rules["choices"], rules["least"]
     if choices and value not in choices:
         raise ConfigError(
             f"{name} is {value!r}.", hint=f"Use one of: {', '.join(choices)}.", param=name
         )
+    if least is not None and not value >= least:  # written so that NaN fails, too
+        raise ConfigError(f"{name} is {value}; it must be at least {least}.", param=name)
     return value

@@ -36,7 +36,9 @@ TABLE = {
         Variable("SGLD_OPS", str, "", "Implementation of named ops: `norm_modulate=triton,...`."),
         Variable("SGLD_CPU_ISA", str, "", "Highest CPU kernel level: `avx512`, `avx2`, `scalar`."),
         Variable("SGLD_LIBRARY", str, "", "Path of another native library than the built one."),
-        Variable("SGLD_LOG_LEVEL", str, "info", "debug, info, warning or error."),
+        Variable(
+            "SGLD_LOG_LEVEL", str, "", "Default of `--log-level`: debug, info, warning, error."
+        ),
         Variable("SGLD_DATA_DIR", str, "", "Default of `--data-dir`."),
         Variable("SGLD_DEBUG", _flag, False, "Show tracebacks on the command line."),
         Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),

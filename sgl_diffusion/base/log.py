@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 
-from sgl_diffusion.base import env
 from sgl_diffusion.base.errors import ConfigError
 
 _LEVELS = {
@@ -33,9 +32,9 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def set_up(level: str = "") -> None:
+def set_up(level: str) -> None:
     """Give the package's logger its handler and level; a second call only sets the level."""
-    level = (level or str(env.get("SGLD_LOG_LEVEL"))).lower()
+    level = level.lower()
     if level not in _LEVELS:
         raise ConfigError(
             f"There is no log level {level!r}.", hint=f"Use one of {', '.join(_LEVELS)}."

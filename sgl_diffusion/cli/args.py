@@ -16,6 +16,9 @@ from sgl_diffusion.base.registry import suggest
 
 C = TypeVar("C")
 
+# Options whose default the environment may change.
+_VARIABLES = {"log_level": "SGLD_LOG_LEVEL", "data_dir": "SGLD_DATA_DIR"}
+
 
 class UsageError(ConfigError):
     """A command line that cannot be read."""
@@ -77,9 +80,9 @@ def read(kind: type[C], parser: Parser, argv: list[str]) -> Resolved[C]:
     config = flags.pop("config", None)
     if config is not None:
         sources.append((f"file {config}", load_file(Path(config))))
-    level = env.get("SGLD_LOG_LEVEL")
-    if level != env.TABLE["SGLD_LOG_LEVEL"].default:
-        sources.append(("SGLD_LOG_LEVEL", {"log_level": level}))
+    for option, variable in _VARIABLES.items():
+        if env.get(variable):
+            sources.append((variable, {option: env.get(variable)}))
     sources.append(("flag", flags))
     return resolve(kind, sources)
 

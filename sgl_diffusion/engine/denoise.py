@@ -73,9 +73,10 @@ def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context
     if key.guided:
         scale = torch.tensor([row.job.params.guidance_scale for row in rows], device=device)
         both = torch.cat([state.x, state.x])
-        velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert)
-        scale = scale.view(-1, *[1] * len(key.latents)).to(velocity.dtype)
+        # In fp32: a scale of 7.3 is 7.3125 in bf16, and guidance multiplies what was rounded off.
+        velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert).float()
         with_prompt, without = velocity.chunk(2)
+        scale = scale.view(-1, *[1] * len(key.latents))
         velocity = pipeline.combine(with_prompt, without, scale)
     else:
         velocity = pipeline.velocity(state.x, timesteps, context, key.expert)

@@ -1,7 +1,8 @@
 """A pulse for long forward passes on the CPU.
 
-A worker that is silent for two minutes is taken for hung. One forward pass of a large model on a CPU
-can take longer, so the outbox is polled between its blocks. A GPU runs behind the host and needs none.
+A worker that is silent for two minutes is taken for hung. One forward pass of a large model on a
+CPU can take longer, so the outbox is polled between its blocks. On a GPU the blocks are only put
+into a queue, all within moments: a call between them would come too early to help.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import nn
 EVERY_SECONDS = 1.0
 
 
-def keep_pulse(modules: Iterable[nn.Module], device: torch.device, poll: Callable[[], None]) -> None:
+def keep_pulse(
+    modules: Iterable[nn.Module], device: torch.device, poll: Callable[[], None]
+) -> None:
     """Call `poll` before a call of one of `modules`, at most once in `EVERY_SECONDS`."""
     if device.type != "cpu":
         return

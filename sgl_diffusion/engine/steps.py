@@ -1,8 +1,8 @@
 """The native runner: many jobs at once, one unit of work at a time.
 
 A unit is the encoding of one job's prompts, one denoise step of one group of rows, or the decoding
-of one chunk of one row. Between units jobs are added and dropped, so joining, leaving and cancelling
-happen at step boundaries.
+of one chunk of one row. Between units jobs are added and dropped, so joining, leaving and
+cancelling happen at step boundaries.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The diffusion worker: what the stage process drives.
 
 It loads the pipeline that a recipe opens, turns messages into jobs, and answers with frames. The
-work itself is done by a runner: step by step for native pipelines, whole for the diffusers fallback.
+work itself is done by a runner: step by step for native pipelines, whole for the diffusers
+fallback.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
 from sgl_diffusion.engine.whole import WholeRunner
+from sgl_diffusion.ops import dispatch, library
 from sgl_diffusion.orchestrator.messages import Metric, Payload
 from sgl_diffusion.orchestrator.stage import Outbox
 
@@ -41,7 +43,18 @@ class DiffusionWorker:
         self._runner: StepRunner | WholeRunner | None = None
 
     def load(self) -> Payload:
-        pipeline = self._open(self._outbox.loading)
+        # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
+        dispatch.named()
+        library.absent()
+        try:
+            pipeline = self._open(self._outbox.loading)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "The model does not fit into the memory of the device.",
+                hint="Use a smaller model, or lower precisions: --dit-precision bf16.",
+            ) from error
         if isinstance(pipeline, Pipeline):
             rows = self._options.max_batch_rows
             self._runner = StepRunner(pipeline, rows, self._outbox, self._finish, self._fail)
@@ -102,7 +115,7 @@ def _explain(error: Exception, job: Job) -> SglError:
     """What a user may read of an error: ours as it is, nothing of a foreign text."""
     if isinstance(error, SglError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+    if _is_out_of_memory(error):
         params = job.params
         return OutOfMemoryError(
             f"The device ran out of memory at step {job.step} of {params.num_inference_steps} "
@@ -112,4 +125,11 @@ def _explain(error: Exception, job: Job) -> SglError:
     return EngineError(
         f"The engine met an internal error ({type(error).__name__}).",
         hint="The worker's log holds the traceback.",
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for GPUs only; its CPU allocator raises a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
     )

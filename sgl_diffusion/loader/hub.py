@@ -9,6 +9,8 @@ code.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,6 +26,8 @@ from sgl_diffusion.loader.weights import PICKLE_SUFFIXES, is_variant
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 _ATTEMPTS = 3
+# What is wrong here and not at the hub, so that another attempt would not help.
+_OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _log = get_logger(__name__)
 T = TypeVar("T")
 
@@ -150,6 +154,11 @@ class _Repo:
                 param="revision",
             ) from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _OUR_DISK:
+                raise SetupError(
+                    f"{self.id} cannot be stored: {os.strerror(error.errno)}.",
+                    hint="Make room, or name another folder for the hub's cache with HF_HOME.",
+                ) from error
             _log.debug("the hub failed", exc_info=True)
             raise _UnreachableError from error
 

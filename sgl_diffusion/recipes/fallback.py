@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
-from sgl_diffusion.base.errors import ConfigError, RequestError
+from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
+from sgl_diffusion.engine.pulse import keep_pulse
 from sgl_diffusion.loader.index import ModelIndex
 
 OnStep = Callable[[int, int], None]
@@ -26,8 +28,16 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
     """Load the pipeline class that model_index.json names."""
     import diffusers
 
-    kind = getattr(diffusers, index.pipeline, None)
-    if kind is None:
+    for option in ("vae_precision", "text_encoder_precision", "attention_backend"):
+        if getattr(options, option) != "auto":
+            raise ConfigError(
+                f"{option} cannot be chosen with the diffusers backend.",
+                hint="Leave it out; --dit-precision is the precision of the whole pipeline.",
+                param=option,
+            )
+    kind: Any = getattr(diffusers, index.pipeline, None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)
+    if not known:
         raise ConfigError(
             f"diffusers {diffusers.__version__} has no pipeline {index.pipeline}.",
             hint="Install the diffusers version that the model's page names.",
@@ -47,7 +57,15 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
         )
     device = pick_device(options.device)
     dtype = pick_dtype(options.dit_precision, device)
-    pipe = kind.from_pretrained(index.path, dtype=dtype, use_safetensors=True).to(device)
+    try:
+        pipe = kind.from_pretrained(index.path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise SetupError(
+            f"{index.path} cannot be loaded as {index.pipeline} ({type(error).__name__}).",
+            hint="Check that it is complete and holds safetensors weights.",
+            code="bad_checkpoint",
+        ) from error
+    pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     return DiffusersPipeline(pipe, set(accepted), _card(pipe, index, accepted, name, device, dtype))
 
@@ -59,17 +77,25 @@ class DiffusersPipeline:
         self._pipe = pipe
         self._accepted = accepted
         self.card = card
+        self._look_up: Callable[[], None] = _nothing
+        # A step is one long call to this class, and so are encoding and decoding.
+        networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        modules = [module for network in networks for module in network.modules()]
+        keep_pulse(modules, torch.device(card.device), lambda: self._look_up())
 
     @torch.inference_mode()
     def run(self, params: ResolvedParams, on_step: OnStep) -> list[torch.Tensor]:
         arguments = self._arguments(params)
         total = params.num_inference_steps
-        on_step(0, total)
+        done = 0
+        on_step(done, total)
         hook = None
         if "callback_on_step_end" in self._accepted:
 
             def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-                on_step(min(step + 1, total), total)
+                nonlocal done
+                done = min(step + 1, total)
+                on_step(done, total)
                 return tensors
 
             arguments["callback_on_step_end"] = after_step
@@ -77,9 +103,11 @@ class DiffusersPipeline:
             network = getattr(self._pipe, "transformer", None) or getattr(self._pipe, "unet", None)
             if network is not None:
                 hook = network.register_forward_pre_hook(lambda *_: on_step(0, total))
+        self._look_up = lambda: on_step(done, total)
         try:
             return self._clips(self._pipe(**arguments))
         finally:
+            self._look_up = _nothing
             if hook is not None:
                 hook.remove()
 
@@ -130,6 +158,10 @@ class DiffusersPipeline:
         if clips.dtype != np.uint8:
             clips = (clips * 255).round().clip(0, 255).astype(np.uint8)
         return [torch.from_numpy(clip) for clip in clips]
+
+
+def _nothing() -> None:
+    pass
 
 
 def _card(

@@ -211,8 +211,8 @@ class VideoRunner:
             pass  # the row keeps its state; the next server takes it up
         elif isinstance(error, UnavailableError) and error.code != "insufficient_storage":
             # No worker can be started now: that is not the fault of this job, so it waits.
-            await self.jobs.update(live.row.id, status="queued")
             self._enter(live.row)
+            await self._store(live, status="queued")
         else:
             await self._fail(live, error)
 
@@ -257,15 +257,23 @@ class VideoRunner:
         code = error.code if isinstance(error, SglError) else "internal_error"
         message = str(error) if ours else INTERNAL
         self._outcomes[code] += 1
+        if live.handle is not None:
+            live.handle.cancel()  # it may be the table that failed and not the job
+        await self._store(
+            live,
+            status="failed",
+            error={"code": code, "message": message},
+            completed_at=time.time(),
+        )
+
+    async def _store(self, live: _Live, **changes: Any) -> None:
+        """Change the row of a job that is over: nobody is left to hear of an error."""
         try:
-            await self.jobs.update(
-                live.row.id,
-                status="failed",
-                error={"code": code, "message": message},
-                completed_at=time.time(),
-            )
+            await self.jobs.update(live.row.id, **changes)
+        except NotFoundError:
+            pass  # deleted meanwhile
         except SglError as problem:
-            log.error("the failure of video %s cannot be stored: %s", live.row.id, problem)
+            log.error("the state of video %s cannot be stored: %s", live.row.id, problem)
 
     def _leave(self, live: _Live) -> None:
         if self._live.get(live.row.id) is live:  # else it waits again, as another entry

@@ -8,6 +8,7 @@ import secrets
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgl_diffusion.base.errors import RequestError
@@ -45,6 +46,8 @@ class Outermost:
 
         try:
             await self.app(scope, receive, send_marked)
+        except ClientDisconnect:
+            log.info("request %s: the client left while it sent its body", request_id)
         except Exception:
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
@@ -72,7 +75,7 @@ class HeaderGuard:
     def _check(self, host: str, origin: str | None) -> None:
         if _hostname(host) not in self.allowed:
             raise RequestError("This server has another name.", code="host_not_allowed")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin) != host.lower():
             raise RequestError(
                 "Web pages of other origins may not call this server.",
                 code="origin_not_allowed",
@@ -82,6 +85,13 @@ class HeaderGuard:
 def _hostname(netloc: str) -> str:
     try:
         return (urlsplit(f"//{netloc}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from sgl_diffusion.apps.diffusion import diffusion_app
 from sgl_diffusion.base.config import ServeOptions
-from sgl_diffusion.base.errors import SetupError, SglError
+from sgl_diffusion.base.errors import OutOfMemoryError, SetupError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.client.client import Client
 from sgl_diffusion.orchestrator.jobstore import JobStore
@@ -110,12 +110,13 @@ class _Run:
             raise SetupError("The server could not start.", hint="The lines above say why.")
 
     async def _announce(self) -> None:
-        """Say when the model is ready. A wrong option or path ends the server: waiting cannot help.
-        Any other failure is retried by the supervision, and /readyz says so meanwhile."""
+        """Say when the model is ready. A wrong option or path ends the server, and so does a model
+        that does not fit: waiting cannot help. Any other failure is retried by the supervision,
+        and /readyz says so meanwhile."""
         started = time.monotonic()
         try:
             await self._client.ready()
-        except SetupError as error:
+        except (SetupError, OutOfMemoryError) as error:
             self._failure = error
             self._server.should_exit = True
             return

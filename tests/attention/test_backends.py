@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from sgl_diffusion.attention import BACKENDS, AttentionContext, select
-from sgl_diffusion.attention.flash import FlashBackend
+from sgl_diffusion.attention.flash import FlashBackend, _library
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
 
@@ -104,6 +105,17 @@ def test_a_wrong_name_gets_a_suggestion() -> None:
 def test_flash_names_what_it_cannot_do(head_dim: int, dtype: torch.dtype, word: str) -> None:
     reason = FlashBackend().supports(CUDA, head_dim, dtype, False)
     assert reason is not None and word in reason
+
+
+def test_a_broken_flash_library_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    _library.cache_clear()
+    with caplog.at_level(logging.INFO, "sgl_diffusion.attention.select"):
+        backend = select("auto", device=CUDA, head_dim=64, dtype=torch.bfloat16)
+    assert backend.name == "sdpa" and "cannot be imported" in caplog.text
 
 
 @pytest.mark.skipif(

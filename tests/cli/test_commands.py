@@ -70,6 +70,7 @@ def test_no_command_shows_the_help():
         (["serve", "--host", "0.0.0.0"], ["Refusing to listen on 0.0.0.0", "--host 127.0.0.1"]),
         (["serve", "--log-level", "loud"], ["no log level 'loud'"]),
         (["serve", "--public-base-url", "x"], ["public_base_url"]),
+        (["serve", "--max-batch-rows", "0"], ["max_batch_rows is 0", "at least 1"]),
         (["generate"], ["--prompt is missing"]),
         (["generate", "--prompt", "x", "--size", "1024"], ["not WIDTHxHEIGHT"]),
         (["generate", "--prompt", "x", "--output-path", "a.gif"], ["unknown ending", ".webp"]),
@@ -125,6 +126,12 @@ def test_the_environment_is_between_file_and_flags(tmp_path):
     assert "log_level = 'debug'  (SGLD_LOG_LEVEL)" in done.stdout
     done = sglang("config", "show", "--log-level", "warning", SGLD_LOG_LEVEL="debug")
     assert "log_level = 'warning'  (flag)" in done.stdout
+    path.write_text('{"log_level": "error", "data_dir": "/from/file"}')
+    done = sglang(
+        "config", "show", "--config", str(path), SGLD_LOG_LEVEL="info", SGLD_DATA_DIR="/x"
+    )
+    assert "log_level = 'info'  (SGLD_LOG_LEVEL)" in done.stdout, "though it is the default"
+    assert "data_dir = '/x'  (SGLD_DATA_DIR)" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Every command of the README runs, word for word but for the port and the folders.
 
 A ```bash block is one script. Blocks after `<!-- not run: reason -->` are left out, and the reasons
-stand here: only what installs or what the suite itself is may carry one. `make` targets that set up,
-serve or test are checked to exist and are run by CI itself.
+stand here: only what installs or what the suite itself is may carry one. `make` targets that set
+up, serve or test are checked to exist and are run by CI itself.
 """
 
 from __future__ import annotations

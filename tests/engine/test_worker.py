@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import EngineError, OutOfMemoryError, RequestError
+from sgl_diffusion.base.errors import ConfigError, EngineError, OutOfMemoryError, RequestError
 from sgl_diffusion.base.params import ModelCard, SamplingParams
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.worker import DiffusionWorker
+from sgl_diffusion.ops import dispatch
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.outbox import RecordingOutbox
 
@@ -83,11 +84,19 @@ def breaks(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[obje
     yield set_error
 
 
+def _no_memory_on_the_cpu() -> RuntimeError:
+    """What torch itself says."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
         (torch.OutOfMemoryError("CUDA out of memory secret"), OutOfMemoryError, "at step 0 of 2"),
         (MemoryError(), OutOfMemoryError, "32x32"),
+        (_no_memory_on_the_cpu(), OutOfMemoryError, "at step 0 of 2"),
         (ValueError("secret path /home/x"), EngineError, "internal error (ValueError)"),
         (RequestError("too big"), RequestError, "too big"),
     ],
@@ -107,6 +116,24 @@ def test_errors_are_explained_without_foreign_text(
     told = outbox.errors["a"]
     assert type(told) is kind and text in str(told) and "secret" not in str(told)
     assert worker.running() == 0, "the worker goes on without the job"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("secret"), _no_memory_on_the_cpu()])
+def test_a_model_that_does_not_fit_says_so(outbox: RecordingOutbox, error: Exception) -> None:
+    def open_pipeline(note: object) -> Pipeline:
+        raise error
+
+    with pytest.raises(OutOfMemoryError, match="The model does not fit"):
+        DiffusionWorker(open_pipeline, EngineOptions(), outbox).load()
+
+
+def test_a_wrong_name_of_an_op_ends_the_load(
+    pipeline: Pipeline, outbox: RecordingOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLD_OPS", "norm_modulate=tritn")
+    monkeypatch.setattr(dispatch, "_named", None)  # what a fresh process knows
+    with pytest.raises(ConfigError, match="no implementation 'tritn'"):
+        DiffusionWorker(lambda note: pipeline, EngineOptions(), outbox).load()
 
 
 def test_an_unknown_control_action_is_refused(worker: DiffusionWorker) -> None:

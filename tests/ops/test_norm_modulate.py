@@ -112,7 +112,7 @@ def test_empty_inputs(norm_modulate_by: str) -> None:
 
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_result_larger_than_the_caches(norm_modulate_by: str, out_dtype: torch.dtype) -> None:
-    """Large results are stored past the caches; a width that is not a multiple of 64 bytes is not."""
+    """Large results are stored past the caches, if their rows are multiples of 64 bytes."""
     for width in (2112, 2100):
         x = torch.randn(2, 2050, width, dtype=torch.bfloat16)
         scale, shift = torch.randn(2, 2, width)

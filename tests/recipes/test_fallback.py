@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError, RequestError
+from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
 from sgl_diffusion.base.params import SamplingParams
+from sgl_diffusion.engine import pulse
 from sgl_diffusion.engine.pipeline import WholePipeline
 from sgl_diffusion.engine.worker import DiffusionWorker
 from sgl_diffusion.recipes.registry import open_pipeline
@@ -104,6 +106,56 @@ def test_progress_cancel_and_what_the_class_does_not_take(tiny_sd: Path) -> None
     worker.step()
     assert isinstance(outbox.errors["shifted"], RequestError)
     assert outbox.errors["shifted"].param == "flow_shift"
+
+
+def test_a_long_call_looks_up_within_its_steps(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "EVERY_SECONDS", 0.0)
+    options = EngineOptions(model_path=str(tiny_sd))
+    outbox = RecordingOutbox()
+    worker = DiffusionWorker(lambda note: open_pipeline(options, note), options, outbox)
+    worker.load()
+    card = open_pipeline(options, lambda note: None).card
+    params = dataclasses.asdict(card.resolve(wish(num_inference_steps=2), video=False))
+    worker.submit("whole", {"params": params})
+    worker.step()
+    steps = [step for _, step, _ in outbox.steps["whole"]]
+    assert sorted(steps) == steps and all(steps.count(step) > 5 for step in (0, 1, 2))
+
+    polls = 0
+
+    def cancel_while_it_decodes() -> None:
+        nonlocal polls
+        polls += outbox.steps["cut"][-1][1] == 2
+        if polls == 5:
+            worker.cancel("cut")
+
+    outbox.on_poll = cancel_while_it_decodes
+    worker.submit("cut", {"params": params})
+    worker.step()
+    assert polls == 5 and "cut" not in outbox.outputs and worker.running() == 0
+
+
+@pytest.mark.parametrize("option", ["vae_precision", "text_encoder_precision"])
+def test_an_option_it_cannot_honour_is_refused(tiny_sd: Path, option: str) -> None:
+    options = EngineOptions(model_path=str(tiny_sd), **{option: "fp16"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{option} cannot be chosen"):
+        open_pipeline(options, lambda note: None)
+
+
+def test_a_damaged_checkpoint_says_so(tiny_sd: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd, tmp_path / "model")
+    for file in (tmp_path / "model" / "unet").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(SetupError, match="cannot be loaded as StableDiffusionPipeline"):
+        open_pipeline(EngineOptions(model_path=str(tmp_path / "model")), lambda note: None)
+
+
+def test_a_class_that_is_no_pipeline_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DDIMScheduler"}')
+    with pytest.raises(ConfigError, match="has no pipeline DDIMScheduler"):
+        open_pipeline(EngineOptions(model_path=str(tmp_path)), lambda note: None)
 
 
 def test_native_by_name_is_refused_where_no_recipe_is(tiny_sd: Path) -> None:

@@ -302,6 +302,7 @@ def test_routing(api, method, path, status, code):
         ({"host": "[::1"}, 403, "host_not_allowed"),
         ({"origin": "https://evil.test"}, 403, "origin_not_allowed"),
         ({"origin": "null"}, 403, "origin_not_allowed"),
+        ({"origin": "http://["}, 403, "origin_not_allowed"),
         ({"origin": "http://127.0.0.1:1"}, 403, "origin_not_allowed"),
     ],
 )

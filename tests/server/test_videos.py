@@ -276,6 +276,21 @@ def test_a_full_disk_fails_the_video(api, monkeypatch):
     assert not list((api.folder / "videos").iterdir())
 
 
+def test_a_table_that_cannot_be_written_ends_the_job_in_the_worker(api, monkeypatch):
+    """Its row keeps its state, but nothing goes on computing for it."""
+    api.client.step_seconds = 0.2
+
+    async def full(*_args, **_options):
+        raise errors.UnavailableError("Full.", code="insufficient_storage")
+
+    monkeypatch.setattr(api.jobs, "update", full)
+    video = api.post(PATH, json={"prompt": "x", "num_inference_steps": 50}).json()
+    deadline = time.monotonic() + 5
+    while not api.client.cancelled and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert api.client.cancelled == [video["id"]]
+
+
 def test_a_new_server_goes_on_with_the_rows(make_api):
     first = make_api()
     first.client.step_seconds = 5

@@ -1,0 +1,49 @@
+"""One step of a group, with a stand-in for the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.params import SamplingParams
+from sgl_diffusion.components.samplers import SolverState
+from sgl_diffusion.engine.denoise import denoise, shape_key
+from sgl_diffusion.engine.job import Job, Row
+from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.recipes.registry import open_pipeline
+
+
+@pytest.fixture
+def pipeline(tiny_wan_a: Path) -> Pipeline:
+    opened = open_pipeline(EngineOptions(model_path=str(tiny_wan_a)), lambda note: None)
+    assert isinstance(opened, Pipeline)
+    return opened
+
+
+def begun(pipeline: Pipeline, **wish: Any) -> Row:
+    small = {"prompt": "a cat", "width": 32, "height": 32, "num_frames": 5}
+    params = pipeline.card.resolve(SamplingParams(**small, **wish), video=True)  # type: ignore[arg-type]
+    job = Job("job", params)
+    job.condition = pipeline.encode("a cat", params)
+    job.negative = pipeline.encode("", params)
+    job.solver = pipeline.solver(params)
+    (row,) = job.rows
+    row.state = SolverState.start(pipeline.noise(params, 1))
+    return row
+
+
+def test_guidance_is_done_in_fp32(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = begun(pipeline, guidance_scale=7.3, num_inference_steps=2)
+    assert row.state is not None and row.job.solver is not None
+    start = row.state.x
+    with_prompt, without = torch.randn(2, *start.shape).bfloat16().split(1)
+    velocity = torch.cat([with_prompt[0], without[0]])
+    monkeypatch.setattr(pipeline, "velocity", lambda *_: velocity)
+    denoise(pipeline, shape_key(pipeline, row), [row], None)
+    guided = without[0].double() + 7.3 * (with_prompt[0].double() - without[0].double())
+    expected = start.double() - float(row.job.solver.table[0, 0]) * guided
+    assert (row.state.m0 - expected).abs().max() < 1e-4
