@@ -9,7 +9,7 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test test-slow check format bench gpu-check clean
+.PHONY: setup serve test test-slow check format bench clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -37,6 +37,8 @@ $(READY): $(VENV)/.torch $(BUILD_INPUTS)
 serve: $(READY)  ## run the server; options: make serve ARGS="--port 30010"
 	@exec $(BIN)/sglang serve $(ARGS)
 
+# Threads that sleep where they wait: the suite starts servers and workers side by side.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY)  ## the whole default suite
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -54,6 +56,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
 	$(BIN)/ruff format $(PYTHON_SOURCES)
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: $(READY)  ## every benchmark, with its peer, on an idle machine
+	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info sgl_diffusion/_lib

@@ -20,7 +20,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-IMPORTS = "import torch; from diffusers import AutoencoderKLWan; from transformers import UMT5EncoderModel"
+IMPORTS = (
+    "import torch; from diffusers import AutoencoderKLWan; "
+    "from transformers import UMT5EncoderModel"
+)
 SGLANG = [sys.executable, "-m", "sgl_diffusion.cli"]
 
 

@@ -34,13 +34,16 @@ TABLE = {
     variable.name: variable
     for variable in (
         Variable("SGLD_OPS", str, "", "Implementation of named ops: `norm_modulate=triton,...`."),
-        Variable("SGLD_CPU_ISA", str, "", "Highest CPU kernel level: `avx512`, `avx2`, `scalar`."),
+        Variable(
+            "SGLD_CPU_ISA", str, "", "CPU kernels at most: avx512_bf16, avx512, avx2, scalar."
+        ),
         Variable("SGLD_LIBRARY", str, "", "Path of another native library than the built one."),
         Variable(
             "SGLD_LOG_LEVEL", str, "", "Default of `--log-level`: debug, info, warning, error."
         ),
         Variable("SGLD_DATA_DIR", str, "", "Default of `--data-dir`."),
         Variable("SGLD_DEBUG", _flag, False, "Show tracebacks on the command line."),
+        Variable("OMP_WAIT_POLICY", str, "PASSIVE", "How idle CPU threads of a worker wait."),
         Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),
         Variable("HF_HUB_OFFLINE", _flag, False, "Never ask the hub; use its cache only."),
         Variable("HF_TOKEN", str, "", "Token for gated repositories."),
@@ -62,5 +65,10 @@ def get(name: str) -> Any:
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment a worker process starts with."""
-    return {**os.environ, **(extra or {})}
+    """The environment a worker process starts with.
+
+    Its threads sleep where they wait: spinning ones stall as soon as another process wants a core
+    (docs/measured.md). The variable must be there before the thread library is loaded.
+    """
+    waiting = {"OMP_WAIT_POLICY": str(get("OMP_WAIT_POLICY"))}
+    return {**os.environ, **waiting, **(extra or {})}

@@ -14,6 +14,7 @@ from sgl_diffusion.components.samplers import SolverState
 from sgl_diffusion.engine.denoise import denoise, shape_key
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.models.wan import TextContext
 from sgl_diffusion.recipes.registry import open_pipeline
 
 
@@ -47,3 +48,17 @@ def test_guidance_is_done_in_fp32(pipeline: Pipeline, monkeypatch: pytest.Monkey
     guided = without[0].double() + 7.3 * (with_prompt[0].double() - without[0].double())
     expected = start.double() - float(row.job.solver.table[0, 0]) * guided
     assert (row.state.m0 - expected).abs().max() < 1e-4
+
+
+def test_a_step_mixes_no_tensors_of_the_host_with_those_of_the_device(pipeline: Pipeline) -> None:
+    """On torch's meta device, which computes nothing but refuses tensors of another device."""
+    device = torch.device("meta")
+    row = begun(pipeline, guidance_scale=5.0, num_inference_steps=2)
+    texts = [TextContext(text.kv.to(device)) for text in (row.job.condition, row.job.negative)]
+    pipeline.device = device
+    pipeline._transformer.to(device)  # type: ignore[attr-defined]
+    row.state = SolverState.start(pipeline.noise(row.job.params, 1))
+    context = pipeline.collate(texts)
+    denoise(pipeline, shape_key(pipeline, row), [row], context)
+    assert row.step == 1 and row.state is not None
+    assert all(part.device == device for part in row.state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from collections.abc import Iterator
@@ -154,6 +155,18 @@ def test_an_unreachable_hub(hub: TinyHub, cache: Path, monkeypatch: pytest.Monke
         with pytest.raises(ModelNotFoundError, match="cannot be reached") as caught:
             resolve_model("org/elsewhere", cache_dir=cache)
     assert "Errno" not in str(caught.value)
+
+
+def test_a_full_disk_is_not_blamed_on_the_hub(
+    hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "secret")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(SetupError, match="cannot be stored: No space left") as caught:
+        resolve_model("org/wan-tiny", cache_dir=cache)
+    assert "HF_HOME" in caught.value.hint
 
 
 def test_a_wrong_path_suggests_its_neighbour(tmp_path: Path) -> None:

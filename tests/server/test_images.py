@@ -208,6 +208,27 @@ def test_not_ready_is_503(api):
     assert answer.status_code == 503 and "retry-after" in answer.headers
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_error(base_url, api, caplog):
+    caplog.set_level("INFO", "sgl_diffusion.server.middleware")
+
+    async def leave() -> None:
+        host, port = base_url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"prompt": '
+        )
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+
+    api.run(leave())
+    (record,) = caplog.records
+    assert "the client left" in record.message and record.levelname == "INFO"
+
+
 def test_a_client_that_leaves_frees_the_worker(api, base_url):
     api.client.gate.clear()
 
