@@ -37,10 +37,7 @@ def stop(what: str, next_step: str) -> NoReturn:
 
 
 def tool(name: str) -> str:
-    """A build tool from beside the interpreter, which need not be activated, else from the PATH.
-
-    A system's own CMake may be too old to know the CUDA compiler that is installed.
-    """
+    """A build tool from beside the interpreter; a system's own may be too old for its nvcc."""
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     found = shutil.which(name, path=places)
     if found is None:

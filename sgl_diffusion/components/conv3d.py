@@ -1,7 +1,7 @@
 """Three-dimensional convolutions on the CPU, always through oneDNN.
 
-torch keeps small ones on a loop of its own that is many times slower (docs/measured.md), by the
-size of the input; VAEs with few channels fall below that line.
+torch keeps small ones, by the size of the input, on a loop of its own that is two to seven times
+slower (docs/measured.md); VAEs with few channels fall below that line.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,6 @@ class Job:
     cancelled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     order: int = field(default_factory=lambda: next(_order))
-    accepted: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.rows = [Row(self, seed) for seed in self.params.seeds]

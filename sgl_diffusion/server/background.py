@@ -28,7 +28,6 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
 from sgl_diffusion.orchestrator.messages import Metric
-from sgl_diffusion.server.errors import INTERNAL
 from sgl_diffusion.server.files import Files, write_file
 from sgl_diffusion.server.media import encode_video
 
@@ -41,6 +40,7 @@ log = get_logger(__name__)
 
 _IN_FLIGHT = 32  # rows given to the client at once: enough to batch, and images still get in
 _RETRY_SECONDS = 0.5
+_INTERNAL = "The server met an internal error. Its log holds the details under this video's id."
 
 
 @dataclass(eq=False)
@@ -255,7 +255,7 @@ class VideoRunner:
         if not ours:
             log.error("video %s failed", live.row.id, exc_info=error)
         code = error.code if isinstance(error, SglError) else "internal_error"
-        message = str(error) if ours else INTERNAL
+        message = str(error) if ours else _INTERNAL
         self._outcomes[code] += 1
         if live.handle is not None:
             live.handle.cancel()  # it may be the table that failed and not the job
