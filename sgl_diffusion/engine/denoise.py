@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sgl_diffusion.components.samplers import advance, stack
+from sgl_diffusion.components.samplers import Solver, advance, stack
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.pipeline import Context, Pipeline
 
@@ -27,8 +27,8 @@ class ShapeKey:
 
 def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
     """The key of the row's next step (the expert may change on the way)."""
-    assert row.job.solver is not None and row.state is not None, "the job is not encoded"
-    timestep = float(row.job.solver.timesteps[row.step])
+    assert row.state is not None, "the job is not encoded"
+    timestep = float(_solver(row).timesteps[row.step])
     return ShapeKey(
         latents=tuple(row.state.x.shape[1:]),
         text=pipeline.text_bucket(row.job.condition),
@@ -37,41 +37,15 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
     )
 
 
-class Contexts:
-    """The collated conditions of each group's last batch: rebuilt only when its rows change."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._last: dict[ShapeKey, tuple[list[Row], Context]] = {}
-
-    def of(self, key: ShapeKey, rows: list[Row]) -> Context:
-        known = self._last.get(key)
-        if known is not None and known[0] == rows:
-            return known[1]
-        conditions = [row.job.condition for row in rows]
-        if key.guided:
-            conditions += [row.job.negative for row in rows]
-        context = self._pipeline.collate(conditions)
-        self._last[key] = (rows, context)
-        return context
-
-    def keep(self, keys: set[ShapeKey]) -> None:
-        """Forget the groups that are gone."""
-        for key in self._last.keys() - keys:
-            del self._last[key]
-
-
 @torch.inference_mode()
 def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context) -> None:
     """Advance every row by one step: one forward pass, one guidance, one solver update."""
     device = pipeline.device
     state = stack([row.state for row in rows if row.state is not None])
-    solvers = [row.job.solver for row in rows if row.job.solver is not None]
-    timesteps = torch.stack([s.timesteps[row.step] for s, row in zip(solvers, rows, strict=True)])
-    table = torch.stack([s.table[row.step] for s, row in zip(solvers, rows, strict=True)])
-    timesteps = timesteps.to(device)
+    timesteps = _upload([_solver(row).timesteps[row.step] for row in rows], device)
+    table = _upload([_solver(row).table[row.step] for row in rows], device)
     if key.guided:
-        scale = torch.tensor([row.job.params.guidance_scale for row in rows], device=device)
+        scale = _upload([torch.tensor(row.job.params.guidance_scale) for row in rows], device)
         both = torch.cat([state.x, state.x])
         # In fp32: a scale of 7.3 is 7.3125 in bf16, and guidance multiplies what was rounded off.
         velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert).float()
@@ -80,7 +54,20 @@ def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context
         velocity = pipeline.combine(with_prompt, without, scale)
     else:
         velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
-    state = advance(state, velocity, table.to(device))
+    state = advance(state, velocity, table)
     for row, row_state in zip(rows, state.rows(), strict=True):
         row.state = row_state
         row.step += 1
+
+
+def _solver(row: Row) -> Solver:
+    assert row.job.solver is not None, "the job is not encoded"
+    return row.job.solver
+
+
+def _upload(rows: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Host values of the rows on the device, without making the host wait for it."""
+    stacked = torch.stack(rows)
+    if device.type == "cuda":
+        stacked = stacked.pin_memory()
+    return stacked.to(device, non_blocking=True)

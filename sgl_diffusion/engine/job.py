@@ -29,6 +29,14 @@ class Row:
     frames: list[torch.Tensor] = field(default_factory=list)
     decoded: bool = False
 
+    @property
+    def denoised(self) -> bool:
+        return self.step == self.job.params.num_inference_steps
+
+    @property
+    def to_decode(self) -> bool:
+        return self.denoised and not self.decoded
+
 
 @dataclass(eq=False)
 class Job:
@@ -53,6 +61,12 @@ class Job:
     def step(self) -> int:
         """Finished steps of the row that is furthest behind."""
         return min(row.step for row in self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Jobs of one shape compete for the same batches."""
+        params = self.params
+        return params.width, params.height, params.num_frames
 
     def spend(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

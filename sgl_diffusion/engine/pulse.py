@@ -1,8 +1,8 @@
-"""A pulse for long forward passes on the CPU.
+"""Staying alive through long forward passes.
 
 A worker that is silent for two minutes is taken for hung. One forward pass of a large model on a
 CPU can take longer, so the outbox is polled between its blocks. On a GPU the blocks are only put
-into a queue, all within moments: a call between them would come too early to help.
+into a queue, all within moments; there the host waits for each unit of work and polls meanwhile.
 """
 
 from __future__ import annotations
@@ -33,3 +33,29 @@ def keep_pulse(
 
     for module in modules:
         module.register_forward_pre_hook(beat)
+
+
+class Pace:
+    """Keeps the host at most one unit of work ahead of a GPU. On a CPU it does nothing.
+
+    Not yet run on a GPU.
+    """
+
+    def __init__(self, device: torch.device, poll: Callable[[], None]) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._poll = poll
+
+    def mark(self) -> None:
+        """The work so far is what `wait` waits for."""
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        if self._event is None:
+            return
+        polled = time.monotonic()
+        while not self._event.query():
+            time.sleep(0.0002)
+            if time.monotonic() - polled >= EVERY_SECONDS:
+                polled = time.monotonic()
+                self._poll()

@@ -8,19 +8,24 @@ cancelling happen at step boundaries.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 
+from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.components.samplers import SolverState
+from sgl_diffusion.engine.contexts import Contexts
 from sgl_diffusion.engine.counters import Counters
-from sgl_diffusion.engine.denoise import Contexts, ShapeKey, denoise, shape_key
+from sgl_diffusion.engine.denoise import ShapeKey, denoise
+from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.job import Job, Row
+from sgl_diffusion.engine.lineup import Batch, line_up
 from sgl_diffusion.engine.pipeline import Pipeline
-from sgl_diffusion.engine.pulse import keep_pulse
+from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.orchestrator.stage import Outbox
+
+log = get_logger(__name__)
 
 Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
@@ -40,7 +45,8 @@ class StepRunner:
         self._jobs: dict[str, Job] = {}
         self._turns = Turns()
         self._contexts = Contexts(pipeline)
-        self._row_turns: dict[ShapeKey, Turns] = defaultdict(Turns)
+        self._reduced: dict[ShapeKey, int] = {}
+        self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
 
@@ -58,50 +64,20 @@ class StepRunner:
 
     def step(self) -> bool:
         """One unit of work, for whoever has waited longest."""
-        takers, groups = self._takers()
-        if not takers:
+        self._pace.wait()
+        lineup = line_up(self._pipeline, self._jobs.values(), self._max_rows, self._reduced)
+        self._contexts.keep(lineup.rows)
+        if not lineup.orders:
             return False
-        taker = self._turns.next(takers)
-        if taker == "encode":
-            self._guard(self._oldest(lambda job: not job.encoded), self._encode)
-        elif taker == "decode":
-            self._guard(self._oldest(_to_decode), self._decode)
-        else:
-            assert isinstance(taker, ShapeKey)
-            self._denoise(taker, self._choose(taker, groups[taker]))
+        unit = self._turns.next(lineup.orders)
+        if isinstance(unit, Batch):
+            self._denoise(unit, lineup.rows[unit])
+        elif unit == "encode" and lineup.to_encode is not None:
+            self._guard(lineup.to_encode, self._encode)
+        elif lineup.to_decode is not None:
+            self._guard(lineup.to_decode, self._decode)
+        self._pace.mark()
         return True
-
-    # -- choosing ----------------------------------------------------------------------------------
-
-    def _takers(self) -> tuple[dict[str | ShapeKey, int], dict[ShapeKey, list[Row]]]:
-        takers: dict[str | ShapeKey, int] = {}
-        groups: dict[ShapeKey, list[Row]] = defaultdict(list)
-        for job in self._jobs.values():
-            if not job.encoded:
-                takers.setdefault("encode", job.order)
-                continue
-            if _to_decode(job):
-                takers.setdefault("decode", job.order)
-            for row in job.rows:
-                if row.step < job.params.num_inference_steps:
-                    key = shape_key(self._pipeline, row)
-                    groups[key].append(row)
-                    takers.setdefault(key, job.order)
-        self._contexts.keep(set(groups))
-        for key in self._row_turns.keys() - groups.keys():
-            del self._row_turns[key]
-        return takers, groups
-
-    def _choose(self, key: ShapeKey, rows: list[Row]) -> list[Row]:
-        """At most `max_rows` rows; where there are more, they take turns too."""
-        if len(rows) <= self._max_rows:
-            return rows
-        waiting = {row: row.job.order for row in rows}
-        turns = self._row_turns[key]
-        return [turns.next(waiting) for _ in range(self._max_rows)]
-
-    def _oldest(self, wanted: Callable[[Job], bool]) -> Job:
-        return next(job for job in self._jobs.values() if wanted(job))
 
     # -- units -------------------------------------------------------------------------------------
 
@@ -126,24 +102,37 @@ class StepRunner:
         job.solver = solver
         self._spend([job], "encode", time.perf_counter() - start)
 
-    def _denoise(self, key: ShapeKey, rows: list[Row]) -> None:
+    def _denoise(self, batch: Batch, rows: list[Row]) -> None:
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
         fresh = [row for row in rows if row.step == 0]
         try:
-            denoise(self._pipeline, key, rows, self._contexts.of(key, rows))
+            denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
         except Exception as error:
-            self._fail(jobs, error)
+            if is_out_of_memory(error) and len(rows) > 1:
+                self._reduce(batch.key, len(rows) // 2)
+            else:
+                self._fail(jobs, error)
             return
         self._spend(jobs, "denoise", time.perf_counter() - start)
         self._count(rows, fresh)
         for job in jobs:
             self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "denoise")
+            if all(row.denoised for row in job.rows):
+                job.condition = job.negative = None
+
+    def _reduce(self, key: ShapeKey, rows: int) -> None:
+        """After an out-of-memory no row has moved: the same step again, in smaller batches."""
+        log.warning("out of memory: batches of %s get at most %d rows", key.latents, rows)
+        self._reduced[key] = rows
+        self._contexts.keep({})
+        if self._pipeline.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _decode(self, job: Job) -> None:
         start = time.perf_counter()
-        row = next(row for row in job.rows if _ready(row))
+        row = next(row for row in job.rows if row.to_decode)
         if row.chunks is None:
             assert row.state is not None
             row.chunks = self._pipeline.decode(row.state.x)
@@ -151,6 +140,8 @@ class StepRunner:
         if chunk is None:
             row.decoded, row.chunks, row.state = True, None, None
         else:
+            self._pace.mark()
+            self._pace.wait()
             row.frames.append(chunk.cpu())
         self._spend([job], "decode", time.perf_counter() - start)
         self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "decode")
@@ -170,17 +161,9 @@ class StepRunner:
         counters.add("denoise_forwards_total", rows=str(len(rows)))
         counters.add("denoise_rows_total", len(rows))
         under_way = any(row.step > 1 for row in rows)
-        done = [row for row in rows if row.step == row.job.params.num_inference_steps]
+        done = [row for row in rows if row.denoised]
         if fresh:
             counters.add("denoise_joins_total", len(fresh), running=str(under_way).lower())
         if done:
             stay = str(len(done) < len(rows)).lower()
             counters.add("denoise_leaves_total", len(done), running=stay)
-
-
-def _ready(row: Row) -> bool:
-    return not row.decoded and row.step == row.job.params.num_inference_steps
-
-
-def _to_decode(job: Job) -> bool:
-    return job.encoded and any(_ready(row) for row in job.rows)

@@ -14,14 +14,10 @@ import torch
 
 from sgl_diffusion import ops
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import (
-    EngineError,
-    OutOfMemoryError,
-    RequestError,
-    SglError,
-)
+from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
@@ -49,7 +45,7 @@ class DiffusionWorker:
         try:
             pipeline = self._open(self._outbox.loading)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 "The model does not fit into the memory of the device.",
@@ -106,30 +102,6 @@ class DiffusionWorker:
         """These jobs end here; the others and the worker go on."""
         for job in jobs:
             self._active.drop(job.id)
-            self._outbox.failed(job.id, _explain(error, job))
+            self._outbox.failed(job.id, explain(error, job))
         if not isinstance(error, SglError):
             log.error("job %s failed", ", ".join(job.id for job in jobs), exc_info=error)
-
-
-def _explain(error: Exception, job: Job) -> SglError:
-    """What a user may read of an error: ours as it is, nothing of a foreign text."""
-    if isinstance(error, SglError):
-        return error
-    if _is_out_of_memory(error):
-        params = job.params
-        return OutOfMemoryError(
-            f"The device ran out of memory at step {job.step} of {params.num_inference_steps} "
-            f"({params.width}x{params.height}, {params.num_frames} frames).",
-            hint="Ask for a smaller size, fewer frames or fewer outputs.",
-        )
-    return EngineError(
-        f"The engine met an internal error ({type(error).__name__}).",
-        hint="The worker's log holds the traceback.",
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class of its own for GPUs only; its CPU allocator raises a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
-    )

@@ -145,3 +145,67 @@ def test_progress_counts_every_step_and_names_the_phase(pipeline: Pipeline) -> N
     assert {phase for phase, _, _ in reports} == {"encode", "denoise", "decode"}
     assert set(job.seconds) == {"encode", "denoise", "decode"}
     assert dataclasses.asdict(job.params)["num_inference_steps"] == 4
+
+
+def test_more_rows_than_a_batch_form_stable_batches(pipeline: Pipeline) -> None:
+    collated = []
+    collate = pipeline.collate
+    bench = Bench(pipeline, max_rows=2)
+    bench.pipeline.collate = lambda c: collated.append(len(c)) or collate(c)  # type: ignore[method-assign, func-returns-value]
+    try:
+        bench.add("three", num_outputs=3, num_inference_steps=6)
+        bench.run()
+    finally:
+        del bench.pipeline.collate  # type: ignore[attr-defined]
+    assert collated == [4, 2], "each batch is put together once: prompts and negatives"
+    assert bench.count("denoise_forwards_total", rows="2") == 6
+    assert bench.count("denoise_forwards_total", rows="1") == 6
+
+
+def test_only_so_many_rows_of_a_shape_hold_their_prompts(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline, max_rows=2)
+    for number in range(7):
+        bench.add(f"job {number}", num_inference_steps=9)
+    bench.add("other shape", num_frames=1, num_inference_steps=3)
+    most, encoded = 0, []
+    while bench.runner.step():
+        jobs = bench.runner.jobs()
+        encoded += [job.id for job in jobs if job.encoded and job.id not in encoded]
+        most = max(most, sum(job.condition is not None for job in jobs if job.shape[2] == 5))
+    assert most == 4, "two full batches"
+    assert encoded.index("other shape") == 4, "another shape does not wait for this one"
+    assert len(bench.outbox.outputs) == 8
+
+
+def test_within_a_shape_nobody_overtakes(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline, max_rows=2)
+    bench.add("first", num_outputs=2, num_inference_steps=4)
+    bench.add("large", num_outputs=4, num_inference_steps=2)
+    bench.add("small", num_outputs=1, num_inference_steps=2)
+    encoded: list[str] = []
+    while bench.runner.step():
+        encoded += [j.id for j in bench.runner.jobs() if j.encoded and j.id not in encoded]
+    assert encoded == ["first", "large", "small"]
+
+
+def test_out_of_memory_in_a_batch_is_tried_again_in_smaller_ones(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    velocity = pipeline.velocity
+
+    def room_for_two_rows(latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(latents) > 4:  # guided: two of each row
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return velocity(latents, *rest)  # type: ignore[arg-type]
+
+    bench = Bench(pipeline)
+    for name, wish in WISHES.items():
+        bench.add(name, **wish)
+    monkeypatch.setattr(pipeline, "velocity", room_for_two_rows)
+    bench.run()
+    monkeypatch.undo()
+    assert not bench.errors
+    for name in WISHES:
+        assert_same(bench.latents[name], alone(pipeline, name))
+    assert bench.count("denoise_forwards_total", rows="2") > 0
+    assert bench.count("denoise_forwards_total", rows="3") == 0
