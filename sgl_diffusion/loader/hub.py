@@ -21,6 +21,7 @@ from sgl_diffusion.base import env
 from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.loader.index import INDEX_NAME
+from sgl_diffusion.loader.progress import Note, note_bar
 from sgl_diffusion.loader.weights import PICKLE_SUFFIXES, is_variant
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -38,8 +39,10 @@ def resolve_model(
     *,
     allow: Sequence[str] | None = None,
     cache_dir: Path | None = None,
+    note: Note = _log.info,
 ) -> Path:
-    """The local folder of a model. `allow` replaces the patterns of the files worth having."""
+    """The local folder of a model. `allow` replaces the patterns of the files worth having, and
+    `note` hears how far a download is."""
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         _refuse_only_pickle(path_or_id, (file.name for file in path.rglob("*")))
@@ -54,7 +57,7 @@ def resolve_model(
             f"There is no folder {path_or_id}.",
             hint=_close(path.name, _folders(path.parent)) or "Check the path.",
         )
-    repo = _Repo(path_or_id, revision, cache_dir)
+    repo = _Repo(path_or_id, revision, cache_dir, note)
     if env.get("HF_HUB_OFFLINE"):
         return repo.cached("HF_HUB_OFFLINE is set")
     return repo.download(allow)
@@ -67,6 +70,7 @@ class _Repo:
     id: str
     revision: str | None
     cache_dir: Path | None
+    note: Note
 
     def download(self, allow: Sequence[str] | None) -> Path:
         from huggingface_hub import HfApi, snapshot_download
@@ -96,6 +100,7 @@ class _Repo:
                         endpoint=endpoint,
                         token=token,
                         allow_patterns=files,
+                        tqdm_class=note_bar(self.id, self.note),
                     )
                 )
                 return Path(folder)

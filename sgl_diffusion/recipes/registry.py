@@ -42,7 +42,7 @@ def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipelin
     from sgl_diffusion.loader.index import read_index
 
     note(f"looking for {options.model_path}")
-    folder = resolve_model(options.model_path, options.revision)
+    folder = resolve_model(options.model_path, options.revision, note=note)
     return _open(read_index(folder), options, options.model_path, note)
 
 

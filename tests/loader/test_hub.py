@@ -211,3 +211,13 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_files_worth_having(names: list[str], chosen: list[str]) -> None:
     assert choose_files(names) == chosen
+
+
+def test_a_long_download_says_how_far_it_is(
+    hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgl_diffusion.loader.progress.EVERY_SECONDS", 0.0)
+    notes: list[str] = []
+    resolve_model("org/wan-tiny", cache_dir=cache, note=notes.append)
+    assert notes[-1].startswith("downloading org/wan-tiny: 1.0 MB of 1.")
+    assert all(" of " in note and note.endswith("MB") for note in notes)
