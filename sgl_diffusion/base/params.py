@@ -92,6 +92,7 @@ class ModelCard:
     max_edge: int = 4096
     frame_multiple: int = 4
     max_frames: int = 241
+    max_pixels: int = 2**28  # of all outputs and frames together
     note: str = ""
 
     @property
@@ -124,7 +125,7 @@ class ModelCard:
         guidance = wish.guidance_scale
         length = wish.max_sequence_length
         shift = wish.flow_shift
-        return ResolvedParams(
+        params = ResolvedParams(
             prompt=wish.prompt,
             negative_prompt=defaults.negative_prompt
             if wish.negative_prompt is None
@@ -158,6 +159,19 @@ class ModelCard:
             ),
             seeds=seeds,
         )
+        self._check_pixels(params)
+        return params
+
+    def _check_pixels(self, params: ResolvedParams) -> None:
+        count = len(params.seeds)
+        pixels = params.width * params.height * params.num_frames * count
+        if pixels > self.max_pixels:
+            raise RequestError(
+                f"{count} x {params.num_frames} frames of {params.width}x{params.height} are "
+                f"{pixels / 1e6:.0f} million pixels; the limit is {self.max_pixels / 1e6:.0f}.",
+                hint="Ask for a smaller size, fewer frames or fewer outputs.",
+                code="request_too_large",
+            )
 
     def round_frames(self, frames: int) -> int:
         """The count the VAE can make, as diffusers rounds it: a multiple of four, plus one."""

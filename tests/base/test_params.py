@@ -103,3 +103,11 @@ def test_a_model_of_images_refuses_videos() -> None:
     card = dataclasses.replace(CARD, tasks=("T2I",))
     with pytest.raises(RequestError, match="makes images only"):
         card.resolve(SamplingParams(prompt="a"), video=True)
+
+
+def test_all_outputs_together_have_a_limit() -> None:
+    large = {"prompt": "a", "width": 4096, "height": 4096}
+    CARD.resolve(SamplingParams(**large, num_outputs=10), video=False)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="2 x 9 frames of 4096x4096 are 302 million") as caught:
+        CARD.resolve(SamplingParams(**large, num_outputs=2, num_frames=9), video=True)  # type: ignore[arg-type]
+    assert caught.value.code == "request_too_large"
