@@ -14,6 +14,9 @@ class Counters:
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:
         self._values[name, tuple(sorted(labels.items()))] += value
 
+    def clear(self) -> None:
+        self._values.clear()
+
     def metrics(self) -> list[Metric]:
         return [
             Metric(name=name, value=value, labels=dict(labels))

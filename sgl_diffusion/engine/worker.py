@@ -16,7 +16,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
@@ -28,6 +28,8 @@ from sgl_diffusion.orchestrator.stage import Outbox
 
 log = get_logger(__name__)
 
+_WARM_UP = "warm-up"
+
 
 class DiffusionWorker:
     """Implements `orchestrator.stage.Worker`."""
@@ -37,6 +39,7 @@ class DiffusionWorker:
         self._options = options
         self._outbox = outbox
         self._runner: StepRunner | WholeRunner | None = None
+        self._load_error: SglError | None = None
 
     def load(self) -> Payload:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
@@ -54,9 +57,23 @@ class DiffusionWorker:
         if isinstance(pipeline, Pipeline):
             rows = self._options.max_batch_rows
             self._runner = StepRunner(pipeline, rows, self._outbox, self._finish, self._fail)
+            self._warm_up(pipeline.card)
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
         return dataclasses.asdict(pipeline.card)
+
+    def _warm_up(self, card: ModelCard) -> None:
+        """The smallest picture in one step: what cannot work here fails now, not in every job, and
+        the first job does not pay for what libraries do once."""
+        self._outbox.loading("warming up")
+        edge = card.size_multiple
+        wish = SamplingParams(prompt="warm-up", width=edge, height=edge, num_inference_steps=1)
+        self._active.add(Job(_WARM_UP, card.resolve(wish, video=False)))
+        while self._active.step():
+            pass
+        self._active.counters.clear()
+        if self._load_error is not None:
+            raise self._load_error
 
     def submit(self, job_id: str, payload: Payload) -> None:
         try:
@@ -96,12 +113,16 @@ class DiffusionWorker:
         return self._runner
 
     def _finish(self, job: Job, clips: list[torch.Tensor]) -> None:
-        self._outbox.output(job.id, {"seconds": job.seconds}, list(clips))
+        if job.id != _WARM_UP:
+            self._outbox.output(job.id, {"seconds": job.seconds}, list(clips))
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """These jobs end here; the others and the worker go on."""
         for job in jobs:
             self._active.drop(job.id)
-            self._outbox.failed(job.id, explain(error, job))
+            if job.id == _WARM_UP:
+                self._load_error = explain(error, job)
+            else:
+                self._outbox.failed(job.id, explain(error, job))
         if not isinstance(error, SglError):
             log.error("job %s failed", ", ".join(job.id for job in jobs), exc_info=error)

@@ -139,3 +139,18 @@ def test_a_wrong_name_of_an_op_ends_the_load(
 def test_an_unknown_control_action_is_refused(worker: DiffusionWorker) -> None:
     with pytest.raises(RequestError, match="no control action"):
         worker.control("dance", {})
+
+
+def test_what_cannot_run_ends_the_load(
+    outbox: RecordingOutbox, pipeline: Pipeline, breaks: object
+) -> None:
+    breaks(torch.OutOfMemoryError("CUDA out of memory"))  # type: ignore[operator]
+    worker = DiffusionWorker(lambda note: pipeline, EngineOptions(), outbox)
+    with pytest.raises(OutOfMemoryError, match="16x16"):
+        worker.load()
+    assert not outbox.errors, "no client hears of the warm-up"
+
+
+def test_the_warm_up_leaves_no_trace(worker: DiffusionWorker, outbox: RecordingOutbox) -> None:
+    assert worker.running() == 0 and not outbox.outputs
+    assert not any(metric.name.startswith("denoise") for metric in worker.metrics())
