@@ -16,15 +16,20 @@ _LEVELS = {
 
 
 class _OneLine(logging.Formatter):
-    """A record never breaks the line, whatever a client put into it."""
+    """A record never breaks the line, whatever a client put into it; the lines of a traceback
+    cannot be taken for records."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname[0]} {record.name}: {safe}"
+        head = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname[0]} {record.name}"
+        lines = [f"{head}: {_escape(record.getMessage())}"]
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+            trace = self.formatException(record.exc_info).split("\n")
+            lines += [f"    | {_escape(line)}" for line in trace]
+        return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -6,6 +6,7 @@ fails unexpectedly still leaves an answer for each of them.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import time
 from collections import deque
@@ -237,7 +238,8 @@ def _control(worker: Worker, control_id: str, action: str, payload: Payload) -> 
 
 
 def _explain(error: Exception) -> Exception:
-    if isinstance(error, OSError | MemoryError):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC, errno.EFBIG)
+    if full or isinstance(error, MemoryError):
         return OutOfMemoryError(
             "The result does not fit into shared memory.",
             hint="Ask for less at once, or give the server more memory.",

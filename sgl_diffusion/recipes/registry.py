@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sgl_diffusion import __version__
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
@@ -50,7 +51,8 @@ def _open_tiny(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
     from sgl_diffusion.loader.index import read_index
     from sgl_diffusion.recipes.tiny_wan import DEFAULTS, build_tiny_wan
 
-    folder = data_folder(options.data_dir) / "models" / TINY_NAME
+    # By version, so that an upgrade does not serve what an older one built.
+    folder = data_folder(options.data_dir) / "models" / f"{TINY_NAME}-{__version__}"
     if not folder.is_dir():
         note("building a tiny random model")
     build_tiny_wan(folder)

@@ -25,7 +25,10 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
         raise ConfigError(f"port is {port}; it must be from 0 to 65535.", param="port")
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    server = socket.socket(family, kind, protocol)
+    try:
+        server = socket.socket(family, kind, protocol)
+    except OSError as error:  # no IPv6 here, or no descriptor left
+        raise _explain(error, host, port) from None
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         server.bind(address)

@@ -52,3 +52,14 @@ def test_a_log_record_stays_one_line() -> None:
     record = logging.LogRecord("n", logging.INFO, "", 0, "a\nb \x1b[31m %s", ("c\r",), None)
     line = log._OneLine().format(record)
     assert "\n" not in line and "\\n" in line and "\\x1b" in line and "\\r" in line
+
+
+def test_the_lines_of_a_traceback_are_no_records() -> None:
+    try:
+        raise ValueError("x\n12:00:00 E forged: line")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("n", logging.ERROR, "", 0, "failed", (), info)
+    first, *trace = log._OneLine().format(record).split("\n")
+    assert first.endswith("E n: failed") and trace
+    assert all(line.startswith("    | ") for line in trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -46,3 +47,12 @@ def test_loopback_names(host):
 def test_impossible_ports(port):
     with pytest.raises(ConfigError, match="0 to 65535"):
         bind("127.0.0.1", port)
+
+
+def test_a_machine_without_ipv6_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "x")
+
+    monkeypatch.setattr("sgl_diffusion.server.ports.socket.socket", none)
+    with pytest.raises(ConfigError, match="Cannot listen on ::1:0: Address family not supported"):
+        bind("::1", 0)
