@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
 from sgl_diffusion.components.pretrained import load_pretrained
 from sgl_diffusion.loader.index import ModelIndex
@@ -39,6 +40,7 @@ class VaeWan:
         folder = index.component("vae").folder
         model = load_pretrained(AutoencoderKLWan, folder, dtype=dtype, device=device)
         use_onednn(model)
+        use_sums(model)
         return cls(model)
 
     def blocks(self) -> list[nn.Module]:

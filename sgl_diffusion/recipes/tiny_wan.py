@@ -86,6 +86,9 @@ def _pipeline(heads: int, head_dim: int, layers: int, seed: int, flow_shift: flo
         WanTransformer3DModel,
     )
     from transformers import UMT5Config, UMT5EncoderModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     tokenizer = _tokenizer()
     text_encoder = UMT5EncoderModel(
