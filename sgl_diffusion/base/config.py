@@ -98,12 +98,13 @@ def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolve
             if name not in known:
                 flags = [n.replace("_", "-") for n in known]
                 raise ConfigError(f"Unknown option {key!r} in {origin}.", hint=suggest(key, flags))
-            values[name] = _coerce(name, value, hints[name], known[name].metadata)
+            where = f" in {origin}" if origin.startswith("file ") else ""
+            values[name] = _coerce(name, where, value, hints[name], known[name].metadata)
             origins[name] = origin
     return Resolved(kind(**values), origins)
 
 
-def _coerce(name: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
+def _coerce(name: str, where: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in allowed:
         return None
@@ -111,12 +112,12 @@ def _coerce(name: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
     if target is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{name} must be {target.__name__}, not {value!r}.", param=name)
+        raise ConfigError(f"{name} must be {target.__name__}, not {value!r}{where}.", param=name)
     choices, least = rules["choices"], rules["least"]
     if choices and value not in choices:
         raise ConfigError(
-            f"{name} is {value!r}.", hint=f"Use one of: {', '.join(choices)}.", param=name
+            f"{name} is {value!r}{where}.", hint=f"Use one of: {', '.join(choices)}.", param=name
         )
     if least is not None and not value >= least:  # written so that NaN fails, too
-        raise ConfigError(f"{name} is {value}; it must be at least {least}.", param=name)
+        raise ConfigError(f"{name} is {value}{where}; it must be at least {least}.", param=name)
     return value

@@ -111,6 +111,13 @@ class ModelCard:
                     code="prompt_too_long",
                     param=param,
                 )
+            if text is not None and any("\ud800" <= char <= "\udfff" for char in text):
+                raise RequestError(
+                    f"{param} is not valid Unicode.",
+                    hint="On a command line it has to be UTF-8.",
+                    code="invalid_unicode",
+                    param=param,
+                )
         if video and not self.makes_video:
             raise RequestError(
                 f"{self.name} makes images only.",
@@ -211,12 +218,18 @@ class ModelCard:
 
 
 def _within(param: str, value: float, low: float, high: float) -> float:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise RequestError(f"{param} is not a finite number.", code="not_finite", param=param)
     if low <= value <= high:
         return value
     raise RequestError(
-        f"{param} is {value:g}; it must be from {low:g} to {high:g}.",
+        f"{param} is {_plain(value)}; it must be from {_plain(low)} to {_plain(high)}.",
         code="out_of_range",
         param=param,
     )
+
+
+def _plain(value: float) -> str:
+    if abs(value) > 1e20:
+        return "far off"
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -10,11 +10,17 @@ from sgl_diffusion.base.errors import SetupError
 
 def data_folder(chosen: str | None) -> Path:
     """The data folder, made private to its owner: the option, else SGLD_DATA_DIR, else XDG's."""
-    if chosen or env.get("SGLD_DATA_DIR"):
-        folder = Path(chosen or env.get("SGLD_DATA_DIR")).expanduser()
-    else:
-        home = env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-        folder = Path(home) / "sgl_diffusion"
+    try:
+        if chosen or env.get("SGLD_DATA_DIR"):
+            folder = Path(chosen or env.get("SGLD_DATA_DIR")).expanduser()
+        else:
+            home = env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+            folder = Path(home) / "sgl_diffusion"
+    except RuntimeError:  # a user without a home, or `~somebody` who does not exist
+        raise SetupError(
+            "The data folder is in a home directory that is not known.",
+            hint="Name a folder with --data-dir.",
+        ) from None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / ".probe").touch()

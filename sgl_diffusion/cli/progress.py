@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, TextIO
 
@@ -37,9 +38,7 @@ class Progress:
         self._last_shown = (snapshot.phase, snapshot.step)
         text = f"{snapshot.step}/{snapshot.total} {snapshot.phase}{self._eta(snapshot, now)}"
         if self._is_terminal:
-            filled = _WIDTH * snapshot.step // snapshot.total
-            bar = "#" * filled + "." * (_WIDTH - filled)
-            print(f"\r\x1b[K[{bar}] {text}", end="", file=self._out, flush=True)
+            print(f"\r\x1b[K{self._bar(snapshot, text)}", end="", file=self._out, flush=True)
             self._bar_open = True
         elif new_phase or snapshot.step == snapshot.total or now - self._last_line > _PLAIN_SECONDS:
             print(text, file=self._out, flush=True)
@@ -51,9 +50,25 @@ class Progress:
             print(file=self._out, flush=True)
             self._bar_open = False
 
+    def _bar(self, snapshot: Snapshot, text: str) -> str:
+        """A line that fits the terminal: one that wraps cannot be overwritten."""
+        room = _columns(self._out) - 1
+        width = min(_WIDTH, room - len(text) - 3)
+        if width < 1:
+            return text[:room]
+        filled = width * snapshot.step // snapshot.total
+        return f"[{'#' * filled}{'.' * (width - filled)}] {text}"
+
     def _eta(self, snapshot: Snapshot, now: float) -> str:
         done = snapshot.step - self._first_step
         if done <= 0 or snapshot.step >= snapshot.total:
             return ""
         per_step = (now - self._started) / done
         return f"  {per_step:.2f} s/step, {per_step * (snapshot.total - snapshot.step):.0f} s left"
+
+
+def _columns(out: TextIO) -> int:
+    try:
+        return os.get_terminal_size(out.fileno()).columns or 80
+    except OSError:  # it has no size
+        return 80

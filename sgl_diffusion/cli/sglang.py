@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -28,6 +29,7 @@ commands:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _fill_standard_streams()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except SglError as error:
@@ -51,6 +53,13 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _fill_standard_streams() -> None:
+    """A closed stdin, stdout or stderr would become the next socket, and a worker's log with it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _show(error: Exception) -> None:

@@ -16,6 +16,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import msgspec
+
 from sgl_diffusion.base.config import EngineOptions, resolve
 from sgl_diffusion.base.errors import RequestError, UnavailableError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
@@ -98,9 +100,12 @@ class DiffGenerator:
                     hint=suggest(name, _WISHES),
                     param=name,
                 )
-        if isinstance(wishes.get("seed"), list):
-            wishes["seed"] = tuple(wishes["seed"])
-        wish = SamplingParams(prompt=prompt, **wishes)
+        try:
+            wish = msgspec.convert({"prompt": prompt, **wishes}, SamplingParams)
+        except msgspec.ValidationError as error:
+            raise RequestError(
+                f"An argument has a wrong type: {error}.", code="invalid_type"
+            ) from None
         frames = wish.num_frames
         video = frames != 1 if self.card.makes_video else frames not in (None, 1)
         return self._client.resolve(wish, video=video)

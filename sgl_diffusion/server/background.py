@@ -167,18 +167,20 @@ class VideoRunner:
         task.add_done_callback(self._tasks.discard)
 
     async def _dispatch(self) -> None:
-        """Hand rows to the client in their order."""
         while True:
-            live = await self._queue.get()
-            await self._slots.acquire()
-            try:
-                live.handle = await self._submit(live)
-            except Exception as error:
-                await self._fail(live, error)
-            if live.handle is None:
-                self._leave(live)
-            else:
-                self._spawn(self._follow(live, live.handle))
+            await self._hand_over(await self._queue.get())
+
+    async def _hand_over(self, live: _Live) -> None:
+        """Give a row to the client. Its own frame: nothing here may hold the last job's frames."""
+        await self._slots.acquire()
+        try:
+            live.handle = await self._submit(live)
+        except Exception as error:
+            await self._fail(live, error)
+        if live.handle is None:
+            self._leave(live)
+        else:
+            self._spawn(self._follow(live, live.handle))
 
     async def _submit(self, live: _Live) -> GenerationHandle | None:
         params = msgspec.convert(live.row.payload["params"], ResolvedParams)

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import Request
 from starlette.responses import FileResponse, Response
 
-from sgl_diffusion.base.errors import EngineError, UnavailableError
+from sgl_diffusion.base.errors import EngineError, SetupError, UnavailableError
 from sgl_diffusion.server.ids import is_id
 from sgl_diffusion.server.media import IMAGE_TYPES
 
@@ -24,7 +24,13 @@ class Files:
         self.images = root / "images"
         self.videos = root / "videos"
         for folder in (self.images, self.videos):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise SetupError(
+                    f"The folder {folder} cannot be made: {error.strerror}.",
+                    hint="Move away what is there, or use another --data-dir.",
+                ) from None
             for left_over in folder.glob(f"*{_PART}"):  # of a process that died while writing
                 left_over.unlink(missing_ok=True)
 

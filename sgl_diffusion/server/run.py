@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +79,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the lifespan open then, and its end is a traceback
+            await self.lifespan.shutdown()
+
 
 class _Run:
     """One run of the server: start, ready line, signals, drain."""
@@ -121,6 +128,8 @@ class _Run:
             self._server.should_exit = True
             return
         except SglError as error:
+            if self._drain is not None:
+                return
             log.error("the model could not be loaded, trying again: %s", error)
             while not self._client.health().ready:
                 await asyncio.sleep(0.5)
@@ -175,5 +184,9 @@ def _name(options: ServeOptions) -> str:
 
 
 def _say(line: str) -> None:
-    """For the person at the terminal; logs go to stderr."""
-    print(line, flush=True)
+    """For the person at the terminal; logs go to stderr. The server runs on if nobody reads."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -59,7 +59,11 @@ def parse(kind: type[B], body: Body) -> B:
     nested: dict[str, Any] = {}
     for name in _CONTAINERS:
         if name in fields:
-            nested |= _container(name, fields.pop(name))
+            given = fields.pop(name)
+            inner = _container(name, given)
+            if body.form is not None and isinstance(given, dict):  # sent as `extra_body[seed]`
+                inner = {key: _from_text(kind, key, value) for key, value in inner.items()}
+            nested |= inner
     if body.form is not None:
         fields = {name: _from_text(kind, name, value) for name, value in fields.items()}
     merged = {_SPELLINGS.get(name, name): value for name, value in (nested | fields).items()}

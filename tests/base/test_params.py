@@ -58,6 +58,7 @@ def test_image_i_uses_seed_plus_i_and_a_list_is_taken_as_it_is() -> None:
         ({"prompt": "  "}, "prompt_empty", "prompt"),
         ({"prompt": "x" * 32_001}, "prompt_too_long", "prompt"),
         ({"negative_prompt": "x" * 32_001}, "prompt_too_long", "negative_prompt"),
+        ({"prompt": "a\udcff"}, "invalid_unicode", "prompt"),
         ({"width": 1000}, "invalid_size", "width"),
         ({"height": 8}, "invalid_size", "height"),
         ({"height": 5000}, "invalid_size", "height"),
@@ -78,6 +79,7 @@ def test_image_i_uses_seed_plus_i_and_a_list_is_taken_as_it_is() -> None:
         ({"num_outputs": 11}, "out_of_range", "n"),
         ({"seed": -1}, "out_of_range", "seed"),
         ({"seed": 2**63}, "out_of_range", "seed"),
+        ({"seed": 10**5000}, "out_of_range", "seed"),
         ({"seed": (1, 2)}, "mismatched_lengths", "seed"),
     ],
 )

@@ -139,7 +139,8 @@ def test_the_environment_is_between_file_and_flags(tmp_path):
     [
         ("a.yaml", "prot: 1\n", "Did you mean 'port'?"),
         ("a.yaml", "port: many\n", "port must be int"),
-        ("a.yaml", "port: true\n", "port must be int"),
+        ("a.yaml", "port: true\n", "port must be int, not True in file "),
+        ("a.yaml", "max-queue: 0\n", "a.yaml; it must be at least 1."),
         ("a.yaml", "device: gpu\n", "Use one of: auto, cpu, cuda."),
         ("a.yaml", "- port\n", "must hold a table"),
         ("a.yaml", "a: [\n", "cannot be parsed"),
@@ -153,6 +154,15 @@ def test_bad_config_files(tmp_path, name, content, text):
     path.write_text(content)
     done = sglang("serve", "--config", str(path))
     assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_closed_standard_streams_are_filled():
+    code = (
+        "import os; from sgl_diffusion.cli.sglang import main; main(['--version']);"
+        "assert all(os.get_inheritable(fd) for fd in range(3))"
+    )
+    closed = ["sh", "-c", f'exec {sys.executable} -c "$0" <&- >&- 2>&-', code]
+    assert subprocess.run(closed, check=False, env={"PYTHONPATH": str(ROOT)}).returncode == 0
 
 
 def test_port_in_use(tmp_path):
@@ -170,7 +180,8 @@ def test_json_is_what_it_says(tmp_path):
     assert "port = 7" in sglang("config", "show", "--config", str(path)).stdout
 
 
-@pytest.mark.parametrize("path", ["/proc/nothing", "/dev/null/x"])
+@pytest.mark.parametrize("path", ["/proc/nothing", "/dev/null/x", "~no-such-user/x"])
 def test_an_impossible_data_folder(path):
     done = sglang("serve", "--port", "0", "--data-dir", path)
-    assert done.returncode == 3 and path in done.stderr and "--data-dir" in done.stderr
+    assert done.returncode == 3 and "--data-dir" in done.stderr
+    assert path in done.stderr or "home directory" in done.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+
+import pytest
 
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.client.types import Snapshot
@@ -42,6 +45,16 @@ def test_bar():
     assert text.count("\r") == 4  # the repeated step is not drawn again
     assert "[##############..............] 1/2 denoise" in text
     assert text.endswith("2/2 decode\ndone\n")
+
+
+@pytest.mark.parametrize("columns", [8, 20, 40])
+def test_a_narrow_terminal_gets_no_line_that_wraps(monkeypatch, columns):
+    out = Terminal()
+    out.fileno = lambda: 7
+    size = os.terminal_size((columns, 24))
+    monkeypatch.setattr("os.get_terminal_size", {7: size}.__getitem__)
+    lines = [line.partition("\n")[0] for line in run(out).split("\r\x1b[K")[1:]]
+    assert len(lines) == 4 and all(0 < len(line) < columns for line in lines)
 
 
 def test_a_job_that_has_not_begun_shows_nothing():

@@ -68,6 +68,12 @@ def test_wrong_arguments_are_named() -> None:
         assert caught.value.param == "num_inference_step"
         with pytest.raises(RequestError, match="width 33"):
             generator.generate("a cat", width=33)
+        for wrong in (
+            {"prompt": None}, {"num_frames": "5"}, {"seed": [1, "2"]}, {"fps": True},
+            {"guidance_scale": 10**400},
+        ):  # fmt: skip
+            with pytest.raises(RequestError, match=next(iter(wrong))):
+                generator.generate(**{"prompt": "a cat", **wrong})
         with pytest.raises(EngineError, match="ValueError"):
             generator.generate("fail")
         assert generator.generate("a cat").clips

@@ -163,6 +163,7 @@ def test_a_second_signal_is_fast_and_the_job_survives(start):
     server.kill(signal.SIGTERM)
     assert server.process.wait(15) == 0
     assert not server.workers()
+    assert "Traceback" not in server.log.read_text()
 
     again = start()
     assert again.state(video_id)["status"] in ("queued", "in_progress")
@@ -170,6 +171,18 @@ def test_a_second_signal_is_fast_and_the_job_survives(start):
     assert again.http.get(f"/v1/videos/{video_id}").status_code == 404
     again.kill(signal.SIGINT)
     assert again.process.wait(30) == 0
+
+
+def test_a_signal_ends_a_server_whose_output_nobody_reads(start):
+    """As in `sglang serve | head -1`; the signal comes while the model loads."""
+    server = start()
+    server.process.stdout.close()
+    server.wait_until("alive", lambda: server.workers(), 30)
+    server.kill(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    text = server.log.read_text()
+    assert "Traceback" not in text and "trying again" not in text
+    assert "BrokenPipe" not in text
 
 
 def test_a_missing_model_ends_the_server(start, tmp_path):

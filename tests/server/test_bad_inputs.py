@@ -270,6 +270,7 @@ def test_control_characters_in_a_prompt_are_fine(api):
         ({"output_format": "bmp"}, "'png', 'jpeg' or 'webp'"),
         ({"model": "other"}, "'tiny'"),
         ({"generator_device": "mps"}, "'cpu', 'cuda'"),
+        ({"seed": -1}, "9223372036854775807"),
     ],
 )
 def test_texts_help(api, extra, text):

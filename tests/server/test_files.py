@@ -6,9 +6,15 @@ import errno
 
 import pytest
 
-from sgl_diffusion.base.errors import EngineError, UnavailableError
+from sgl_diffusion.base.errors import EngineError, SetupError, UnavailableError
 from sgl_diffusion.server.files import Files, write_file
 from sgl_diffusion.server.ids import is_id, new_id
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "videos").touch()
+    with pytest.raises(SetupError, match=r"videos cannot be made: File exists"):
+        Files(tmp_path)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

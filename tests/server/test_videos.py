@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import time
+import weakref
 
 import av
 import pytest
@@ -52,6 +54,14 @@ def test_life_of_a_video(api):
         assert sum(1 for _ in container.decode(stream)) == 17
 
 
+def test_a_finished_job_is_not_held(api):
+    """Its frames are shared memory of hundreds of megabytes."""
+    video = api.post(PATH, json={"prompt": "x"}).json()
+    handle = api.call(lambda: weakref.ref(api.client.handles.pop(video["id"])))
+    api.wait_for(video["id"], "completed")
+    assert api.call(lambda: (gc.collect(), handle())[1]) is None
+
+
 def test_progress_is_seen_while_it_runs(api):
     api.client.step_seconds = 0.1
     video = api.post(PATH, json={"prompt": "x", "num_inference_steps": 10}).json()
@@ -92,9 +102,10 @@ def test_multipart_lists_and_nested_extras(api):
         ("prompt", (None, "x")),
         ("seed[]", (None, "11")),
         ("extra_body", (None, '{"fps": 8}')),
+        ("extra_args[num_frames]", (None, "5")),
     ]
     video = api.post(PATH, files=files).json()
-    assert (video["seed"], video["fps"]) == (11, 8)
+    assert (video["seed"], video["fps"], video["num_frames"]) == (11, 8, 5)
 
 
 @pytest.mark.parametrize(
