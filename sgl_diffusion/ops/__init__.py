@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from sgl_diffusion.ops.dispatch import OPS, counts, reset_counts, using
 from sgl_diffusion.ops.elementwise import gate_residual, gelu_tanh, silu_mul
+from sgl_diffusion.ops.lora import lora_apply, lora_merge_, lora_unmerge_
+from sgl_diffusion.ops.lora_types import LoraDelta, LoraRecord
 from sgl_diffusion.ops.norm import norm_modulate
 from sgl_diffusion.ops.rope import qk_norm_rope
 
 __all__ = [
+    "LoraDelta",
+    "LoraRecord",
     "OPS",
     "counts",
     "gate_residual",
     "gelu_tanh",
+    "lora_apply",
+    "lora_merge_",
+    "lora_unmerge_",
     "norm_modulate",
     "qk_norm_rope",
     "reset_counts",

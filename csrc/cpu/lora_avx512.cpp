@@ -1,0 +1,7 @@
+#include "lora_block.h"
+
+namespace sgld {
+
+LoraKernels lora_kernels_avx512() { return LoraKernel<Avx512<false>, LoraChains<Avx512<false>>>::kernels(false); }
+
+}  // namespace sgld
