@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_diffusion.ops import torch_impl
+from sgl_diffusion.ops import torch_impl, triton_elementwise
 from sgl_diffusion.ops.dispatch import Op
+from sgl_diffusion.ops.triton_register import implementation
 
-_gate_residual = Op("gate_residual", torch_impl.gate_residual)
-_gelu_tanh = Op("gelu_tanh", torch_impl.gelu_tanh)
-_silu_mul = Op("silu_mul", torch_impl.silu_mul)
+_gate_residual = Op(
+    "gate_residual",
+    torch_impl.gate_residual,
+    implementation(triton_elementwise.gate_residual, triton_elementwise.refuses_gate),
+)
+_gelu_tanh = Op(
+    "gelu_tanh",
+    torch_impl.gelu_tanh,
+    implementation(triton_elementwise.gelu_tanh, triton_elementwise.refuses),
+)
+_silu_mul = Op(
+    "silu_mul",
+    torch_impl.silu_mul,
+    implementation(triton_elementwise.silu_mul, triton_elementwise.refuses),
+)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:

@@ -6,10 +6,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from sgl_diffusion.ops import torch_impl
+from sgl_diffusion.ops import torch_impl, triton_rope
 from sgl_diffusion.ops.dispatch import Op
+from sgl_diffusion.ops.triton_register import implementation
 
-_qk_norm_rope = Op("qk_norm_rope", torch_impl.qk_norm_rope)
+_qk_norm_rope = Op(
+    "qk_norm_rope",
+    torch_impl.qk_norm_rope,
+    implementation(triton_rope.qk_norm_rope, triton_rope.refuses),
+)
 
 
 def qk_norm_rope(
