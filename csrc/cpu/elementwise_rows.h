@@ -1,6 +1,8 @@
 // gelu_tanh, silu_mul, the guided solver step and the rowwise fp8 quantisation for one ISA.
 #pragma once
 
+#include <type_traits>
+
 #include "memory_bound.h"
 #include "norm_modulate_rows.h"
 #include "sgld/vec_math.h"
@@ -21,31 +23,42 @@ static inline uint8_t narrow_e4m3(float value) {
   return static_cast<uint8_t>(code | (bits >> 24 & 0x80u));
 }
 
+constexpr int64_t kAhead = 1024;  // elements
+
 template <class V>
 struct ElementwiseKernel {
   using Norm = NormModulateKernel<V>;
 
-  static V gelu(V x) {
+  // `rough` is enough for bf16, see vec_math.h.
+  template <bool kRough>
+  static V gelu(V x, std::bool_constant<kRough>) {
     // 2 log2(e) sqrt(2/pi) (x + 0.044715 x^3)
-    constexpr float kLinear = 2.0f * 1.44269504f * 0.797884561f;
+    constexpr float kLinear = 2.0f * kLog2E * 0.797884561f;
     const V t = x * fma(V::set(kLinear * 0.044715f), x * x, V::set(kLinear));
-    return gated_logistic(x, t);
+    return gated_logistic<kRough>(x, t);
   }
 
-  static V silu(V x) { return gated_logistic(x, x * V::set(kLog2E)); }
+  template <bool kRough>
+  static V silu(V x, std::bool_constant<kRough>) {
+    return gated_logistic<kRough>(x, x * V::set(kLog2E));
+  }
 
   // out[i] = f(a[i], b[i]); a last block of n < width elements goes through a buffer.
   template <class T, class F>
   static void map(const T* a, const T* b, T* out, int64_t n, bool stream, F f) {
+    constexpr std::bool_constant<std::is_same_v<T, bf16>> rough;
     int64_t i = 0;
     for (; i + V::width <= n; i += V::width) {
-      const V y = f(V::load(a + i), V::load(b + i));
+      // Far enough ahead to be past the end of a page, where the hardware stops.
+      __builtin_prefetch(a + i + kAhead);
+      if (a != b) __builtin_prefetch(b + i + kAhead);
+      const V y = f(V::load(a + i), V::load(b + i), rough);
       stream ? y.stream(out + i) : y.store(out + i);
     }
     if (i == n) return;
     T rest_a[V::width] = {}, rest_b[V::width] = {};
     for (int64_t u = i; u < n; ++u) rest_a[u - i] = a[u], rest_b[u - i] = b[u];
-    f(V::load(rest_a), V::load(rest_b)).store(rest_a);
+    f(V::load(rest_a), V::load(rest_b), rough).store(rest_a);
     for (int64_t u = i; u < n; ++u) out[u] = rest_a[u - i];
   }
 
@@ -80,11 +93,11 @@ struct ElementwiseKernel {
   }
 
   static void gelu_tanh(const Elementwise& p, int64_t begin, int64_t end) {
-    run(p, begin, end, [](V x, V) { return gelu(x); });
+    run(p, begin, end, [](V x, V, auto rough) { return gelu(x, rough); });
   }
 
   static void silu_mul(const Elementwise& p, int64_t begin, int64_t end) {
-    run(p, begin, end, [](V x, V up) { return silu(x) * up; });
+    run(p, begin, end, [](V x, V up, auto rough) { return silu(x, rough) * up; });
   }
 
   // One chunk of a batch row; T is the velocity's type.
@@ -159,20 +172,25 @@ struct ElementwiseKernel {
     }
   }
 
+  // The codes of a row; the pointers are known to be apart, and a byte written could be anything else.
+  static void narrow_row(const float* __restrict row, float inverse, uint8_t* __restrict out,
+                         int64_t n) {
+    for (int64_t i = 0; i < n; ++i) out[i] = narrow_e4m3(row[i] * inverse);
+  }
+
   static void quant(const QuantRows& p, int64_t begin, int64_t end, float* row) {
+    const int64_t n = p.D;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t b = index / p.S, s = index % p.S;
-      Norm::merge(row, p.x, b, s, p.D, [](V, V y) { return y; });
+      Norm::merge(row, p.x, b, s, n, [](V, V y) { return y; });
       uint32_t most = 0;  // of the magnitudes as integers: there NaN is the largest
-      for (int64_t i = 0; i < p.D; ++i) {
+      for (int64_t i = 0; i < n; ++i) {
         const uint32_t magnitude = float_to_bits(row[i]) & 0x7fffffffu;
         most = magnitude > most ? magnitude : most;
       }
       const float wanted = bits_to_float(most) / 448.0f;
       const float scale = wanted < 0x1p-100f ? 0x1p-100f : wanted;
-      const float inverse = 1.0f / scale;
-      uint8_t* out = p.out + index * p.D;
-      for (int64_t i = 0; i < p.D; ++i) out[i] = narrow_e4m3(row[i] * inverse);
+      narrow_row(row, 1.0f / scale, p.out + index * n, n);
       p.scale[index] = scale;
     }
   }

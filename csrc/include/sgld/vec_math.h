@@ -10,14 +10,22 @@ namespace sgld {
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^r for |r| <= 1/2, relative error 7.5e-8.
-constexpr float kExp2[] = {1.00000012f,   0.693146944f,   0.240221202f,
-                           0.0555071309f, 0.00967554189f, 0.00132764713f};
+// 2^f for f in [0, 1): relative error 7.5e-8, and 7.5e-5 where that is enough.
+constexpr float kExp2[] = {0.99999994f,   0.693153083f,   0.240153611f,
+                           0.0558263175f, 0.00898934063f, 0.00187757669f};
+constexpr float kExp2Rough[] = {0.999925196f, 0.695833504f, 0.226067171f, 0.0780245215f};
 
 template <class V>
-static inline V exp2_fraction(V r) {
-  V y = fma(V::set(kExp2[5]), r, V::set(kExp2[4]));
-  for (int i = 3; i >= 0; --i) y = fma(y, r, V::set(kExp2[i]));
+static inline V exp2_fraction(V f) {
+  V y = fma(V::set(kExp2[5]), f, V::set(kExp2[4]));
+  for (int i = 3; i >= 0; --i) y = fma(y, f, V::set(kExp2[i]));
+  return y;
+}
+
+template <class V>
+static inline V exp2_fraction_rough(V f) {
+  V y = fma(V::set(kExp2Rough[3]), f, V::set(kExp2Rough[2]));
+  for (int i = 1; i >= 0; --i) y = fma(y, f, V::set(kExp2Rough[i]));
   return y;
 }
 
@@ -40,7 +48,7 @@ static inline Avx2Vec exp2_capped(Avx2Vec t) {
   const __m256 least = _mm256_set1_ps(-125.0f);
   const __m256 kept = _mm256_cmp_ps(t.v, least, _CMP_GE_OQ);
   const __m256 x = _mm256_max_ps(_mm256_min_ps(t.v, _mm256_set1_ps(126.0f)), least);
-  const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const Avx2Vec y = exp2_fraction(Avx2Vec{_mm256_sub_ps(x, whole)});
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
   const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(y.v), exponent);
@@ -53,12 +61,13 @@ static inline Avx2Vec swap_pairs(Avx2Vec x) { return {_mm256_permute_ps(x.v, 0xb
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 
+constexpr int kFraction = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;  // for reduce: x - floor(x)
+
 template <bool kBf16>
 static inline Avx512<kBf16> exp2_capped(Avx512<kBf16> t) {
   const __m512 x = _mm512_min_ps(t.v, _mm512_set1_ps(126.0f));
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Avx512<kBf16> y = exp2_fraction(Avx512<kBf16>{_mm512_sub_ps(x, whole)});
-  return {_mm512_scalef_ps(y.v, whole)};
+  const Avx512<kBf16> y = exp2_fraction(Avx512<kBf16>{_mm512_reduce_ps(x, kFraction)});
+  return {_mm512_scalef_ps(y.v, x)};  // by 2^floor(x)
 }
 // An estimate and one Newton step: within 2 ulp, in a third of the time of the division.
 // b must be a normal number of at most 2^126.
@@ -77,10 +86,29 @@ static inline Avx512<kBf16> swap_pairs(Avx512<kBf16> x) {
 #endif
 
 // x / (1 + 2^-t): x times the logistic function of t ln 2. Of a very negative t it is x times 0.
-template <class V>
+// `kRough`: within 1e-4, which rounding to bf16 hides, where that is faster.
+template <bool kRough, class V>
 static inline V gated_logistic(V x, V t) {
   const V e = exp2_capped(t);
   return x * divide(e, V::set(1.0f) + e);
 }
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+
+// Neither 2^-t nor its reciprocal needs a cap: infinity becomes 0.
+template <bool kRough, bool kBf16>
+static inline Avx512<kBf16> gated_logistic(Avx512<kBf16> x, Avx512<kBf16> t) {
+  using V = Avx512<kBf16>;
+  if constexpr (!kRough) {
+    const V e = exp2_capped(t);
+    return x * divide(e, V::set(1.0f) + e);
+  }
+  const __m512 minus = _mm512_sub_ps(_mm512_setzero_ps(), t.v);
+  const V y = exp2_fraction_rough(V{_mm512_reduce_ps(minus, kFraction)});
+  const V e{_mm512_scalef_ps(y.v, minus)};
+  return x * V{_mm512_rcp14_ps((V::set(1.0f) + e).v)};
+}
+
+#endif
 
 }  // namespace sgld
