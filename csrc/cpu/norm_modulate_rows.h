@@ -108,15 +108,21 @@ struct NormModulateKernel {
     }
   }
 
+  // Whether the rows of the result go past the caches.
+  template <class Out>
+  static bool streams(const NormModulate& p) {
+    const int64_t row_bytes = p.D * static_cast<int64_t>(sizeof(Out));
+    return p.B * p.S * row_bytes > kStreamBytes && row_bytes % 64 == 0 &&
+           reinterpret_cast<uintptr_t>(p.out) % 64 == 0;
+  }
+
   template <bool kAffine, class In, class Out>
   static void rows(const NormModulate& p, int64_t begin, int64_t end, float* scratch) {
     float* a = scratch;
     float* c = scratch + p.D;
     const bool per_token = p.scale.token || p.shift.token;
     const bool per_batch = p.scale.batch || p.shift.batch;
-    const int64_t row_bytes = p.D * static_cast<int64_t>(sizeof(Out));
-    const bool stream = p.B * p.S * row_bytes > kStreamBytes && row_bytes % 64 == 0 &&
-                        reinterpret_cast<uintptr_t>(p.out) % 64 == 0;
+    const bool stream = streams<Out>(p);
     int64_t folded = -1;  // the batch row that a and c hold
     for (int64_t index = begin; index < end; ++index) {
       const int64_t b = index / p.S;

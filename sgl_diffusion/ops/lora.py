@@ -175,9 +175,7 @@ def _restore(views: Sequence[Tensor], records: _Records) -> None:
             )
 
 
-def lora_apply(
-    x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None = None
-) -> Tensor:
+def lora_apply(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None = None) -> Tensor:
     """`y + scale * (x @ down.T) @ up.T` with the adapter of each row, without merging.
 
     x [..., in]; y [..., out], which stays as it is; an adapter is a list of deltas, several for the

@@ -57,7 +57,7 @@ def update(deltas: Sequence[LoraDelta], rows: int, cols: int, device: torch.devi
             chains = [torch.zeros_like(total), torch.zeros_like(total)]
             for k in range(begin, min(begin + CHAIN, down.shape[0])):
                 chains[k % 2] = _fma(up[:, k : k + 1], down[k : k + 1], chains[k % 2])
-            block = _flush((chains[0].float() + chains[1].float())).float()
+            block = _flush(chains[0].float() + chains[1].float()).float()
             total = _flush(total.float() + block).double()
         scale = torch.tensor(delta.scale, dtype=torch.float32, device=device).double()
         at = result[delta.start : delta.end]
