@@ -47,14 +47,20 @@ struct ElementwiseKernel {
   template <class T, class F>
   static void map(const T* a, const T* b, T* out, int64_t n, bool stream, F f) {
     constexpr std::bool_constant<std::is_same_v<T, bf16>> rough;
+    const auto block = [&](int64_t at) {
+      const V y = f(V::load(a + at), V::load(b + at), rough);
+      stream ? y.stream(out + at) : y.store(out + at);
+    };
+    constexpr int64_t kLine = kLineBytes / sizeof(T);
     int64_t i = 0;
-    for (; i + V::width <= n; i += V::width) {
+    for (; i + kLine <= n; i += kLine) {
       // Far enough ahead to be past the end of a page, where the hardware stops.
       __builtin_prefetch(a + i + kAhead);
       if (a != b) __builtin_prefetch(b + i + kAhead);
-      const V y = f(V::load(a + i), V::load(b + i), rough);
-      stream ? y.stream(out + i) : y.store(out + i);
+      if (!stream) __builtin_prefetch(out + i + kAhead, 1);
+      for (int64_t u = 0; u < kLine; u += V::width) block(i + u);
     }
+    for (; i + V::width <= n; i += V::width) block(i);
     if (i == n) return;
     T rest_a[V::width] = {}, rest_b[V::width] = {};
     for (int64_t u = i; u < n; ++u) rest_a[u - i] = a[u], rest_b[u - i] = b[u];

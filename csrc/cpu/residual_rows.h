@@ -18,15 +18,22 @@ struct ResidualKernel {
 
   template <bool kGate, class T>
   static void row(const T* x, const T* y, const float* gate, T* out, int64_t n, bool stream,
-                  int64_t next_x, int64_t next_y) {
+                  int64_t next_x, int64_t next_y, int64_t next_out) {
+    const auto block = [&](int64_t at) {
+      const V a = V::load(x + at), b = V::load(y + at);
+      const V r = kGate ? fma(b, V::load(gate + at), a) : a + b;
+      stream ? r.stream(out + at) : r.store(out + at);
+    };
+    constexpr int64_t kLine = kLineBytes / sizeof(T);
     int64_t i = 0;
-    for (; i + V::width <= n; i += V::width) {
+    for (; i + kLine <= n; i += kLine) {
+      // The next row comes from memory while this one is computed.
       __builtin_prefetch(x + next_x + i);
       __builtin_prefetch(y + next_y + i);
-      const V a = V::load(x + i), b = V::load(y + i);
-      const V r = kGate ? fma(b, V::load(gate + i), a) : a + b;
-      stream ? r.stream(out + i) : r.store(out + i);
+      if (!stream) __builtin_prefetch(out + next_out + i, 1);
+      for (int64_t u = 0; u < kLine; u += V::width) block(i + u);
     }
+    for (; i + V::width <= n; i += V::width) block(i);
     for (; i < n; ++i) narrow(widen(x[i]) + (kGate ? widen(y[i]) * gate[i] : widen(y[i])), out + i);
   }
 
@@ -45,7 +52,7 @@ struct ResidualKernel {
       const T* y = static_cast<const T*>(p.y.data) + b * p.y.batch + s * p.y.token;
       T* out =
           const_cast<T*>(static_cast<const T*>(p.out.data)) + b * p.out.batch + s * p.out.token;
-      row<kGate>(x, y, gate, out, p.D, stream, p.x.token, p.y.token);
+      row<kGate>(x, y, gate, out, p.D, stream, p.x.token, p.y.token, p.out.token);
       f(b, s, out);
     }
     V::fence();
@@ -53,12 +60,11 @@ struct ResidualKernel {
 
   template <class T>
   static void update(const GateResidual& p, int64_t begin, int64_t end, float* scratch) {
-    const int64_t row_bytes = p.D * static_cast<int64_t>(sizeof(T));
+    const int64_t bytes = sizeof(T);
     const bool own = p.out.data != p.x.data && p.out.data != p.y.data;
-    const bool aligned = (p.out.token * static_cast<int64_t>(sizeof(T))) % 64 == 0 &&
-                         (p.out.batch * static_cast<int64_t>(sizeof(T))) % 64 == 0 &&
+    const bool aligned = p.out.token * bytes % 64 == 0 && p.out.batch * bytes % 64 == 0 &&
                          reinterpret_cast<uintptr_t>(p.out.data) % 64 == 0;
-    const bool stream = own && aligned && p.B * p.S * row_bytes > kStreamBytes;
+    const bool stream = own && aligned && p.B * p.S * p.D * bytes > kStreamBytes;
     const auto nothing = [](int64_t, int64_t, const T*) {};
     p.gate.data ? rows<true, T>(p, begin, end, scratch, stream, nothing)
                 : rows<false, T>(p, begin, end, scratch, stream, nothing);
@@ -90,7 +96,8 @@ struct ResidualKernel {
         folded = b;
       }
       T* out = static_cast<T*>(norm.out) + (b * norm.S + s) * norm.D;
-      Norm::template row<kAffine>(r, r, a, c, out, stream, norm);
+      // What it reads is there; where the next row goes may have to be fetched.
+      Norm::template row<kAffine>(r, stream ? r : out + norm.D, a, c, out, stream, norm);
     });
   }
 
