@@ -57,7 +57,7 @@ def update(deltas: Sequence[LoraDelta], rows: int, cols: int, device: torch.devi
             chains = [torch.zeros_like(total), torch.zeros_like(total)]
             for k in range(begin, min(begin + CHAIN, down.shape[0])):
                 chains[k % 2] = _fma(up[:, k : k + 1], down[k : k + 1], chains[k % 2])
-            block = _flush((chains[0].float() + chains[1].float())).float()
+            block = _flush(chains[0].float() + chains[1].float()).float()
             total = _flush(total.float() + block).double()
         scale = torch.tensor(delta.scale, dtype=torch.float32, device=device).double()
         at = result[delta.start : delta.end]
@@ -201,11 +201,11 @@ def apply(
     """y plus each row's adapter, fp32 inside, rounded once."""
     rows, result = x.flatten(0, -2).float(), y.flatten(0, -2).float().clone()
     for number, deltas in enumerate(adapters):
-        # Every row, zero where it has another adapter: no shape depends on the index.
-        own = rows
-        if index is not None:
-            own = torch.where((index.flatten() == number)[:, None], rows, 0.0)
+        # Every row, with a mask: no shape depends on the index.
+        has = None if index is None else (index.flatten() == number)[:, None]
         for delta in deltas:
-            part = (own @ delta.down.float().T) @ delta.up.float().T
-            result[:, delta.start : delta.end] += delta.scale * part
+            own = (rows @ delta.down.float().T) @ delta.up.float().T
+            at = result[:, delta.start : delta.end]
+            total = at + delta.scale * own
+            at.copy_(total if has is None else torch.where(has, total, at))
     return result.to(y.dtype).view(y.shape)

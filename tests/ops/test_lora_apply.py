@@ -97,7 +97,9 @@ def test_strided_and_empty(level: str) -> None:
     torch.manual_seed(2)
     fused = torch.randn(4, 9, 3 * 40).bfloat16()
     x, y = fused[..., 40:80], torch.randn(4, 60, 9).bfloat16().transpose(1, 2)
-    adapters = [[replace(d, down=d.down.T.contiguous().T)] for (d, *_) in _adapters(40, 60, x.dtype)]
+    adapters = [
+        [replace(d, down=d.down.T.contiguous().T)] for (d, *_) in _adapters(40, 60, x.dtype)
+    ]
     index = torch.tensor([2, 0, -1, 1])
     _check(ops.lora_apply(x, y, adapters, index), reference(x, y, adapters, index))
     nothing = torch.zeros(0, 5, 40), torch.zeros(0, 5, 60)
