@@ -4,13 +4,15 @@
 
 PEFT's merge on a CPU is `weight += ((up.float() @ down.float()) * scale).bfloat16()`, which rounds
 twice; addmm rounds once. Neither can be undone exactly; ours also writes the record that can. The
-merges are repeated on weights that are merged already, which costs the same. GB/s counts the weight
-read and written once.
+merges are repeated with the opposite sign in turns, so that the weights stay what they are. GB/s
+counts the weight read and written once.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,10 @@ def peft_merge(weight: Tensor, delta: LoraDelta) -> None:
     weight += update.to(delta.up.dtype)
 
 
+def addmm_merge(weight: Tensor, delta: LoraDelta) -> None:
+    torch.addmm(weight, delta.up, delta.down, alpha=delta.scale, out=weight)
+
+
 def row(shape: tuple[int, int], rank: int, repeats: int) -> dict[str, Any]:
     base, delta = random_weight(*shape, rank, RATIOS[rank], torch.bfloat16, torch.bfloat16)
     want = reference(base, [delta])
@@ -49,11 +55,12 @@ def row(shape: tuple[int, int], rank: int, repeats: int) -> dict[str, Any]:
     assert torch.equal(weight, base)
     (record,) = ops.lora_merge_([weight], [[delta]])
     merged, target = weight.clone(), torch.empty_like(weight)
+    deltas = itertools.cycle((replace(delta, scale=-delta.scale), delta))
     seconds = harness.compare(
         {
-            "peft": lambda: peft_merge(weight, delta),
-            "addmm": lambda: torch.addmm(weight, delta.up, delta.down, alpha=0.5, out=weight),
-            "ours": lambda: ops.lora_merge_([weight], [[delta]]),
+            "peft": lambda: peft_merge(weight, next(deltas)),
+            "addmm": lambda: addmm_merge(weight, next(deltas)),
+            "ours": lambda: ops.lora_merge_([weight], [[next(deltas)]]),
             # A record undoes what it was made for: the unmerge is timed with a copy before it.
             "restore": lambda: ops.lora_unmerge_([target.copy_(merged)], [record]),
             "copy": lambda: target.copy_(merged),

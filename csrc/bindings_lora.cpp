@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
   m.def(
       "lora_unmerge_(Tensor(a!)[] weights, Tensor[] downs, Tensor[] ups, float[] scales, "
       "int[] starts, int[] counts, Tensor[] codes, Tensor[] escapes, Tensor[] ends) -> int[]");
+  m.def(
+      "lora_apply(Tensor x, Tensor y, Tensor? index, Tensor[] downs, Tensor[] ups, "
+      "float[] scales, int[] starts, int[] counts) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sgld, CompositeExplicitAutograd, m) {
@@ -21,4 +24,5 @@ STABLE_TORCH_LIBRARY_IMPL(sgld, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(sgld, CPU, m) {
   m.impl("lora_merge_", TORCH_BOX(&sgld::lora_merge_cpu));
   m.impl("lora_unmerge_", TORCH_BOX(&sgld::lora_unmerge_cpu));
+  m.impl("lora_apply", TORCH_BOX(&sgld::lora_apply_cpu));
 }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -26,5 +27,10 @@ std::vector<int64_t> lora_unmerge_cpu(const Tensors& weights, const Tensors& dow
                                       const std::vector<int64_t>& starts,
                                       const std::vector<int64_t>& counts, const Tensors& codes,
                                       const Tensors& escapes, const Tensors& ends);
+
+// x [rows, in], y [rows, out]; index int64 [rows], -1 for none.
+Tensor lora_apply_cpu(const Tensor& x, const Tensor& y, const std::optional<Tensor>& index,
+                      const Tensors& downs, const Tensors& ups, const std::vector<double>& scales,
+                      const std::vector<int64_t>& starts, const std::vector<int64_t>& counts);
 
 }  // namespace sgld

@@ -44,9 +44,8 @@ LoraAdapter bind_adapter(const char* op, const Matrix& m, const View& down, cons
   if (start < 0 || start + up.sizes[0] > m.rows)
     fail(op, "rows ", start, " to ", start + up.sizes[0], " of up ", shape_of(up),
          " are not within the weight's ", m.rows);
-  return {down.data,       up.data,       down.dtype,    up.dtype, down.strides[0],
-          up.strides[0],   down.sizes[0], start,         up.sizes[0],
-          static_cast<float>(scale)};
+  return {down.data,     up.data,       down.dtype, up.dtype,    down.strides[0],
+          up.strides[0], down.sizes[0], start,      up.sizes[0], static_cast<float>(scale)};
 }
 
 // The weights with their adapters. A factor that is not dense is copied into `kept`.
@@ -97,8 +96,7 @@ void check_finite(const char* op, const std::vector<Matrix>& matrices) {
   const auto count = static_cast<int64_t>(parts.size());
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      if (!std::isfinite(parts[i].adapter->scale) ||
-          !all_finite(*parts[i].adapter, parts[i].cols))
+      if (!std::isfinite(parts[i].adapter->scale) || !all_finite(*parts[i].adapter, parts[i].cols))
         bad = parts[i].matrix;
   });
   if (bad >= 0) fail(op, "an adapter of weight ", bad.load(), " is not finite");
@@ -133,9 +131,8 @@ class Packer {
         pack_down(a, f, m.cols, split, begin, end, down);
       });
       const int64_t rows = (f.block_end - f.block_begin) * kLoraRows;
-      torch::stable::parallel_for(0, rows, 512, [&](int64_t begin, int64_t end) {
-        pack_up(a, f, begin, end, up);
-      });
+      torch::stable::parallel_for(
+          0, rows, 512, [&](int64_t begin, int64_t end) { pack_up(a, f, begin, end, up); });
     }
     return factors_;
   }
@@ -187,8 +184,7 @@ int plan_bits(const Matrix& m, const std::vector<LoraFactor>& factors, const Lor
       const int64_t width = b.column_end - b.column_begin, groups = ceil_div(width, kLoraGroup);
       for (int64_t row = 0; row < b.rows; ++row)
         std::memcpy(weights.data() + row * width * m.item(),
-                    m.row(b.index * kLoraRows + row) + b.column_begin * m.item(),
-                    width * m.item());
+                    m.row(b.index * kLoraRows + row) + b.column_begin * m.item(), width * m.item());
       b.weight = weights.data();
       b.stride = width;
       b.bits = kLoraMaxBits;
@@ -258,8 +254,8 @@ Merged merge_one(const Tensor& weight, const Matrix& m, const std::vector<LoraFa
 }
 
 // The bits of a record's codes; throws where it cannot be one of this matrix.
-int check_record(const Matrix& m, const Tensor& weight, const Tensor& codes,
-                 const Tensor& escapes, const Tensor& ends) {
+int check_record(const Matrix& m, const Tensor& weight, const Tensor& codes, const Tensor& escapes,
+                 const Tensor& ends) {
   constexpr const char* op = kLoraUnmerge;
   const bool dense = codes.is_contiguous() && escapes.is_contiguous() && ends.is_contiguous();
   if (!dense || codes.dim() != 2 || escapes.dim() != 1 || ends.dim() != 1 ||
@@ -353,8 +349,7 @@ std::vector<int64_t> lora_unmerge_cpu(const Tensors& weights, const Tensors& dow
     const Matrix& m = matrices[i];
     static const std::vector<LoraFactor> none;
     const auto& factors = bits[i] ? packer.pack(m, kernels) : none;
-    checksums.push_back(
-        unmerge_one(m, factors, kernels, bits[i], codes[i], escapes[i], ends[i]));
+    checksums.push_back(unmerge_one(m, factors, kernels, bits[i], codes[i], escapes[i], ends[i]));
   }
   return checksums;
 }

@@ -63,8 +63,7 @@ struct LoraChains {
     for (int64_t begin = 0; begin < f.rank; begin += kLoraChain) {
       const int64_t end = begin + kLoraChain < f.rank ? begin + kLoraChain : f.rank;
       V even[R][2], odd[R][2];
-      for (int r = 0; r < R; ++r)
-        even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = V::set(0.0f);
+      for (int r = 0; r < R; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = V::set(0.0f);
       for (int64_t k = begin; k < end; k += 2) {
         step<R>(up + k, f.rank, down + k * kLoraGroup, even);
         step<R>(up + k + 1, f.rank, down + (k + 1) * kLoraGroup, odd);
@@ -220,8 +219,9 @@ struct LoraKernel {
   }
 
   template <class T, bool kMerge, class Escapes>
-  __attribute__((noinline)) static void group(T* weight, const float* update, float scale, const LoraBlock& b,
-                    uint32_t* words, Escapes& escapes, uint32_t& sum) {
+  __attribute__((noinline)) static void group(T* weight, const float* update, float scale,
+                                              const LoraBlock& b, uint32_t* words, Escapes& escapes,
+                                              uint32_t& sum) {
     alignas(64) float scaled[kLoraGroup];
     for (int j = 0; j < kLoraGroup; ++j) {
       const bool split = kSplitBf16 && std::is_same_v<T, bf16>;
@@ -333,9 +333,7 @@ struct LoraKernel {
     return {};
   }
 
-  static LoraKernels kernels(bool pairs) {
-    return {run<true>, run<false>, pairs, kSplitBf16};
-  }
+  static LoraKernels kernels(bool pairs) { return {run<true>, run<false>, pairs, kSplitBf16}; }
 };
 
 }  // namespace sgld

@@ -10,8 +10,8 @@ static inline void lora_pack(const uint8_t* code, int bits, uint32_t* words) {
 #if defined(__AVX2__)
   const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code));
   for (int p = 0; p < bits; ++p)  // the bit moves to the top of its byte
-    words[p] = static_cast<uint32_t>(
-        _mm256_movemask_epi8(_mm256_sll_epi16(c, _mm_cvtsi32_si128(7 - p))));
+    words[p] =
+        static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_sll_epi16(c, _mm_cvtsi32_si128(7 - p))));
 #else
   for (int p = 0; p < bits; ++p) {
     uint32_t word = 0;
@@ -23,8 +23,8 @@ static inline void lora_pack(const uint8_t* code, int bits, uint32_t* words) {
 
 static inline void lora_unpack(const uint32_t* words, int bits, uint8_t* code) {
 #if defined(__AVX2__)
-  const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-                                          0x0303030303030303);
+  const __m256i from =
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
   __m256i c = _mm256_setzero_si256();
   for (int p = 0; p < bits; ++p) {
@@ -92,9 +92,7 @@ struct LoraBf16 {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(half, last), high));
   }
   __m512 update(const float* at) const { return _mm512_mul_ps(scale, _mm512_load_ps(at)); }
-  void add_to_sum(__m512i w) {
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(w, multiplier));
-  }
+  void add_to_sum(__m512i w) { sum = _mm512_add_epi32(sum, _mm512_madd_epi16(w, multiplier)); }
 
   // False, with nothing done, where a weight is not finite.
   bool merge(bf16* weight, const float* at, uint32_t* words, uint16_t*& escapes) {
@@ -115,8 +113,7 @@ struct LoraBf16 {
       _mm512_storeu_si512(escapes, _mm512_maskz_compress_epi16(escaped, w));
       escapes += __builtin_popcount(escaped);
 #else
-      for (; escaped; escaped &= escaped - 1)
-        *escapes++ = weight[__builtin_ctz(escaped)].bits;
+      for (; escaped; escaped &= escaped - 1) *escapes++ = weight[__builtin_ctz(escaped)].bits;
 #endif
     }
     _mm512_storeu_si512(weight, join(m0, m1));
@@ -130,12 +127,19 @@ struct LoraBf16 {
 #pragma GCC unroll 4
     for (int p = 0; p < kBits; ++p) w = _mm512_mask_add_epi16(w, words[p], w, plane[p]);
     uint32_t escaped = lora_escaped(words, kBits);
+#if defined(__AVX512VBMI2__)
+    const int count = __builtin_popcount(escaped);
+    const auto present = static_cast<__mmask32>((uint64_t{1} << count) - 1);  // and not one behind
+    w = _mm512_mask_expand_epi16(w, escaped, _mm512_maskz_loadu_epi16(present, escapes));
+    escapes += count;
+#else
     if (escaped) {
       alignas(64) uint16_t value[kLoraGroup];
       _mm512_store_si512(value, w);
       for (; escaped; escaped &= escaped - 1) value[__builtin_ctz(escaped)] = *escapes++;
       w = _mm512_load_si512(value);
     }
+#endif
     add_to_sum(w);
     _mm512_storeu_si512(weight, w);
   }

@@ -123,8 +123,8 @@ void pack_down(const LoraAdapter& a, const LoraFactor& f, int64_t cols, bool spl
           std::memset(to, 0, f.rank * kLoraGroup * 2);
           for (int64_t k = 0; k < a.rank; k += 2, to += 16) {
             const bf16* first = reinterpret_cast<const bf16*>(column + k * a.down_stride);
-            pack_pair(first, k + 1 < a.rank ? first + a.down_stride : nullptr, width, split,
-                      f.rank, to);
+            pack_pair(first, k + 1 < a.rank ? first + a.down_stride : nullptr, width, split, f.rank,
+                      to);
           }
           continue;
         }
@@ -153,6 +153,22 @@ void pack_up(const LoraAdapter& a, const LoraFactor& f, int64_t begin, int64_t e
         float* to = static_cast<float*>(out) + row * f.rank;
         for (int64_t k = 0; k < filled; ++k) to[k] = widen(from[k]);
         for (int64_t k = filled; k < f.rank; ++k) to[k] = 0.0f;
+      }
+    }
+  });
+}
+
+void pack_transposed(const View& m, int64_t length, int64_t group_begin, int64_t group_end,
+                     float* out) {
+  with_type(m.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t group = group_begin; group < group_end; ++group) {
+      float* to = out + group * length * kLoraGroup;
+      std::memset(to, 0, length * kLoraGroup * sizeof(float));
+      const int64_t left = m.sizes[0] - group * kLoraGroup;
+      for (int64_t j = 0; j < left && j < kLoraGroup; ++j) {
+        const T* row = static_cast<const T*>(m.data) + (group * kLoraGroup + j) * m.strides[0];
+        for (int64_t k = 0; k < m.sizes[1]; ++k) to[k * kLoraGroup + j] = widen(row[k]);
       }
     }
   });

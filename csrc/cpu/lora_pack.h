@@ -29,6 +29,10 @@ void pack_down(const LoraAdapter& adapter, const LoraFactor& factor, int64_t col
 void pack_up(const LoraAdapter& adapter, const LoraFactor& factor, int64_t begin, int64_t end,
              void* out);
 
+// A matrix [n, k] as fp32 [group of n][length][32], with zeros up to `length`.
+void pack_transposed(const View& matrix, int64_t length, int64_t group_begin, int64_t group_end,
+                     float* out);
+
 // How many of some sampled weights each number of bits would not hold.
 struct LoraSample {
   int64_t weights = 0;

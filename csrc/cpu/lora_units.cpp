@@ -47,8 +47,8 @@ std::vector<float> sample_update(const LoraKernels& kernels) {
   std::vector<bf16> down(rank * cols), up(kLoraRows * rank);
   for (bf16& x : down) x = next();
   for (bf16& x : up) x = next();
-  const LoraAdapter adapter{down.data(), up.data(), DType::bf16, DType::bf16, cols, rank,
-                            rank,        0,         kLoraRows,   0.7f};
+  const LoraAdapter adapter{down.data(), up.data(), DType::bf16, DType::bf16, cols,
+                            rank,        rank,      0,           kLoraRows,   0.7f};
   LoraFactor f = plan_factor(adapter, kernels);
   std::vector<char> down_packed(down_bytes(f, cols)), up_packed(up_bytes(f));
   pack_down(adapter, f, cols, false, 0, cols / kLoraGroup, down_packed.data());

@@ -83,6 +83,32 @@ def _unmerge_truth(
     ]
 
 
+def _apply_native(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None) -> Tensor:
+    downs, ups, *rest = _flat(adapters)
+    result = torch.ops.sgld.lora_apply.default(
+        x.flatten(0, -2).contiguous(),
+        y.flatten(0, -2).contiguous(),
+        None if index is None else index.flatten().long(),
+        [down.contiguous() for down in downs],
+        [up.contiguous() for up in ups],
+        *rest,
+    )
+    return result.view(y.shape)
+
+
+def _apply_refuses(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None) -> str:
+    factors = [factor for some in adapters for delta in some for factor in (delta.down, delta.up)]
+    for tensor in (y, *factors):
+        if tensor.device != x.device or tensor.dtype not in FLOATS:
+            return f"a tensor of {tensor.dtype} on {tensor.device}"
+    return ""
+
+
+@library.fake("lora_apply")
+def _fake(x: Tensor, y: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(y)
+
+
 _merge = Op(
     "lora_merge_",
     _merge_truth,
@@ -93,7 +119,11 @@ _unmerge = Op(
     _unmerge_truth,
     Implementation("cpu", _unmerge_native, ("cpu",), absent=library.absent, refuses=_refuses),
 )
-_apply = Op("lora_apply", lora_truth.apply)
+_apply = Op(
+    "lora_apply",
+    lora_truth.apply,
+    Implementation("cpu", _apply_native, ("cpu",), absent=library.absent, refuses=_apply_refuses),
+)
 
 
 def _check(weight: Tensor, deltas: Sequence[LoraDelta]) -> None:
@@ -130,7 +160,9 @@ def lora_merge_(weights: Sequence[Tensor], deltas: _Deltas) -> tuple[LoraRecord,
     records = []
     merged = _merge(views[0], views, moved)
     for view, some, start, parts in zip(views, moved, starts, merged, strict=True):
-        record = LoraRecord(*parts, start, (view.shape[0], view.shape[1]), some)
+        codes, escapes, ends, checksum = parts
+        shape = (view.shape[0], view.shape[1])
+        record = LoraRecord(codes, escapes, ends, checksum, start, shape, some)
         records.append(_fitting(view, record))
     return tuple(records)
 

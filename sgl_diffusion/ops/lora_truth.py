@@ -201,11 +201,11 @@ def apply(
     """y plus each row's adapter, fp32 inside, rounded once."""
     rows, result = x.flatten(0, -2).float(), y.flatten(0, -2).float().clone()
     for number, deltas in enumerate(adapters):
-        # Every row, zero where it has another adapter: no shape depends on the index.
-        own = rows
-        if index is not None:
-            own = torch.where((index.flatten() == number)[:, None], rows, 0.0)
+        # Every row, with a mask: no shape depends on the index.
+        has = None if index is None else (index.flatten() == number)[:, None]
         for delta in deltas:
-            part = (own @ delta.down.float().T) @ delta.up.float().T
-            result[:, delta.start : delta.end] += delta.scale * part
+            own = (rows @ delta.down.float().T) @ delta.up.float().T
+            at = result[:, delta.start : delta.end]
+            total = at + delta.scale * own
+            at.copy_(total if has is None else torch.where(has, total, at))
     return result.to(y.dtype).view(y.shape)

@@ -34,9 +34,10 @@ class LoraDelta:
 class LoraRecord:
     """What restores one merged weight, exactly. It can be moved, stored and read back.
 
-    codes int32 [rows, words] holds 2 to 4 bits per weight, escapes the weights (in their dtype) that
-    a code cannot describe, ends int64 [blocks + 1] where each block's escapes end. Without codes
-    the escapes are a copy of all weights. It covers the rows from `start` that adapters reach.
+    codes int32 [rows, words] holds 2 to 4 bits per weight, escapes the weights (in their dtype)
+    that a code cannot describe, ends int64 [blocks + 1] where each block's escapes end. Without
+    codes the escapes are a copy of all weights. It covers the rows from `start` that adapters
+    reach.
     """
 
     codes: Tensor

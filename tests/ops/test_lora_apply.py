@@ -141,3 +141,34 @@ def test_wrong_shapes_are_errors(level: str) -> None:
             ops.lora_apply(x, y, adapters, index)
     with pytest.raises(AssertionError, match="differ"):
         ops.lora_apply(x, y[:1], [[delta]])
+
+
+@pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
+def test_torch_accepts_the_native_op() -> None:
+    """Schema, fake implementation and tracing agree with what the op does."""
+    x, y = torch.randn(5, 8), torch.randn(5, 12)
+    (delta,) = _adapters(8, 12, torch.float32)[0]
+    factors = ([delta.down], [delta.up], [0.5], [0], [1])
+    for index in (torch.tensor([0, -1, 0, 0, -1]), None):
+        torch.library.opcheck(
+            torch.ops.sgld.lora_apply.default,
+            (x, y, index, *factors),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
+    with pytest.raises(ValueError, match="index 1 is none of the 1 adapters"):
+        torch.ops.sgld.lora_apply(x, y, torch.ones(5, dtype=torch.int64), *factors)
+    weight = torch.randn(12, 8)
+    torch.library.opcheck(
+        torch.ops.sgld.lora_merge_.default, ([weight], *factors), test_utils=("test_schema",)
+    )
+
+
+def test_it_is_traced_as_one_graph(level: str) -> None:
+    x, y, index = torch.randn(6, 8), torch.randn(6, 12), torch.tensor([0, 1, 2, -1, 1, 0])
+    adapters = _adapters(8, 12, torch.float32)
+
+    def step(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        return ops.lora_apply(x.sin(), y, adapters, index).cos()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y, index), step(x, y, index))

@@ -19,10 +19,12 @@
 
 namespace sgld {
 
-constexpr int64_t kLoraRows = 48;     // rows of a block, which is one task with its own list of escapes
-constexpr int64_t kLoraPanel = 128;   // columns of a block whose update is computed at a time
-constexpr int64_t kLoraGroup = 32;    // weights whose codes share words: bit j of word p is bit p of code j
-constexpr int64_t kLoraChain = 32;    // ranks of a block of the sum
+constexpr int64_t kLoraRows =
+    48;  // rows of a block, which is one task with its own list of escapes
+constexpr int64_t kLoraPanel = 128;  // columns of a block whose update is computed at a time
+constexpr int64_t kLoraGroup =
+    32;  // weights whose codes share words: bit j of word p is bit p of code j
+constexpr int64_t kLoraChain = 32;  // ranks of a block of the sum
 constexpr int kLoraMinBits = 2, kLoraMaxBits = 4;
 
 static inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
@@ -32,7 +34,8 @@ struct LoraFactor {
   int64_t block_begin = 0, block_end = 0;  // blocks of the matrix it reaches
   int64_t rank = 0;                        // even; a multiple of kLoraChain in pairs
   float scale = 0;
-  bool pairs = false;  // for the matrix units: down [group][half][rank / 2][16][2], up [row][rank], both bf16
+  bool pairs =
+      false;  // for the matrix units: down [group][half][rank / 2][16][2], up [row][rank], both bf16
   const void* down = nullptr;  // otherwise fp32: [group][rank][32]
   const void* up = nullptr;    // [row][rank]
 };
@@ -42,15 +45,15 @@ struct LoraBlock {
   const LoraFactor* factors = nullptr;
   int64_t factor_count = 0;
   DType dtype = DType::f32;
-  int64_t index = 0;                             // of the block in the matrix
-  int64_t rows = 0;                              // at most kLoraRows
-  int64_t cols = 0;                              // of the matrix
-  int64_t column_begin = 0, column_end = 0;      // begin is a multiple of kLoraPanel
-  void* weight = nullptr;                        // at row 0, column_begin
-  int64_t stride = 0;                            // elements from row to row
-  int bits = 0;                                  // of a code; 0: no codes
-  uint32_t* codes = nullptr;                     // at row 0, column_begin
-  int64_t code_stride = 0;                       // words from row to row
+  int64_t index = 0;                         // of the block in the matrix
+  int64_t rows = 0;                          // at most kLoraRows
+  int64_t cols = 0;                          // of the matrix
+  int64_t column_begin = 0, column_end = 0;  // begin is a multiple of kLoraPanel
+  void* weight = nullptr;                    // at row 0, column_begin
+  int64_t stride = 0;                        // elements from row to row
+  int bits = 0;                              // of a code; 0: no codes
+  uint32_t* codes = nullptr;                 // at row 0, column_begin
+  int64_t code_stride = 0;                   // words from row to row
   // Elements of the weight's dtype, panel by panel, row by row. A merge may write kLoraGroup behind the last one.
   void* escapes = nullptr;
 };
