@@ -6,13 +6,21 @@ from typing import Literal
 
 from torch import Tensor
 
-from sgl_diffusion.ops import torch_impl, triton_rope
-from sgl_diffusion.ops.dispatch import Op
+from sgl_diffusion.ops import cuda_norms, library, torch_impl, triton_rope
+from sgl_diffusion.ops.dispatch import Implementation, Op
 from sgl_diffusion.ops.triton_register import implementation
 
 _qk_norm_rope = Op(
     "qk_norm_rope",
     torch_impl.qk_norm_rope,
+    Implementation(
+        "cuda",
+        cuda_norms.qk_norm_rope,
+        ("cuda",),
+        sm=range(80, 1000),
+        absent=library.without_cuda,
+        refuses=cuda_norms.refuses_rope,
+    ),
     implementation(triton_rope.qk_norm_rope, triton_rope.refuses),
 )
 
