@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_check import SETS, Peers, Row, compare, copy_rate, rows_of
 from sgl_diffusion import ops
-from sgl_diffusion.ops import library, triton_attention, triton_elementwise, triton_lora
+from sgl_diffusion.ops import cuda_norms, library, triton_attention, triton_elementwise, triton_lora
 
 ROWS = ((4608, 3072), (32760, 1536), (32760, 5120), (4096, 6144))
 HEADS = ((4608, 24), (32760, 12), (32760, 40))
@@ -70,10 +70,11 @@ def _norm_rows(tokens: int, width: int, limit: float) -> list[Row]:
             xs[i], scale, shift, None, None, EPS, "layer", xs[i].dtype
         )
     rows = rows_of("norm_modulate", shape, peers, 2 * gb, "GB/s", limit)
-    rest = (gate, scale, shift, None, None, EPS, "layer", torch.bfloat16)
+    rest = (gate, scale, shift, None, None, EPS, "layer")
     peers = {
         "eager": lambda i: gated(xs[i], ys[i]),
         "compile": lambda i: compiled_gated(xs[i], ys[i]),
+        "cuda": lambda i: cuda_norms.gate_residual_norm_modulate(xs[i], ys[i], *rest),
         "triton": lambda i: triton_elementwise.gate_residual_norm_modulate(xs[i], ys[i], *rest),
     }
     rows += rows_of("gate_residual_norm_modulate", shape, peers, 4 * gb, "GB/s", limit)

@@ -137,13 +137,22 @@ def _attention_kernel(
 
     if TMA:
         q_rows = tl.make_tensor_descriptor(
-            q_ptr, shape=[tl.maximum(queries, 1), DIM], strides=[q_token, 1], block_shape=[BLOCK_M, DIM]
+            q_ptr,
+            shape=[tl.maximum(queries, 1), DIM],
+            strides=[q_token, 1],
+            block_shape=[BLOCK_M, DIM],
         )
         k_rows = tl.make_tensor_descriptor(
-            k_ptr, shape=[tl.maximum(keys, 1), DIM], strides=[k_token, 1], block_shape=[BLOCK_N, DIM]
+            k_ptr,
+            shape=[tl.maximum(keys, 1), DIM],
+            strides=[k_token, 1],
+            block_shape=[BLOCK_N, DIM],
         )
         v_rows = tl.make_tensor_descriptor(
-            v_ptr, shape=[tl.maximum(keys, 1), DIM], strides=[v_token, 1], block_shape=[BLOCK_N, DIM]
+            v_ptr,
+            shape=[tl.maximum(keys, 1), DIM],
+            strides=[v_token, 1],
+            block_shape=[BLOCK_N, DIM],
         )
         q = q_rows.load([start, 0])
         for first in tl.range(0, whole, BLOCK_N, num_stages=STAGES):

@@ -6,7 +6,6 @@ tensor.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 import triton
@@ -77,11 +76,13 @@ def _silu_mul_kernel(gate_ptr, up_ptr, out_ptr, width, gate_row, up_row, BLOCK: 
     tl.store(out_ptr + row * width + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def gate_residual_launch(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    """x and y [B, S, D], or any [..., D] without a gate; gate [B, D] or what broadcasts to x."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def gate_residual_launch(x: Tensor, y: Tensor, gate: Tensor | None, out: Tensor) -> None:
+    """x and y [B, S, D], or any [..., D] without a gate; gate [B, D] or what broadcasts to x.
+
+    `out`, here and below, is contiguous and may be an input.
+    """
     if out.numel() == 0:
-        return out
+        return
     x, y, gate = as_rows(x, gate), as_rows(y, gate), dense(gate)
     width = x.shape[-1]
     block, blocks = row_blocks(width)
@@ -99,23 +100,19 @@ def gate_residual_launch(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
         BLOCK=block,
         num_warps=num_warps(block),
     )
-    return out
 
 
-def gelu_tanh_launch(x: Tensor) -> Tensor:
+def gelu_tanh_launch(x: Tensor, out: Tensor) -> None:
     x = x.contiguous()
-    out = torch.empty_like(x)
     if out.numel():
         grid = (triton.cdiv(out.numel(), FLAT_BLOCK),)
         _gelu_tanh_kernel[grid](x, out, out.numel(), BLOCK=FLAT_BLOCK, num_warps=4)
-    return out
 
 
-def silu_mul_launch(gate: Tensor, up: Tensor) -> Tensor:
+def silu_mul_launch(gate: Tensor, up: Tensor, out: Tensor) -> None:
     """gate and up of one shape; two halves of one fused projection are read where they are."""
-    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     if out.numel() == 0:
-        return out
+        return
     width = gate.shape[-1] if gate.ndim else 1
     gate, up = _flat_rows(gate, width), _flat_rows(up, width)
     block, blocks = row_blocks(width)
@@ -129,7 +126,6 @@ def silu_mul_launch(gate: Tensor, up: Tensor) -> Tensor:
         BLOCK=block,
         num_warps=num_warps(block),
     )
-    return out
 
 
 def _flat_rows(x: Tensor, width: int) -> Tensor:

@@ -6,7 +6,6 @@ exactly that of the two ops after each other. The row stays in registers between
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 import triton
@@ -110,13 +109,12 @@ def gate_residual_norm_modulate_launch(
     bias: Tensor | None,
     eps: float,
     rms: bool,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """(x + y * gate in x's dtype, its modulated norm in `out_dtype`); shapes of norm_modulate."""
-    residual = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    residual: Tensor,
+    out: Tensor,
+) -> None:
+    """Both results are contiguous; `residual` may be x or y. Shapes as in norm_modulate."""
     if out.numel() == 0:
-        return residual, out
+        return
     x, y = as_rows(x, gate, scale, shift), as_rows(y, gate)
     gate, scale, shift, weight, bias = (dense(part) for part in (gate, scale, shift, weight, bias))
     width = x.shape[-1]
@@ -150,4 +148,3 @@ def gate_residual_norm_modulate_launch(
         BLOCKS=blocks,
         num_warps=num_warps(block),
     )
-    return residual, out

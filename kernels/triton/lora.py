@@ -26,8 +26,8 @@ _KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 # Columns of the table of matrices and of the table of parts (the adapters of the matrices).
 # matrix: weight, rows, columns, row stride, first tile, parts from, parts to, codes from, escapes
-# from, room for escapes; part: a, b, rank, row stride of a, row stride of b.
-_MATRIX, _PART = tl.constexpr(10), tl.constexpr(5)
+# from, room for escapes; part: a, b, rank, row stride of a, row stride of b, first row, rows.
+_MATRIX, _PART = tl.constexpr(10), tl.constexpr(7)
 
 
 @triton.jit
@@ -38,7 +38,6 @@ def _delta(
     last_part,
     at_m,
     at_n,
-    rows,
     columns,
     KIND: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -57,6 +56,8 @@ def _delta(
         rank = tl.load(record + 2).to(tl.int32)
         a_row = tl.load(record + 3)
         b_row = tl.load(record + 4)
+        row = at_m - tl.load(record + 5)
+        inside = (row >= 0) & (row < tl.load(record + 6))
         if ALIGNED:
             a_ptr = tl.multiple_of(a_ptr, 16)
             b_ptr = tl.multiple_of(b_ptr, 16)
@@ -67,8 +68,8 @@ def _delta(
         for first in range(0, rank, RANK):
             r = first + lane
             b = tl.load(
-                b_ptr + at_m[:, None] * b_row + r[None, :],
-                mask=(at_m < rows)[:, None] & (r < rank)[None, :],
+                b_ptr + row[:, None] * b_row + r[None, :],
+                mask=inside[:, None] & (r < rank)[None, :],
                 other=0.0,
             )
             a = tl.load(
@@ -142,7 +143,6 @@ def _lora_kernel(
             tl.load(record + 6).to(tl.int32),
             at_m.to(tl.int64),
             at_n,
-            rows,
             columns,
             KIND,
             ALIGNED,
@@ -270,8 +270,11 @@ def _group(
     b: list[Tensor],
     scales: list[float],
     owners: list[int] | None,
+    starts: list[int] | None,
 ) -> _Group:
     owners = list(range(len(weights))) if owners is None else owners
+    starts = [0] * len(owners) if starts is None else starts
+    assert len(starts) == len(owners)
     assert len(a) == len(b) == len(scales) == len(owners), "one a, b, scale and owner a part"
     assert owners == sorted(owners), "the parts of a matrix follow each other"
     first = weights[0]
@@ -292,12 +295,16 @@ def _group(
         mine = [j for j, owner in enumerate(owners) if owner == i]
         for j in mine:
             rank = a[j].shape[0]
-            assert a[j].shape == (rank, columns) and b[j].shape == (rows, rank), (
+            reach, start = b[j].shape[0], starts[j]
+            fits = a[j].shape == (rank, columns) and b[j].shape == (reach, rank)
+            assert fits and 0 <= start <= rows - reach, (
                 f"weight {i} {tuple(w.shape)}, a {tuple(a[j].shape)}, b {tuple(b[j].shape)}"
+                f" from row {start}"
             )
-            parts.append((a[j].data_ptr(), b[j].data_ptr(), rank, a[j].stride(0), b[j].stride(0)))
-            aligned = aligned and not any(x % 16 for x in parts[-1][:2])
-            aligned = aligned and not any(x % 8 for x in parts[-1][2:])
+            part = (a[j].data_ptr(), b[j].data_ptr(), rank, a[j].stride(0), b[j].stride(0))
+            parts.append((*part, start, reach))
+            aligned = aligned and not any(x % 16 for x in part[:2])
+            aligned = aligned and not any(x % 8 for x in part[2:])
         aligned = aligned and not (w.data_ptr() % 16 or w.stride(0) % 8 or columns % 16)
         begin, end = (mine[0], mine[-1] + 1) if mine else (0, 0)
         matrices.append(
@@ -316,7 +323,7 @@ def _group(
     indices = torch.arange(len(weights), dtype=torch.int32, device=first.device)
     return _Group(
         matrices=on_device(matrices, torch.int64),
-        parts=on_device(parts or [(0,) * 5], torch.int64),
+        parts=on_device(parts or [(0,) * 7], torch.int64),
         scales=on_device(list(scales) or [0.0], torch.float32),
         owner=torch.repeat_interleave(indices, counts),
         adapters=[*a, *b],
@@ -369,16 +376,18 @@ def lora_merge_launch(
     b: list[Tensor],
     scales: list[float],
     owners: list[int] | None = None,
+    starts: list[int] | None = None,
     keep: bool = True,
 ) -> LoraCodes | None:
     """weights[owners[i]] += scales[i] * b[i] @ a[i], in place; all parts of a matrix at once.
 
-    weights [out, in] of one dtype, a [rank, in], b [out, rank]; owners ascend, by default one part
-    a matrix. `keep` returns what unmerge needs; look at its `failed()` before it is used.
+    weights [out, in] of one dtype, a [rank, in], b [rows, rank] on the rows from starts[i] (0);
+    owners ascend, by default one part a matrix. `keep` returns what unmerge needs; look at its
+    `failed()` before it is used.
     """
     if sum(w.numel() for w in weights) == 0:
         return None
-    group = _group(weights, a, b, scales, owners)
+    group = _group(weights, a, b, scales, owners, starts)
     codes = None
     if keep:
         device = weights[0].device
@@ -401,12 +410,13 @@ def lora_unmerge_launch(
     scales: list[float],
     codes: LoraCodes | None,
     owners: list[int] | None = None,
+    starts: list[int] | None = None,
 ) -> None:
     """Takes back the merge that returned `codes`; every weight has its bits of before again."""
     if codes is None:
         assert sum(w.numel() for w in weights) == 0, "an unmerge needs the codes of its merge"
         return
-    group = _group(weights, a, b, scales, owners)
+    group = _group(weights, a, b, scales, owners, starts)
     _run(group, weights, codes, merge=False)
     block = 1024
     _restore_kernel[(len(weights), triton.cdiv(max(group.room), block))](

@@ -1,7 +1,7 @@
 """quant_fp8_rowwise: x as float8_e4m3 values and one fp32 scale max|x| / 448 per row.
 
-x is close to value * scale. A row of zeros has the scale 1. One program per row; a row of several
-blocks stays in registers between the maximum and the division.
+x is close to value * scale. The scale has a floor, so that its inverse is finite. One program per
+row; a row of several blocks stays in registers between the maximum and the division.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import triton.language as tl
 from .settings import held_blocks, num_warps
 
 LARGEST = 448.0  # of float8_e4m3
+SMALLEST_SCALE = 2.0**-100
 
 
 @triton.jit
@@ -25,6 +26,7 @@ def _quant_fp8_rowwise_kernel(
     width,
     x_row,
     LARGEST: tl.constexpr,
+    SMALLEST: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
@@ -38,21 +40,22 @@ def _quant_fp8_rowwise_kernel(
         largest = tl.maximum(largest, tl.abs(x))
         held = held + (x,)
     top = tl.max(largest, axis=0)
-    scale = tl.where(top == 0.0, 1.0, top / LARGEST)
+    scale = tl.maximum(top / LARGEST, SMALLEST)
     tl.store(scale_ptr + row, scale)
+    inverse = 1.0 / scale
     for block in tl.static_range(BLOCKS):
         at = block * BLOCK + lane
-        # The division may round past the largest value, which would become NaN.
-        y = tl.clamp(held[block] / scale, -LARGEST, LARGEST)
+        # The product may round past the largest value, which would become NaN.
+        y = tl.clamp(held[block] * inverse, -LARGEST, LARGEST)
         tl.store(out_ptr + row * width + at, y.to(out_ptr.dtype.element_ty), mask=at < width)
 
 
 def quant_fp8_rowwise_launch(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(float8_e4m3fn of x's shape, fp32 scales of x's shape with a last dimension of 1)."""
+    """(float8_e4m3fn of x's shape, one fp32 scale a row)."""
     out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    scale = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     if out.numel() == 0:
-        return out, scale.fill_(1.0)
+        return out, scale.fill_(SMALLEST_SCALE)
     width = x.shape[-1]
     x = x.reshape(-1, width)
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -64,6 +67,7 @@ def quant_fp8_rowwise_launch(x: Tensor) -> tuple[Tensor, Tensor]:
         width,
         x.stride(0),
         LARGEST=LARGEST,
+        SMALLEST=SMALLEST_SCALE,
         BLOCK=block,
         BLOCKS=blocks,
         num_warps=num_warps(block),

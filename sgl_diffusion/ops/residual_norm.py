@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ops import library, torch_impl, triton_elementwise
+from sgl_diffusion.ops import cuda_norms, library, torch_impl, triton_elementwise
 from sgl_diffusion.ops.buffers import check_out, into, room
 from sgl_diffusion.ops.dispatch import FLOATS, Implementation, Op
 from sgl_diffusion.ops.elementwise import refuses_update
@@ -84,6 +84,14 @@ _gate_residual_norm_modulate = Op(
     "gate_residual_norm_modulate",
     _truth,
     Implementation("cpu", _native, ("cpu",), absent=library.absent, refuses=_refuses),
+    Implementation(
+        "cuda",
+        cuda_norms.gate_residual_norm_modulate,
+        ("cuda",),
+        sm=range(80, 1000),
+        absent=library.without_cuda,
+        refuses=_refuses,
+    ),
     implementation(_triton, lambda *args: triton_elementwise.refuses_gate(*args[:7])),
 )
 

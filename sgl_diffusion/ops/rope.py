@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ops import library, torch_impl, triton_rope
+from sgl_diffusion.ops import cuda_norms, library, torch_impl, triton_rope
 from sgl_diffusion.ops.buffers import into, room
 from sgl_diffusion.ops.dispatch import FLOATS, Implementation, Op
 from sgl_diffusion.ops.triton_register import implementation
@@ -90,6 +90,14 @@ _qk_norm_rope = Op(
     "qk_norm_rope",
     _truth,
     Implementation("cpu", _native, ("cpu",), absent=library.absent, refuses=_refuses),
+    Implementation(
+        "cuda",
+        cuda_norms.qk_norm_rope,
+        ("cuda",),
+        sm=range(80, 1000),
+        absent=library.without_cuda,
+        refuses=cuda_norms.refuses_rope,
+    ),
     implementation(_triton, triton_rope.refuses),
 )
 

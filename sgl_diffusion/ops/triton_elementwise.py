@@ -16,46 +16,31 @@ from sgl_diffusion.ops.triton_register import register
 def _library() -> torch.library.Library:
     from sgl_diffusion.kernels import elementwise, gate_norm, quant
 
-    def gate_norm_fake(
-        x: Tensor,
-        y: Tensor,
-        gate: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        rms: bool,
-        out_dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        return x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
-
     def quant_fake(x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        scale = x.new_empty(x.shape[:-1], dtype=torch.float32)
         return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), scale
+
+    def written(*_: object) -> None:
+        """The results are there already."""
 
     return register(
         (
-            "gate_residual(Tensor x, Tensor y, Tensor? gate) -> Tensor",
+            "gate_residual(Tensor x, Tensor y, Tensor? gate, Tensor(a!) out) -> ()",
             elementwise.gate_residual_launch,
-            lambda x, y, gate: x.new_empty(x.shape),
+            written,
         ),
+        ("gelu_tanh(Tensor x, Tensor(a!) out) -> ()", elementwise.gelu_tanh_launch, written),
         (
-            "gelu_tanh(Tensor x) -> Tensor",
-            elementwise.gelu_tanh_launch,
-            lambda x: x.new_empty(x.shape),
-        ),
-        (
-            "silu_mul(Tensor gate, Tensor up) -> Tensor",
+            "silu_mul(Tensor gate, Tensor up, Tensor(a!) out) -> ()",
             elementwise.silu_mul_launch,
-            lambda gate, up: gate.new_empty(gate.shape),
+            written,
         ),
         (
             "gate_residual_norm_modulate(Tensor x, Tensor y, Tensor? gate, Tensor? scale, "
             "Tensor? shift, Tensor? weight, Tensor? bias, float eps, bool rms, "
-            "ScalarType out_dtype) -> (Tensor, Tensor)",
+            "Tensor(a!) residual, Tensor(b!) out) -> ()",
             gate_norm.gate_residual_norm_modulate_launch,
-            gate_norm_fake,
+            written,
         ),
         (
             "quant_fp8_rowwise(Tensor x) -> (Tensor, Tensor)",
@@ -66,7 +51,7 @@ def _library() -> torch.library.Library:
 
 
 def refuses(x: Tensor, *rest: object) -> str:
-    """What these kernels cannot take."""
+    """What these kernels cannot take; a last tensor like x may be the `out` of the caller."""
     for part in rest:
         if isinstance(part, Tensor) and part.dtype not in FLOATS:
             return f"a tensor of {part.dtype}"
@@ -80,29 +65,41 @@ def refuses_gate(x: Tensor, y: Tensor, gate: Tensor | None, *rest: object) -> st
     return refuses(x, y, gate, *rest)
 
 
+def _room(x: Tensor, out: Tensor | None) -> Tensor:
+    """Contiguous room for a result like x: that of the caller, where it is."""
+    return out if out is not None and out.is_contiguous() else x.new_empty(x.shape)
+
+
+def _done(result: Tensor, out: Tensor | None) -> Tensor:
+    return result if out is None or result is out else out.copy_(result)
+
+
 def _check(x: Tensor, *modulation: Tensor | None) -> None:
     for part in modulation:
         if part is not None:
             torch_impl.per_token(part, x)  # checks the shape
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None, out: Tensor | None = None) -> Tensor:
     _library()
     _check(x, gate)
-    out: Tensor = torch.ops.sgld_triton.gate_residual.default(x, y, gate)
-    return out
+    result = _room(x, out)
+    torch.ops.sgld_triton.gate_residual.default(x, y, gate, result)
+    return _done(result, out)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
+def gelu_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
     _library()
-    out: Tensor = torch.ops.sgld_triton.gelu_tanh.default(x)
-    return out
+    result = _room(x, out)
+    torch.ops.sgld_triton.gelu_tanh.default(x, result)
+    return _done(result, out)
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+def silu_mul(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
     _library()
-    out: Tensor = torch.ops.sgld_triton.silu_mul.default(gate, up)
-    return out
+    result = _room(gate, out)
+    torch.ops.sgld_triton.silu_mul.default(gate, up, result)
+    return _done(result, out)
 
 
 def gate_residual_norm_modulate(
@@ -115,19 +112,20 @@ def gate_residual_norm_modulate(
     bias: Tensor | None,
     eps: float,
     kind: str,
-    out_dtype: torch.dtype,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(x + y * gate, its modulated norm); the second is computed from the rounded first."""
+    """(r = x + y * gate in `out` or new, its modulated norm); the norm reads the rounded r."""
     _library()
     _check(x, gate, scale, shift)
-    out: tuple[Tensor, Tensor] = torch.ops.sgld_triton.gate_residual_norm_modulate.default(
-        x, y, gate, scale, shift, weight, bias, eps, kind == "rms", out_dtype
+    residual, normed = _room(x, out), _room(x, None)
+    torch.ops.sgld_triton.gate_residual_norm_modulate.default(
+        x, y, gate, scale, shift, weight, bias, eps, kind == "rms", residual, normed
     )
-    return out
+    return _done(residual, out), normed
 
 
 def quant_fp8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(float8_e4m3fn values, fp32 scale of each row [..., 1])."""
+    """x [..., D] as float8_e4m3fn [..., D] and fp32 scales [...]: x is about their product."""
     _library()
-    out: tuple[Tensor, Tensor] = torch.ops.sgld_triton.quant_fp8_rowwise.default(x)
-    return out
+    result: tuple[Tensor, Tensor] = torch.ops.sgld_triton.quant_fp8_rowwise.default(x)
+    return result

@@ -31,15 +31,17 @@ def lora_merge_(
     b: list[Tensor],
     scales: list[float],
     owners: list[int] | None = None,
+    starts: list[int] | None = None,
 ) -> Any:
     """weights[owners[i]] += scales[i] * b[i] @ a[i] in one launch; returns what unmerge needs.
 
+    b[i] reaches the rows from starts[i].
     `.failed()` of the result names the matrices whose difference did not fit: unmerge the group,
     keep a copy of those, and merge again.
     """
     from sgl_diffusion.kernels.lora import lora_merge_launch
 
-    return lora_merge_launch(weights, a, b, scales, owners)
+    return lora_merge_launch(weights, a, b, scales, owners, starts)
 
 
 def lora_unmerge_(
@@ -49,11 +51,12 @@ def lora_unmerge_(
     scales: list[float],
     codes: Any,
     owners: list[int] | None = None,
+    starts: list[int] | None = None,
 ) -> None:
     """Every weight gets the bits back that it had before the merge that returned `codes`."""
     from sgl_diffusion.kernels.lora import lora_unmerge_launch
 
-    lora_unmerge_launch(weights, a, b, scales, codes, owners)
+    lora_unmerge_launch(weights, a, b, scales, codes, owners, starts)
 
 
 def lora_apply_(

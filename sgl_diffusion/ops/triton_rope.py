@@ -60,27 +60,13 @@ def qk_norm_rope(
     eps: float,
     norm: str,
     rotary: str,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    """New tensors, or in place: then q and k have dense heads, as views of one QKV output have."""
     _library()
-    out: tuple[Tensor, Tensor] = torch.ops.sgld_triton.qk_norm_rope.default(
-        q, k, weight_q, weight_k, cos, sin, eps, norm == "full", rotary == "interleaved"
-    )
+    rest = (weight_q, weight_k, cos, sin, eps, norm == "full", rotary == "interleaved")
+    if in_place:
+        torch.ops.sgld_triton.qk_norm_rope_.default(q, k, *rest)
+        return q, k
+    out: tuple[Tensor, Tensor] = torch.ops.sgld_triton.qk_norm_rope.default(q, k, *rest)
     return out
-
-
-def qk_norm_rope_(
-    q: Tensor,
-    k: Tensor,
-    weight_q: Tensor | None,
-    weight_k: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    eps: float,
-    norm: str,
-    rotary: str,
-) -> None:
-    """In place: q and k are views of one fused QKV output whose heads are dense."""
-    _library()
-    torch.ops.sgld_triton.qk_norm_rope_.default(
-        q, k, weight_q, weight_k, cos, sin, eps, norm == "full", rotary == "interleaved"
-    )

@@ -114,6 +114,22 @@ def test_a_matrix_without_room_is_reported_and_can_be_taken_back() -> None:
         assert torch.equal(w, old)
 
 
+def test_adapters_of_row_segments() -> None:
+    """q, k and v of a fused weight have adapters of their own; one is left out, two overlap."""
+    w = (torch.randn(150, 40) * 0.02).half()
+    before = w.clone()
+    shapes, starts, owners = [(50, 40), (50, 40), (90, 40)], [0, 100, 60], [0, 0, 0]
+    a, b = adapters(shapes, [4, 16, 8], 0.2, torch.float16)
+    codes = lora_merge_launch([w], a, b, [1.0, 1.0, 1.0], owners, starts)
+    want = before.double()
+    for down, up, start in zip(a, b, starts, strict=True):
+        want[start : start + len(up)] += up.double() @ down.double()
+    torch.testing.assert_close(w.double(), want, rtol=2.0**-11, atol=2.0**-17)
+    assert torch.equal(w[50:60], before[50:60])
+    lora_unmerge_launch([w], a, b, [1.0, 1.0, 1.0], codes, owners, starts)
+    assert torch.equal(w, before)
+
+
 def test_without_codes_nothing_is_kept() -> None:
     w = torch.randn(40, 24)
     want = w.double()

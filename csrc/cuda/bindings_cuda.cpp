@@ -1,0 +1,20 @@
+// Schemas and registrations of the ops that only CUDA has here, nothing else.
+#include <torch/csrc/stable/library.h>
+
+#include "cuda_ops.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
+  m.def(
+      "cuda_gate_residual_norm_modulate(Tensor x, Tensor y, Tensor? gate, Tensor? scale, "
+      "Tensor? shift, Tensor? weight, Tensor? bias, float eps, bool rms, Tensor(a!) residual, "
+      "Tensor(b!) out) -> ()");
+  m.def(
+      "cuda_qk_norm_rope(Tensor q, Tensor k, Tensor? weight_q, Tensor? weight_k, Tensor? cos, "
+      "Tensor? sin, float eps, bool full, bool interleaved, Tensor(a!) out_q, Tensor(b!) out_k) "
+      "-> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sgld, CUDA, m) {
+  m.impl("cuda_gate_residual_norm_modulate", TORCH_BOX(&sgld::gate_residual_norm_modulate_cuda));
+  m.impl("cuda_qk_norm_rope", TORCH_BOX(&sgld::qk_norm_rope_cuda));
+}
