@@ -6,6 +6,7 @@ import torch
 
 from sgl_diffusion.attention.base import AttentionBackend
 from sgl_diffusion.attention.flash import FlashBackend
+from sgl_diffusion.attention.native import NativeBackend
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
@@ -16,7 +17,7 @@ AUTO = "auto"
 # "auto" tries them in this order.
 BACKENDS: Registry[AttentionBackend] = Registry(
     "attention backend",
-    {"flash": FlashBackend(), "sdpa": SdpaBackend()},
+    {"flash": FlashBackend(), "native": NativeBackend(), "sdpa": SdpaBackend()},
 )
 
 _log = get_logger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sgl_diffusion.ops.attention import attention, attention_merge
 from sgl_diffusion.ops.dispatch import OPS, counts, reset_counts, using
 from sgl_diffusion.ops.elementwise import gate_residual, gelu_tanh, silu_mul
 from sgl_diffusion.ops.norm import norm_modulate
@@ -9,6 +10,8 @@ from sgl_diffusion.ops.rope import qk_norm_rope
 
 __all__ = [
     "OPS",
+    "attention",
+    "attention_merge",
     "counts",
     "gate_residual",
     "gelu_tanh",
