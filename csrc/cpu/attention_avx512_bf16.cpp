@@ -7,7 +7,8 @@ struct Tiles : Bf16Pairs {
   static constexpr int64_t kRows = 12, kDepth = 2;
   static constexpr int64_t kStrip = 48, kKeys = 256, kQueries = 192;
 
-  static void multiply(const bf16* a, int64_t lda, const bf16* b, int64_t depth, float* c,
+  template <int64_t lda>
+  static void multiply(const bf16* a, const bf16* b, int64_t depth, float* c,
                        int64_t ldc, bool add) {
     __m512 sum[kRows][2];
 #pragma GCC unroll 16

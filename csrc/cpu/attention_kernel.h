@@ -57,7 +57,8 @@ struct FmaTiles {
   static constexpr int64_t kRows = kTileRows, kCols = kTileVectors * Vec::width;
   static constexpr int64_t kPair = 1, kDepth = 1;
 
-  static void multiply(const float* a, int64_t lda, const float* b, int64_t depth, float* c,
+  template <int64_t lda>
+  static void multiply(const float* a, const float* b, int64_t depth, float* c,
                        int64_t ldc, bool add) {
     V sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
@@ -173,6 +174,8 @@ struct AttentionKernel {
   // Probabilities replace the scores they come from where both are fp32.
   static constexpr bool kInPlace = std::is_same_v<E, float>;
   // Rows a power of two apart would fall into few sets of the cache.
+  // Strides are constants, so that a row of a tile is a constant away from the first.
+  static constexpr int64_t kQueryStride = kMostHeadDim + 16;
   static constexpr int64_t kScoreStride = kKeys + 16;
   static constexpr int64_t kProbStride = kInPlace ? kScoreStride : kKeys + 32;
   static constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -198,7 +201,7 @@ struct AttentionKernel {
         *part = reinterpret_cast<Part*>(next);
         next += whole(n * static_cast<int64_t>(sizeof(Part)), 64);
       };
-      take(&q, kQueries * at.depth);
+      take(&q, kQueries * kQueryStride);
       take(&score, kStrip * kScoreStride);
       if constexpr (kInPlace)
         prob = score;
@@ -264,13 +267,14 @@ struct AttentionKernel {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t k = 0; k < d; ++k) {
         if constexpr (kInPlace)
-          out[r * depth + k] = queried(widen(q[r * stride + k]), negative);
+          out[r * kQueryStride + k] = queried(widen(q[r * stride + k]), negative);
         else
-          out[r * depth + k] = queried(q[r * stride + k], negative);
+          out[r * kQueryStride + k] = queried(q[r * stride + k], negative);
       }
-      for (int64_t k = d; k < depth; ++k) out[r * depth + k] = E{};
+      for (int64_t k = d; k < depth; ++k) out[r * kQueryStride + k] = E{};
     }
-    for (int64_t i = rows * depth; i < whole(rows, kRows) * depth; ++i) out[i] = E{};
+    for (int64_t r = rows; r < whole(rows, kRows); ++r)
+      for (int64_t k = 0; k < depth; ++k) out[r * kQueryStride + k] = E{};
   }
 
   // One row of scores to probabilities: 2^(score · factor - high). Adds to the row's state.
@@ -345,7 +349,7 @@ struct AttentionKernel {
         const int64_t strip = rows - r0 < kStrip ? rows - r0 : kStrip;
         for (int64_t j = 0; j < padded; j += kCols)
           for (int64_t i = 0; i < strip; i += kRows)
-            Tiles::multiply(at.q + (r0 + i) * layout.depth, layout.depth,
+            Tiles::template multiply<kQueryStride>(at.q + (r0 + i) * kQueryStride,
                             keys + (k0 + j) * layout.depth, layout.depth,
                             at.score + i * kScoreStride + j, kScoreStride, false);
         for (int64_t r = 0; r < strip; ++r)
@@ -354,7 +358,7 @@ struct AttentionKernel {
                  layout.width);
         for (int64_t j = 0; j < layout.width; j += kCols)
           for (int64_t i = 0; i < strip; i += kRows)
-            Tiles::multiply(at.prob + i * kProbStride, kProbStride,
+            Tiles::template multiply<kProbStride>(at.prob + i * kProbStride,
                             values + j * layout.keys + k0 * kCols, padded,
                             at.sum + (r0 + i) * layout.width + j, layout.width, k0 > 0);
       }

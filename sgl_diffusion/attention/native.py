@@ -23,6 +23,11 @@ class NativeBackend:
             return f"it computes in fp32, bf16 and fp16, not in {str(dtype).removeprefix('torch.')}"
         return head_dim_refused(head_dim) or library.absent() or None
 
+    def slower(self) -> str | None:
+        if torch.ops.sgld.cpu_isa() == "scalar":
+            return "sdpa is faster than its scalar kernels"
+        return None
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         return ops.attention(q, k, v, scale=scale)
 

@@ -46,6 +46,8 @@ def select(
     for candidate in BACKENDS if name == AUTO else [name]:
         backend = BACKENDS.get(candidate)
         reason = backend.supports(device, head_dim, dtype, needs_lse)
+        if reason is None and name == AUTO and not needs_lse:
+            reason = backend.slower()
         if reason is None:
             passed_over = "".join(f"; not {other}: {why}" for other, why in reasons.items())
             _log.info("attention backend %s%s", candidate, passed_over)

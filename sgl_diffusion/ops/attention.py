@@ -1,4 +1,4 @@
-"""attention: softmax(q kᵀ · scale) v per head, without a mask; attention_merge joins two results."""
+"""attention: softmax(q kᵀ · scale) v per head, no mask; attention_merge joins two results."""
 
 from __future__ import annotations
 
