@@ -10,30 +10,10 @@
 #include "lora_pack.h"
 #include "sgld/isa.h"
 
-#if defined(SGLD_X86) && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace sgld {
 namespace {
 
 #if defined(SGLD_X86)
-
-// The kernel saves the tile registers only of processes that asked for them.
-bool may_use_tiles() {
-#if defined(__linux__)
-  constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22, kVbmi2 = 1u << 6;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kBf16) || !(c & kVbmi2))
-    return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
 
 // The update of a block in fp32, from factors of any size down to where products become subnormal.
 std::vector<float> sample_update(const LoraKernels& kernels) {
@@ -67,7 +47,7 @@ std::vector<float> sample_update(const LoraKernels& kernels) {
 }
 
 bool tiles_agree() {
-  if (machine_isa() < Isa::avx512_bf16 || !may_use_tiles()) return false;
+  if (!__builtin_cpu_supports("avx512vbmi2")) return false;
   const std::vector<float> a = sample_update(lora_kernels_amx());
   const std::vector<float> b = sample_update(lora_kernels_avx512());
   return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -80,7 +60,7 @@ bool tiles_agree() {
 LoraUnits lora_units() {
 #if defined(SGLD_X86)
   const Isa isa = active_isa();
-  if (isa == Isa::avx512_bf16) {
+  if (active_amx()) {
     static const bool tiles = tiles_agree();
     if (tiles) return {"amx", lora_kernels_amx()};
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sgl_diffusion.ops.attention import attention, attention_merge
 from sgl_diffusion.ops.dispatch import OPS, counts, reset_counts, using
 from sgl_diffusion.ops.elementwise import gate_residual, gelu_tanh, silu_mul
 from sgl_diffusion.ops.linear import linear
@@ -18,6 +19,8 @@ __all__ = [
     "LoraRecord",
     "OPS",
     "cfg_combine_step",
+    "attention",
+    "attention_merge",
     "counts",
     "gate_residual",
     "gate_residual_norm_modulate",

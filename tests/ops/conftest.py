@@ -11,6 +11,7 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.ops import library
 
+LEVELS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
 IMPLEMENTATIONS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
 MEMORY_BOUND = (
     "cfg_combine_step",
@@ -50,4 +51,10 @@ def norm_modulate_by(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=IMPLEMENTATIONS)
 def memory_bound_by(request: pytest.FixtureRequest) -> Iterator[str]:
     with forced(request.param, *MEMORY_BOUND) as name:
+        yield name
+
+
+@pytest.fixture(params=("torch", *(f"cpu-{isa}" for isa in LEVELS)))
+def attention_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced(request.param, "attention", "attention_merge") as name:
         yield name
