@@ -10,8 +10,10 @@
 #include "lora_pack.h"
 #include "sgld/isa.h"
 
-#if defined(SGLD_X86) && defined(__linux__)
+#if defined(SGLD_X86)
 #include <cpuid.h>
+#endif
+#if defined(SGLD_X86) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -21,13 +23,20 @@ namespace {
 
 #if defined(SGLD_X86)
 
-// The kernel saves the tile registers only of processes that asked for them.
-bool may_use_tiles() {
-#if defined(__linux__)
+struct Extensions {
+  bool vbmi2 = false, tiles = false;
+};
+
+Extensions extensions() {
   constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22, kVbmi2 = 1u << 6;
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kBf16) || !(c & kVbmi2))
-    return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {};
+  return {(c & kVbmi2) != 0, (d & kTile) && (d & kBf16)};
+}
+
+// The system saves the tile registers only of processes that asked for them.
+bool may_use_tiles() {
+#if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -67,7 +76,7 @@ std::vector<float> sample_update(const LoraKernels& kernels) {
 }
 
 bool tiles_agree() {
-  if (machine_isa() < Isa::avx512_bf16 || !may_use_tiles()) return false;
+  if (!may_use_tiles()) return false;
   const std::vector<float> a = sample_update(lora_kernels_amx());
   const std::vector<float> b = sample_update(lora_kernels_avx512());
   return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -81,8 +90,10 @@ LoraUnits lora_units() {
 #if defined(SGLD_X86)
   const Isa isa = active_isa();
   if (isa == Isa::avx512_bf16) {
-    static const bool tiles = tiles_agree();
+    static const Extensions has = extensions();
+    static const bool tiles = has.tiles && has.vbmi2 && tiles_agree();
     if (tiles) return {"amx", lora_kernels_amx()};
+    if (has.vbmi2) return {"avx512_vbmi2", lora_kernels_avx512_vbmi2()};
   }
   if (isa >= Isa::avx512) return {"avx512", lora_kernels_avx512()};
   if (isa == Isa::avx2) return {"avx2", lora_kernels_avx2()};
