@@ -52,6 +52,24 @@ LoraFactor packed(const View& view, std::vector<std::unique_ptr<float[]>>& memor
   return f;
 }
 
+std::vector<std::vector<int64_t>> rows_of_sets(const std::optional<Tensor>& index, int64_t rows,
+                                               int64_t sets) {
+  std::vector<std::vector<int64_t>> found(sets);
+  if (!index) {
+    for (int64_t row = 0; row < rows; ++row) found[0].push_back(row);
+    return found;
+  }
+  if (index->scalar_type() != ScalarType::Long || !index->is_contiguous() || index->numel() != rows)
+    fail(op, "index must be contiguous int64 with one number per row of x");
+  const auto* numbers = static_cast<const int64_t*>(index->const_data_ptr());
+  for (int64_t row = 0; row < rows; ++row) {
+    if (numbers[row] < -1 || numbers[row] >= sets)
+      fail(op, "index ", numbers[row], " is none of the ", sets, " adapters");
+    if (numbers[row] >= 0) found[numbers[row]].push_back(row);
+  }
+  return found;
+}
+
 }  // namespace
 
 Tensor lora_apply_cpu(const Tensor& x, const Tensor& y, const std::optional<Tensor>& index,
@@ -69,50 +87,41 @@ Tensor lora_apply_cpu(const Tensor& x, const Tensor& y, const std::optional<Tens
   if (ups.size() != downs.size() || scales.size() != downs.size() || starts.size() != downs.size())
     fail(op, "the lists differ in length");
   int64_t listed = 0;
-  for (const int64_t count : counts) listed += count;
+  for (const int64_t count : counts) {
+    if (count < 0) fail(op, "counts must not be negative");
+    listed += count;
+  }
   if (listed != static_cast<int64_t>(downs.size())) fail(op, "counts do not fit the factors");
+
+  // The factors of each adapter and its rows; without an index, one set of all factors and rows.
+  const std::vector<int64_t> sets = index ? counts : std::vector<int64_t>{listed};
+  const auto rows_of = rows_of_sets(index, rows, static_cast<int64_t>(sets.size()));
+  std::vector<std::unique_ptr<float[]>> memory;
+  std::vector<LoraApplyFactor> factors;
+  for (size_t set = 0, i = 0; set < sets.size(); ++set)
+    for (int64_t n = 0; n < sets[set]; ++n, ++i) {
+      const View down = checked("down", downs[i]), up = checked("up", ups[i]);
+      check_size(op, "down", down, 1, {"columns of x", all.width});
+      check_size(op, "up", up, 1, {"rank of down", down.sizes[0]});
+      if (starts[i] < 0 || starts[i] + up.sizes[0] > all.out)
+        fail(op, "rows ", starts[i], " to ", starts[i] + up.sizes[0], " of up ", shape_of(up),
+             " are not within the ", all.out, " columns of y");
+      factors.emplace_back();
+      if (rows_of[set].empty()) continue;
+      factors.back() = {packed(down, memory), packed(up, memory), down.sizes[0],
+                        up.sizes[0],          starts[i],          static_cast<float>(scales[i])};
+      all.most_ranks = std::max(all.most_ranks, factors.back().up.rank);
+    }
 
   Tensor out = torch::stable::clone(y);
   all.y = out.mutable_data_ptr();
-  std::vector<std::unique_ptr<float[]>> memory;
-  std::vector<LoraApplyFactor> factors;
-  for (size_t i = 0; i < downs.size(); ++i) {
-    const View down = checked("down", downs[i]), up = checked("up", ups[i]);
-    check_size(op, "down", down, 1, {"columns of x", all.width});
-    check_size(op, "up", up, 1, {"rank of down", down.sizes[0]});
-    if (starts[i] < 0 || starts[i] + up.sizes[0] > all.out)
-      fail(op, "rows ", starts[i], " to ", starts[i] + up.sizes[0], " of up ", shape_of(up),
-           " are not within the ", all.out, " columns of y");
-    factors.push_back({packed(down, memory), packed(up, memory), down.sizes[0], up.sizes[0],
-                       starts[i], static_cast<float>(scales[i])});
-    all.most_ranks = std::max(all.most_ranks, factors.back().up.rank);
-  }
-
-  // The rows of each adapter, in blocks; without an index, all rows with all adapters.
-  std::vector<std::vector<int64_t>> rows_of(index ? counts.size() : 1);
-  if (index) {
-    if (index->scalar_type() != ScalarType::Long || !index->is_contiguous() ||
-        index->numel() != rows)
-      fail(op, "index must be contiguous int64 with one number per row of x");
-    const auto* numbers = static_cast<const int64_t*>(index->const_data_ptr());
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t number = numbers[row];
-      if (number < -1 || number >= static_cast<int64_t>(counts.size()))
-        fail(op, "index ", number, " is none of the ", counts.size(), " adapters");
-      if (number >= 0) rows_of[number].push_back(row);
-    }
-  } else {
-    for (int64_t row = 0; row < rows; ++row) rows_of[0].push_back(row);
-  }
   std::vector<Task> tasks;
-  int64_t first = 0;
-  for (size_t i = 0; i < rows_of.size(); ++i) {
-    const int64_t factor_count = index ? counts[i] : listed;
-    const auto row_count = static_cast<int64_t>(rows_of[i].size());
-    for (int64_t begin = 0; factor_count > 0 && begin < row_count; begin += kLoraRows)
-      tasks.push_back({factors.data() + first, factor_count, rows_of[i].data() + begin,
-                       std::min(kLoraRows, row_count - begin)});
-    first += factor_count;
+  const LoraApplyFactor* next = factors.data();
+  for (size_t set = 0; set < sets.size(); next += sets[set++]) {
+    const auto row_count = static_cast<int64_t>(rows_of[set].size());
+    for (int64_t begin = 0; sets[set] > 0 && begin < row_count; begin += kLoraRows)
+      tasks.push_back(
+          {next, sets[set], rows_of[set].data() + begin, std::min(kLoraRows, row_count - begin)});
   }
 
   const LoraApplyRun run = run_for(active_isa());

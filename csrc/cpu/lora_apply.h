@@ -30,6 +30,8 @@ static inline int64_t lora_apply_scratch(const LoraApplyRows& r) {
   return kLoraRows * (r.width + 1 + r.most_ranks + r.out);
 }
 
+namespace {  // each ISA file keeps its own
+
 template <class V>
 struct LoraApply {
   template <class T>
@@ -120,6 +122,8 @@ struct LoraApply {
       store_any(y + i * r.out, r.out, r.y, r.y_dtype, r.rows[i] * r.out);
   }
 };
+
+}  // namespace
 
 using LoraApplyRun = void (*)(const LoraApplyRows&, float* scratch);
 LoraApplyRun lora_apply_scalar();

@@ -18,7 +18,10 @@ namespace sgld {
 LoraKernels lora_kernels_scalar();
 LoraKernels lora_kernels_avx2();
 LoraKernels lora_kernels_avx512();
+LoraKernels lora_kernels_avx512_vbmi2();
 LoraKernels lora_kernels_amx();
+
+namespace {  // each ISA file keeps its own
 
 // Rounding to nearest; subnormals as zero for the update, as the matrix units do it, and in full for the weights.
 // What the thread had set comes back.
@@ -336,4 +339,5 @@ struct LoraKernel {
   static LoraKernels kernels(bool pairs) { return {run<true>, run<false>, pairs, kSplitBf16}; }
 };
 
+}  // namespace
 }  // namespace sgld

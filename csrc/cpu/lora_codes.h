@@ -52,6 +52,8 @@ static inline uint32_t lora_escaped(const uint32_t* words, int bits) {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 
+namespace {  // each ISA file keeps its own
+
 // bf16 weights, 32 at a time, without a conversion of order: the even ones are the low halves of 32-bit lanes, the
 // odd ones the high halves, and the update comes in the same two halves.
 template <int kBits>
@@ -146,6 +148,8 @@ struct LoraBf16 {
 
   uint32_t checksum() const { return static_cast<uint32_t>(_mm512_reduce_add_epi32(sum)); }
 };
+
+}  // namespace
 
 #endif
 

@@ -47,7 +47,6 @@ std::vector<float> sample_update(const LoraKernels& kernels) {
 }
 
 bool tiles_agree() {
-  if (!__builtin_cpu_supports("avx512vbmi2")) return false;
   const std::vector<float> a = sample_update(lora_kernels_amx());
   const std::vector<float> b = sample_update(lora_kernels_avx512());
   return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -60,9 +59,13 @@ bool tiles_agree() {
 LoraUnits lora_units() {
 #if defined(SGLD_X86)
   const Isa isa = active_isa();
-  if (active_amx()) {
-    static const bool tiles = tiles_agree();
-    if (tiles) return {"amx", lora_kernels_amx()};
+  if (isa == Isa::avx512_bf16) {
+    static const bool vbmi2 = __builtin_cpu_supports("avx512vbmi2");
+    if (vbmi2 && active_amx()) {
+      static const bool tiles = tiles_agree();
+      if (tiles) return {"amx", lora_kernels_amx()};
+    }
+    if (vbmi2) return {"avx512_vbmi2", lora_kernels_avx512_vbmi2()};
   }
   if (isa >= Isa::avx512) return {"avx512", lora_kernels_avx512()};
   if (isa == Isa::avx2) return {"avx2", lora_kernels_avx2()};

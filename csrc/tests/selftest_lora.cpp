@@ -122,6 +122,9 @@ void kernels_agree() {
       expect(same(cycle("avx2", c, lora_kernels_avx2(), bits), scalar), "avx2 is as scalar");
     if (machine_isa() >= Isa::avx512)
       expect(same(cycle("avx512", c, lora_kernels_avx512(), bits), scalar), "avx512 is as scalar");
+    if (machine_isa() >= Isa::avx512_bf16 && __builtin_cpu_supports("avx512vbmi2"))
+      expect(same(cycle("avx512_vbmi2", c, lora_kernels_avx512_vbmi2(), bits), scalar),
+             "avx512_vbmi2 is as scalar");
     const LoraUnits best = lora_units();
     expect(same(cycle(best.name, c, best.kernels, bits), scalar), "the best units are as scalar");
 #endif

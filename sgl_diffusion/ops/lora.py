@@ -148,6 +148,8 @@ def lora_merge_(weights: Sequence[Tensor], deltas: _Deltas) -> tuple[LoraRecord,
     assert len(weights) == len(deltas), f"{len(weights)} weights, {len(deltas)} lists of adapters"
     for weight, some in zip(weights, deltas, strict=True):
         _check(weight, some)
+    full = [weight.data_ptr() for weight in weights if weight.numel()]
+    assert len(set(full)) == len(full), "a weight is listed twice; give it all adapters at once"
     if not weights:
         return ()
     starts = [min(delta.start for delta in some) for some in deltas]

@@ -314,6 +314,8 @@ def test_wrong_shapes_are_errors() -> None:
             ops.lora_merge_([base], [[wrong]])
     with pytest.raises(AssertionError, match="at least one adapter"):
         ops.lora_merge_([base], [[]])
+    with pytest.raises(AssertionError, match="listed twice"):
+        ops.lora_merge_([base, base], [[delta], [delta]])
     (record,) = ops.lora_merge_([base], [[delta]])
     with pytest.raises(AssertionError, match="is not of"):
         ops.lora_unmerge_([torch.zeros(19, 30)], [record])
@@ -368,3 +370,13 @@ def test_the_float_mode_and_the_tiles_of_others_stay(level: str) -> None:
     finally:
         torch.set_flush_denormal(False)
     assert _same(weight, base)
+
+
+def test_the_cap_of_the_cpu_level_holds() -> None:
+    for isa in ("avx512", "avx2", "scalar"):
+        if _runs(f"cpu-{isa}"):
+            with computing(f"cpu-{isa}"):
+                assert torch.ops.sgld.lora_cpu_units() == isa
+    if _runs("cpu-avx512_bf16"):
+        with computing("cpu-avx512_bf16"):
+            assert torch.ops.sgld.lora_cpu_units() in ("amx", "avx512_vbmi2", "avx512")
