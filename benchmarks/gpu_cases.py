@@ -11,7 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_check import SETS, Peers, Row, compare, copy_rate, rows_of
 from sgl_diffusion import ops
-from sgl_diffusion.ops import cuda_norms, library, triton_attention, triton_elementwise, triton_lora
+from sgl_diffusion.ops import (
+    cuda_attention,
+    cuda_norms,
+    library,
+    triton_attention,
+    triton_elementwise,
+    triton_lora,
+)
 
 ROWS = ((4608, 3072), (32760, 1536), (32760, 5120), (4096, 6144))
 HEADS = ((4608, 24), (32760, 12), (32760, 40))
@@ -137,6 +144,7 @@ def _activation_rows(tokens: int, width: int, limit: float) -> list[Row]:
 
 def attention() -> list[Row]:
     """Rows G1 to G5, each backend of torch forced."""
+    assert not library.absent(), library.absent()
     n = 8192
     a, b = normal(n, n), normal(n, n)
     limit = 2 * n**3 / 1e9 / compare({"matmul": lambda _: a @ b})["matmul"]
@@ -154,6 +162,7 @@ def attention() -> list[Row]:
         peers: Peers = {
             "cudnn": lambda i, f=sdpa: f(i, SDPBackend.CUDNN_ATTENTION),
             "flash": lambda i, f=sdpa: f(i, SDPBackend.FLASH_ATTENTION),
+            "cuda": lambda i, q=qs, k=ks, v=vs: cuda_attention.attention(q[i], k[i], v[i]),
             "triton": lambda i, q=qs, k=ks, v=vs: triton_attention.attention(q[i], k[i], v[i]),
         }
         tflop = 4 * queries * keys * heads * dim / 1e12

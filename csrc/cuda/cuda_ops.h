@@ -22,5 +22,8 @@ void qk_norm_rope_cuda(const Tensor& q, const Tensor& k, const std::optional<Ten
                        const std::optional<Tensor>& weight_k, const std::optional<Tensor>& cos,
                        const std::optional<Tensor>& sin, double eps, bool full, bool interleaved,
                        Tensor out_q, Tensor out_k);
+void attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                    const std::optional<Tensor>& cu_q, const std::optional<Tensor>& cu_k,
+                    int64_t max_q, Tensor out, Tensor lse);
 
 }  // namespace sgld

@@ -69,12 +69,36 @@ void rotation_covers_every_pair_once() {
   }
 }
 
+void attention_tiles_are_conflict_free_and_fit() {
+  for (const int dim : {64, 128}) {
+    // sm_86 has the least shared memory a block of those from sm_80 on: 99 KiB.
+    expect(attention_shared_bytes(dim) <= 99 * 1024, "shared memory at " + std::to_string(dim));
+    const int row_bytes = attention_row(dim) * 2;
+    expect(row_bytes % 16 == 0, "rows start at 16 bytes");
+    // ldmatrix reads 16 bytes of 8 rows: together they must cover all 32 banks once.
+    int seen[8] = {};
+    for (int row = 0; row < 8; ++row) ++seen[row * row_bytes / 16 % 8];
+    for (const int count : seen) expect(count == 1, "banks at " + std::to_string(dim));
+    // What the lanes of a warp address: both ldmatrix patterns stay inside the tile and the row.
+    for (int lane = 0; lane < kWarpThreads; ++lane) {
+      const int keys_row = kAttentionKeys - 8 + lane % 8, keys_column = dim - 32 + lane / 8 * 8;
+      const int values_row = kAttentionKeys - 16 + lane % 16;
+      const int values_column = dim - 16 + lane / 16 * 8;
+      expect(keys_row < kAttentionKeys && keys_column + 8 <= dim, "keys");
+      expect(values_row < kAttentionKeys && values_column + 8 <= dim, "values");
+    }
+  }
+  expect(attention_blocks(1) == 1 && attention_blocks(64) == 1 && attention_blocks(65) == 2,
+         "blocks of queries");
+}
+
 }  // namespace
 
 int main() {
   rows_are_covered_by_few_registers();
   alignment_is_by_bytes();
   rotation_covers_every_pair_once();
+  attention_tiles_are_conflict_free_and_fit();
   if (failures == 0) std::puts("cuda launch: all passed");
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

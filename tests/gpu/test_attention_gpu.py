@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_diffusion.ops import triton_attention
+from sgl_diffusion.ops import cuda_attention, library, triton_attention
 from tests.gpu.common import DTYPES, close, fresh, relative
 from tests.refs.triton_attention import attention as reference
 
@@ -22,7 +22,15 @@ SHAPES = [
     (2, 300, 1, 1),
     (1, 9, 0, 2),
 ]
-ATTENTION: dict[str, Callable[..., Any]] = {"triton": triton_attention.attention}
+ATTENTION: dict[str, Callable[..., Any]] = {
+    "cuda": cuda_attention.attention,
+    "triton": triton_attention.attention,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _native() -> None:
+    assert not library.without_cuda(), library.without_cuda()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -35,6 +43,8 @@ def test_attention(
     batch, queries, keys, heads = shape
     q = fresh(batch, queries, heads, dim, dtype=dtype, size=2)
     k, v = fresh(2, batch, keys, heads, dim, dtype=dtype)
+    if implementation == "cuda" and cuda_attention.refuses(q, k, v):
+        pytest.skip(cuda_attention.refuses(q, k, v))
     out, lse = ATTENTION[implementation](q, k, v, 0.2)
     want, want_lse = reference(q, k, v, 0.2)
     close(lse, want_lse, steps=2.0**9)

@@ -45,4 +45,22 @@ inline unsigned rope_threads(int64_t heads, int64_t dim, bool full) {
   return whole_warps(heads * lanes);
 }
 
+// Attention by mma: a block takes 64 queries, 16 a warp, and walks over tiles of 64 keys in two stages.
+constexpr int kAttentionQueries = 64;
+constexpr int kAttentionKeys = 64;
+constexpr int kAttentionThreads = kAttentionQueries / 16 * kWarpThreads;
+
+// Elements of a row of a tile in shared memory, padded by 16 bytes.
+constexpr int kAttentionPad = 8;
+constexpr int attention_row(int dim) { return dim + kAttentionPad; }
+
+// Two stages of keys and of values.
+constexpr int attention_shared_bytes(int dim) {
+  return 2 * 2 * kAttentionKeys * attention_row(dim) * 2;
+}
+
+inline unsigned attention_blocks(int64_t queries) {
+  return static_cast<unsigned>((queries + kAttentionQueries - 1) / kAttentionQueries);
+}
+
 }  // namespace sgld
