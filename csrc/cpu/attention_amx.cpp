@@ -4,8 +4,6 @@
 // maximum, sum and rescaling of the softmax never cross lanes. And tiles are multiplied beside the vector units: while
 // one unit of work (a strip of queries against a block of keys) is softened, a few rows between every two products, the
 // scores of the next unit and the result of the last one are computed.
-#include <algorithm>
-
 #include "attention_bf16.h"
 
 namespace sgld {
@@ -357,9 +355,8 @@ void attend(const Attention& p, const Sequence& s, int64_t head, int64_t first, 
   const bf16* q = static_cast<const bf16*>(p.q.data) + s.q + first * p.q.token + head * p.q.head;
   load_queries(p, q, rows, layout.width, at.q);
   if (s.L == 0) {  // over no keys: zeros, with the logarithm of no sum
-    std::fill(at.sum, at.sum + strips * kSide * layout.width, 0.0f);
-    std::fill(at.total, at.total + strips * kSide, 1.0f);
-    std::fill(at.high, at.high + strips * kSide, kLowest);
+    for (int64_t i = 0; i < strips * kSide * layout.width; ++i) at.sum[i] = 0.0f;
+    for (int64_t i = 0; i < strips * kSide; ++i) at.total[i] = 1.0f, at.high[i] = kLowest;
   }
   {
     const TileUnit unit;

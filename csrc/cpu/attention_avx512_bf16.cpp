@@ -8,8 +8,8 @@ struct Tiles : Bf16Pairs {
   static constexpr int64_t kStrip = 48, kKeys = 256, kQueries = 192;
 
   template <int64_t lda>
-  static void multiply(const bf16* a, const bf16* b, int64_t depth, float* c,
-                       int64_t ldc, bool add) {
+  static void multiply(const bf16* a, const bf16* b, int64_t depth, float* c, int64_t ldc,
+                       bool add) {
     __m512 sum[kRows][2];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)

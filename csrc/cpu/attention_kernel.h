@@ -58,14 +58,13 @@ struct FmaTiles {
   static constexpr int64_t kPair = 1, kDepth = 1;
 
   template <int64_t lda>
-  static void multiply(const float* a, const float* b, int64_t depth, float* c,
-                       int64_t ldc, bool add) {
+  static void multiply(const float* a, const float* b, int64_t depth, float* c, int64_t ldc,
+                       bool add) {
     V sum[kTileRows][kTileVectors];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j)
-        sum[i][j] = V::set(0.0f);
+      for (int j = 0; j < kTileVectors; ++j) sum[i][j] = V::set(0.0f);
     for (int64_t k = 0; k < depth; ++k) {
       V right[kTileVectors];
 #pragma GCC unroll 4
@@ -349,18 +348,18 @@ struct AttentionKernel {
         const int64_t strip = rows - r0 < kStrip ? rows - r0 : kStrip;
         for (int64_t j = 0; j < padded; j += kCols)
           for (int64_t i = 0; i < strip; i += kRows)
-            Tiles::template multiply<kQueryStride>(at.q + (r0 + i) * kQueryStride,
-                            keys + (k0 + j) * layout.depth, layout.depth,
-                            at.score + i * kScoreStride + j, kScoreStride, false);
+            Tiles::template multiply<kQueryStride>(
+                at.q + (r0 + i) * kQueryStride, keys + (k0 + j) * layout.depth, layout.depth,
+                at.score + i * kScoreStride + j, kScoreStride, false);
         for (int64_t r = 0; r < strip; ++r)
           soften(at.score + r * kScoreStride, at.prob + r * kProbStride, n, factor, k0 == 0,
                  at.high + r0 + r, at.total + r0 + r, at.sum + (r0 + r) * layout.width,
                  layout.width);
         for (int64_t j = 0; j < layout.width; j += kCols)
           for (int64_t i = 0; i < strip; i += kRows)
-            Tiles::template multiply<kProbStride>(at.prob + i * kProbStride,
-                            values + j * layout.keys + k0 * kCols, padded,
-                            at.sum + (r0 + i) * layout.width + j, layout.width, k0 > 0);
+            Tiles::template multiply<kProbStride>(
+                at.prob + i * kProbStride, values + j * layout.keys + k0 * kCols, padded,
+                at.sum + (r0 + i) * layout.width + j, layout.width, k0 > 0);
       }
     }
     store<T>(p, s, head, first, rows, at, layout);
