@@ -135,7 +135,11 @@ struct ElementwiseKernel {
     const T* without = kGuided ? static_cast<const T*>(p.u) + base : with;
     int64_t i = begin;
     for (; i + V::width <= end; i += V::width) {
-      const int64_t at = base + i;
+      const int64_t at = base + i, ahead = at + kAhead;
+      for (const float* state : {p.x, p.last, p.m0, p.m1}) __builtin_prefetch(state + ahead);
+      __builtin_prefetch(with + i + kAhead);
+      if (kGuided) __builtin_prefetch(without + i + kAhead);
+      for (float* result : {p.next, p.corrected, p.x0}) __builtin_prefetch(result + ahead, 1);
       one(p.x + at, p.last + at, p.m0 + at, p.m1 + at, with + i, without + i, p.next + at,
           p.corrected + at, p.x0 + at);
     }

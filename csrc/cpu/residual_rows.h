@@ -16,9 +16,10 @@ struct ResidualKernel {
     if (p.gate.data) Norm::merge(gate, p.gate, b, s, p.D, [](V, V y) { return y; });
   }
 
-  template <bool kGate, class T>
+  // kNorm: the pass of the norm over this row, which is longer, fetches the next row of y.
+  template <bool kGate, bool kNorm, class T>
   static void row(const T* x, const T* y, const float* gate, T* out, int64_t n, bool stream,
-                  int64_t next_x, int64_t next_y, int64_t next_out) {
+                  int64_t next_x, int64_t next_y) {
     const auto block = [&](int64_t at) {
       const V a = V::load(x + at), b = V::load(y + at);
       const V r = kGate ? fma(b, V::load(gate + at), a) : a + b;
@@ -29,16 +30,15 @@ struct ResidualKernel {
     for (; i + kLine <= n; i += kLine) {
       // The next row comes from memory while this one is computed.
       __builtin_prefetch(x + next_x + i);
-      __builtin_prefetch(y + next_y + i);
-      if (!stream) __builtin_prefetch(out + next_out + i, 1);
+      if (!kNorm) __builtin_prefetch(y + next_y + i);
       for (int64_t u = 0; u < kLine; u += V::width) block(i + u);
     }
     for (; i + V::width <= n; i += V::width) block(i);
     for (; i < n; ++i) narrow(widen(x[i]) + (kGate ? widen(y[i]) * gate[i] : widen(y[i])), out + i);
   }
 
-  // Calls f(b, s, residual) after each row of the residual.
-  template <bool kGate, class T, class F>
+  // Calls f(b, s, residual, next row of y) after each row of the residual.
+  template <bool kGate, bool kNorm, class T, class F>
   static void rows(const GateResidual& p, int64_t begin, int64_t end, float* gate, bool stream,
                    F f) {
     int64_t widened = -1;  // the batch row that `gate` holds
@@ -52,8 +52,8 @@ struct ResidualKernel {
       const T* y = static_cast<const T*>(p.y.data) + b * p.y.batch + s * p.y.token;
       T* out =
           const_cast<T*>(static_cast<const T*>(p.out.data)) + b * p.out.batch + s * p.out.token;
-      row<kGate>(x, y, gate, out, p.D, stream, p.x.token, p.y.token, p.out.token);
-      f(b, s, out);
+      row<kGate, kNorm>(x, y, gate, out, p.D, stream, p.x.token, p.y.token);
+      f(b, s, out, y + p.y.token);
     }
     V::fence();
   }
@@ -65,9 +65,9 @@ struct ResidualKernel {
     const bool aligned = p.out.token * bytes % 64 == 0 && p.out.batch * bytes % 64 == 0 &&
                          reinterpret_cast<uintptr_t>(p.out.data) % 64 == 0;
     const bool stream = own && aligned && p.B * p.S * p.D * bytes > kStreamBytes;
-    const auto nothing = [](int64_t, int64_t, const T*) {};
-    p.gate.data ? rows<true, T>(p, begin, end, scratch, stream, nothing)
-                : rows<false, T>(p, begin, end, scratch, stream, nothing);
+    const auto nothing = [](int64_t, int64_t, const T*, const T*) {};
+    p.gate.data ? rows<true, false, T>(p, begin, end, scratch, stream, nothing)
+                : rows<false, false, T>(p, begin, end, scratch, stream, nothing);
   }
 
   static void run(const GateResidual& p, int64_t begin, int64_t end, float* scratch) {
@@ -90,15 +90,15 @@ struct ResidualKernel {
     const bool per_batch = norm.scale.batch || norm.shift.batch;
     const bool stream = Norm::template streams<T>(norm);
     int64_t folded = -1;  // the batch row that a and c hold
-    rows<kGate, T>(p.update, begin, end, scratch, false, [&](int64_t b, int64_t s, const T* r) {
+    const auto normed = [&](int64_t b, int64_t s, const T* r, const T* next) {
       if (kAffine && (folded < 0 || per_token || (per_batch && folded != b))) {
         Norm::fold(norm, b, s, a, c);
         folded = b;
       }
       T* out = static_cast<T*>(norm.out) + (b * norm.S + s) * norm.D;
-      // What it reads is there; where the next row goes may have to be fetched.
-      Norm::template row<kAffine>(r, stream ? r : out + norm.D, a, c, out, stream, norm);
-    });
+      Norm::template row<kAffine>(r, next, a, c, out, stream, norm);
+    };
+    rows<kGate, true, T>(p.update, begin, end, scratch, false, normed);
   }
 
   template <class T>

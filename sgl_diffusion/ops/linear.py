@@ -31,7 +31,7 @@ def _refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 def mkl_is_slow() -> bool:
     """Whether torch multiplies fp32 matrices with MKL on a CPU that MKL was not made for.
 
-    Measured: oneDNN takes 0.45 of MKL's time on Zen 5, and 1.05 of it on an Intel Xeon.
+    On an Intel CPU oneDNN gains nothing, see docs/measured.md.
     """
     try:
         with Path("/proc/cpuinfo").open() as file:
