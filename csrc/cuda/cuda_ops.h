@@ -1,4 +1,4 @@
-// What bindings_cuda.cpp registers.
+// What ../bindings_cuda.cpp registers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,7 +1,8 @@
-// Schemas and registrations of the ops that only CUDA has here, nothing else.
+// Schemas and registrations of the ops that only CUDA has here, nothing else. A build without nvcc has the schemas too, so
+// that Python describes their shapes in either.
 #include <torch/csrc/stable/library.h>
 
-#include "cuda_ops.h"
+#include "cuda/cuda_ops.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
   m.def(
@@ -17,8 +18,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
       "Tensor? cu_seqlens_k, int max_seqlen_q, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
+#if defined(SGLD_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(sgld, CUDA, m) {
   m.impl("cuda_gate_residual_norm_modulate", TORCH_BOX(&sgld::gate_residual_norm_modulate_cuda));
   m.impl("cuda_qk_norm_rope", TORCH_BOX(&sgld::qk_norm_rope_cuda));
   m.impl("cuda_attention", TORCH_BOX(&sgld::attention_cuda));
 }
+#endif
