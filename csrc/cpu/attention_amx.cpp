@@ -13,7 +13,7 @@ using V = Avx512<true>;
 
 constexpr int64_t kSide = 32;  // queries of a strip; keys or dims of a panel; depth of one product
 constexpr int64_t kTile = 16 * 32;
-constexpr int64_t kKeys = 256, kQueries = 256;
+constexpr int64_t kKeys = 1024, kQueries = 256;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // The compiler does not know what memory the tile instructions read and write.
@@ -247,7 +247,7 @@ struct Work {
       }
   }
 
-  static constexpr int64_t kChunk = 4;  // keys softened at a time
+  static constexpr int64_t kChunk = 8;  // keys softened at a time
 
   void soften(const Unit& unit, int64_t key) const {
     const V f = V::set(factor);

@@ -162,8 +162,9 @@ void merged_rows(const char* name, void (*rows)(const AttentionMerge&, int64_t, 
 }
 
 void kernels(const std::string& name, const AttentionKernels& kernels, bool wide) {
-  for (const auto& [S, L, d] : {std::tuple{1, 1, 8}, std::tuple{33, 70, 40}, std::tuple{7, 300, 64},
-                                std::tuple{300, 257, 128}, std::tuple{70, 600, 96}}) {
+  for (const auto& [S, L, d] :
+       {std::tuple{1, 1, 8}, std::tuple{33, 70, 40}, std::tuple{7, 300, 64},
+        std::tuple{20, 2100, 32}, std::tuple{300, 257, 128}, std::tuple{70, 600, 96}}) {
     kernel_equals_the_reference<bf16>(name, kernels, DType::bf16, S, L, d, 2e-2);
     if (!wide) continue;
     kernel_equals_the_reference<float>(name, kernels, DType::f32, S, L, d, 2e-5);
