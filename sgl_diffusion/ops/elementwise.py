@@ -53,10 +53,7 @@ _gate_residual = Op(
     "gate_residual",
     lambda x, y, gate, out: into(out, torch_impl.gate_residual(x, y, gate)),
     Implementation("cpu", _update, ("cpu",), absent=library.absent, refuses=refuses_update),
-    implementation(
-        lambda x, y, gate, out: into(out, triton_elementwise.gate_residual(x, y, gate)),
-        lambda x, y, gate, out: triton_elementwise.refuses_gate(x, y, gate),
-    ),
+    implementation(triton_elementwise.gate_residual, triton_elementwise.refuses_gate),
 )
 _gelu_tanh = Op(
     "gelu_tanh",
@@ -68,19 +65,13 @@ _gelu_tanh = Op(
         absent=library.absent,
         refuses=lambda x, out: "" if has_rows(x, out) else "strides that are no rows",
     ),
-    implementation(
-        lambda x, out: into(out, triton_elementwise.gelu_tanh(x)),
-        lambda x, out: triton_elementwise.refuses(x),
-    ),
+    implementation(triton_elementwise.gelu_tanh, triton_elementwise.refuses),
 )
 _silu_mul = Op(
     "silu_mul",
     lambda gate, up, out: into(out, torch_impl.silu_mul(gate, up)),
     Implementation("cpu", _silu, ("cpu",), absent=library.absent, refuses=_refuses_silu),
-    implementation(
-        lambda gate, up, out: into(out, triton_elementwise.silu_mul(gate, up)),
-        lambda gate, up, out: triton_elementwise.refuses(gate, up),
-    ),
+    implementation(triton_elementwise.silu_mul, triton_elementwise.refuses),
 )
 
 

@@ -27,18 +27,13 @@ def _native(x: Tensor) -> tuple[Tensor, Tensor]:
     return out, scale
 
 
-def _triton(x: Tensor) -> tuple[Tensor, Tensor]:
-    values, scale = triton_elementwise.quant_fp8_rowwise(x)
-    return values, scale.squeeze(-1)
-
-
 library.fake("quant_fp8_rowwise")(lambda *args: None)
 
 _quant_fp8_rowwise = Op(
     "quant_fp8_rowwise",
     _truth,
     Implementation("cpu", _native, ("cpu",), absent=library.absent),
-    implementation(_triton, triton_elementwise.refuses),
+    implementation(triton_elementwise.quant_fp8_rowwise, triton_elementwise.refuses),
 )
 
 

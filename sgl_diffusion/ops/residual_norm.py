@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,12 +72,6 @@ def _refuses(
     return refuses_update(x, y, gate, out)
 
 
-def _triton(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *arguments, out = rest
-    residual, normed = triton_elementwise.gate_residual_norm_modulate(x, *arguments, x.dtype)
-    return into(out, residual), normed
-
-
 library.fake("gate_residual_norm_modulate")(lambda *args: None)
 
 _gate_residual_norm_modulate = Op(
@@ -92,7 +86,7 @@ _gate_residual_norm_modulate = Op(
         absent=library.without_cuda,
         refuses=_refuses,
     ),
-    implementation(_triton, lambda *args: triton_elementwise.refuses_gate(*args[:7])),
+    implementation(triton_elementwise.gate_residual_norm_modulate, triton_elementwise.refuses_gate),
 )
 
 

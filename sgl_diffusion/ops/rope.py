@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,14 +76,6 @@ def _refuses(
     return ""
 
 
-def _triton(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *arguments, in_place = rest
-    if not in_place:
-        return triton_rope.qk_norm_rope(q, k, *arguments)
-    triton_rope.qk_norm_rope_(q, k, *arguments)
-    return q, k
-
-
 library.fake("qk_norm_rope")(lambda *args: None)
 
 _qk_norm_rope = Op(
@@ -98,7 +90,7 @@ _qk_norm_rope = Op(
         absent=library.without_cuda,
         refuses=cuda_norms.refuses_rope,
     ),
-    implementation(_triton, triton_rope.refuses),
+    implementation(triton_rope.qk_norm_rope, triton_rope.refuses),
 )
 
 

@@ -89,6 +89,7 @@ def test_the_engine_runs_the_native_kernels(pipeline: Pipeline) -> None:
     # Linear layers are torch's or oneDNN's, whichever is faster on this CPU.
     assert {key: n for key, n in counts.items() if key[0] != "linear"} == {
         ("cfg_combine_step", "cpu"): 1,
+        ("attention", "cpu"): 2 * blocks,
         ("gate_residual", "cpu"): blocks,
         ("gate_residual_norm_modulate", "cpu"): 2 * blocks,
         ("gelu_tanh", "cpu"): blocks,
