@@ -9,7 +9,7 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test test-slow check format bench clean
+.PHONY: setup serve test test-slow check format bench gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -59,6 +59,11 @@ format: $(READY)
 
 bench: $(READY)  ## every benchmark, with its peer, on an idle machine
 	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
+
+# On a machine with a GPU: make gpu-check PART=build|correct|norms|attention|lora
+PART ?= correct
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(PART) --save $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info sgl_diffusion/_lib

@@ -4,7 +4,7 @@
 
 namespace sgld {
 
-std::string cpu_isa() { return isa_name(active_isa()); }
+std::string cpu_isa() { return isa_name(active_amx() ? Isa::amx_bf16 : active_isa()); }
 
 void cap_cpu_isa(std::string level) { cap_isa(isa_from_name(level)); }
 

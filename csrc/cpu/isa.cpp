@@ -3,6 +3,12 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(SGLD_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace sgld {
 namespace {
 
@@ -17,7 +23,21 @@ Isa detect() {
   return Isa::scalar;
 }
 
-std::atomic<Isa> cap{Isa::avx512_bf16};
+// Linux gives the tile registers to a process that asks; its threads have them from then on.
+bool detect_amx() {
+#if defined(SGLD_X86) && defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (machine_isa() < Isa::avx512_bf16 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (d & kAmxBf16) && (d & kAmxTile) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+std::atomic<Isa> cap{Isa::amx_bf16};
 
 }  // namespace
 
@@ -31,10 +51,17 @@ Isa active_isa() {
   return machine_isa() < most ? machine_isa() : most;
 }
 
+bool active_amx() {
+  static const bool there = detect_amx();
+  return there && cap.load(std::memory_order_relaxed) >= Isa::amx_bf16;
+}
+
 void cap_isa(Isa level) { cap.store(level, std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx_bf16:
+      return "amx_bf16";
     case Isa::avx512_bf16:
       return "avx512_bf16";
     case Isa::avx512:
@@ -48,7 +75,7 @@ const char* isa_name(Isa isa) {
 }
 
 Isa isa_from_name(const std::string& name) {
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx_bf16})
     if (name == isa_name(isa)) return isa;
   throw std::invalid_argument("there is no CPU kernel level " + name);
 }

@@ -24,6 +24,8 @@ void norm_modulate_rows_avx512_bf16(const NormModulate&, int64_t begin, int64_t 
 // and a store past the cache saves the read that an ordinary store to a new line begins with.
 constexpr int64_t kStreamBytes = 16 << 20;
 
+constexpr int64_t kLineBytes = 64;  // of a cache
+
 template <class V>
 struct NormModulateKernel {
   static constexpr int kChains = 4;
@@ -94,18 +96,31 @@ struct NormModulateKernel {
     const float square = reduce(x, n, [m](V v, V sum) { return fma(v - m, v - m, sum); });
     const float rstd = 1.0f / std::sqrt(square / static_cast<float>(n) + p.eps);
     const V r = V::set(rstd);
+    const auto block = [&](int64_t at) {
+      const V v = (V::load(x + at) - m) * r;
+      const V y = kAffine ? fma(v, V::load(a + at), V::load(c + at)) : v;
+      stream ? y.stream(out + at) : y.store(out + at);
+    };
+    constexpr int64_t kLine = kLineBytes / sizeof(In);
     int64_t i = 0;
-    for (; i + V::width <= n; i += V::width) {
+    for (; i + kLine <= n; i += kLine) {
       // The next row comes from memory while this one, in L1, is computed.
       __builtin_prefetch(next + i);
-      const V v = (V::load(x + i) - m) * r;
-      const V y = kAffine ? fma(v, V::load(a + i), V::load(c + i)) : v;
-      stream ? y.stream(out + i) : y.store(out + i);
+      for (int64_t u = 0; u < kLine; u += V::width) block(i + u);
     }
+    for (; i + V::width <= n; i += V::width) block(i);
     for (; i < n; ++i) {
       const float v = (widen(x[i]) - mean) * rstd;
       narrow(kAffine ? v * a[i] + c[i] : v, out + i);
     }
+  }
+
+  // Whether the rows of the result go past the caches.
+  template <class Out>
+  static bool streams(const NormModulate& p) {
+    const int64_t row_bytes = p.D * static_cast<int64_t>(sizeof(Out));
+    return p.B * p.S * row_bytes > kStreamBytes && row_bytes % 64 == 0 &&
+           reinterpret_cast<uintptr_t>(p.out) % 64 == 0;
   }
 
   template <bool kAffine, class In, class Out>
@@ -114,9 +129,7 @@ struct NormModulateKernel {
     float* c = scratch + p.D;
     const bool per_token = p.scale.token || p.shift.token;
     const bool per_batch = p.scale.batch || p.shift.batch;
-    const int64_t row_bytes = p.D * static_cast<int64_t>(sizeof(Out));
-    const bool stream = p.B * p.S * row_bytes > kStreamBytes && row_bytes % 64 == 0 &&
-                        reinterpret_cast<uintptr_t>(p.out) % 64 == 0;
+    const bool stream = streams<Out>(p);
     int64_t folded = -1;  // the batch row that a and c hold
     for (int64_t index = begin; index < end; ++index) {
       const int64_t b = index / p.S;

@@ -12,6 +12,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from .rows import as_rows, dense, row_strides
 from .settings import num_warps, row_blocks
 
 
@@ -79,20 +80,6 @@ def _norm_modulate_kernel(
         tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _row_strides(part: Tensor | None, x: Tensor) -> tuple[int, int]:
-    """(batch, token) strides of a tensor that broadcasts over the rows of x; 0 repeats a row."""
-    if part is None or part.ndim == 1:
-        return 0, 0
-    if part.ndim == 2 and x.ndim == 3:
-        return (part.stride(0) if part.shape[0] > 1 else 0), 0
-    token = part.stride(-2) if part.shape[-2] > 1 else 0
-    return (part.stride(0) if part.ndim == 3 and part.shape[0] > 1 else 0), token
-
-
-def _dense(part: Tensor | None) -> Tensor | None:
-    return part if part is None or part.stride(-1) == 1 else part.contiguous()
-
-
 def norm_modulate_launch(
     x: Tensor,
     scale: Tensor | None,
@@ -107,11 +94,8 @@ def norm_modulate_launch(
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     if out.numel() == 0:
         return out
-    if x.ndim not in (2, 3):
-        assert scale is None and shift is None, "modulation needs x as [S, D] or [B, S, D]"
-        x = x.reshape(-1, x.shape[-1])
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    scale, shift, weight, bias = (_dense(part) for part in (scale, shift, weight, bias))
+    x = as_rows(x, scale, shift)
+    scale, shift, weight, bias = (dense(part) for part in (scale, shift, weight, bias))
     width = x.shape[-1]
     block, blocks = row_blocks(width)
     # An absent tensor needs some pointer; its flag keeps the kernel from reading it.
@@ -125,9 +109,9 @@ def norm_modulate_launch(
         x.shape[-2],
         width,
         eps,
-        *_row_strides(x, x),
-        *_row_strides(scale, x),
-        *_row_strides(shift, x),
+        *row_strides(x, x),
+        *row_strides(scale, x),
+        *row_strides(shift, x),
         RMS=rms,
         SCALE=scale is not None,
         SHIFT=shift is not None,

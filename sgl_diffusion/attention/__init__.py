@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from sgl_diffusion.attention.base import Attend, AttentionBackend, AttentionContext
+from sgl_diffusion.attention.base import Attend, AttentionBackend, AttentionContext, LseBackend
 from sgl_diffusion.attention.select import AUTO, BACKENDS, select
 
-__all__ = ["AUTO", "BACKENDS", "Attend", "AttentionBackend", "AttentionContext", "select"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "Attend",
+    "AttentionBackend",
+    "AttentionContext",
+    "LseBackend",
+    "select",
+]

@@ -35,7 +35,21 @@ class AttentionBackend(Protocol):
         """
         ...
 
+    def slower(self) -> str | None:
+        """Why "auto" passes it over here although it could run: measured slower than sdpa."""
+        ...
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor: ...
+
+
+class LseBackend(AttentionBackend, Protocol):
+    """A backend that supports `needs_lse`: its results over parts of the keys can be merged."""
+
+    def forward_lse(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The result and its log-sum-exp, fp32 [B, H, S]."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ class FlashBackend:
             return "it needs sm_80 or later"
         return None
 
+    def slower(self) -> str | None:
+        return None
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out: Tensor = _library().flash_attn_func(q, k, v, softmax_scale=scale)
         return out

@@ -15,6 +15,9 @@ class SdpaBackend:
     ) -> str | None:
         return "it gives no log-sum-exp" if needs_lse else None
 
+    def slower(self) -> str | None:
+        return None
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out = functional.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale

@@ -46,7 +46,9 @@ class EngineOptions:
     text_encoder_precision: str = option(
         "auto", "Precision of the text encoder.", choices=PRECISIONS
     )
-    attention_backend: str = option("auto", "Attention implementation: auto, sdpa or flash.")
+    attention_backend: str = option(
+        "auto", "Attention implementation: auto, flash, native or sdpa."
+    )
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
     data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")
     log_level: str = option("info", "debug, info, warning or error.")

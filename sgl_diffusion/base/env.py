@@ -35,7 +35,10 @@ TABLE = {
     for variable in (
         Variable("SGLD_OPS", str, "", "Implementation of named ops: `norm_modulate=triton,...`."),
         Variable(
-            "SGLD_CPU_ISA", str, "", "CPU kernels at most: avx512_bf16, avx512, avx2, scalar."
+            "SGLD_CPU_ISA",
+            str,
+            "",
+            "CPU kernels at most: amx_bf16, avx512_bf16, avx512, avx2, scalar.",
         ),
         Variable("SGLD_LIBRARY", str, "", "Path of another native library than the built one."),
         Variable(

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from sgl_diffusion.components.samplers import Solver, advance, stack
+from sgl_diffusion.components.samplers import Solver, SolverState, advance, stack
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.pipeline import Context, Pipeline
 
@@ -45,19 +46,29 @@ def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context
     timesteps = _upload([_solver(row).timesteps[row.step] for row in rows], device)
     table = _upload([_solver(row).table[row.step] for row in rows], device)
     if key.guided:
-        scale = _upload([torch.tensor(row.job.params.guidance_scale) for row in rows], device)
+        scales = [torch.tensor(row.job.params.guidance_scale) for row in rows]
+        guidance = _upload(scales, device)
         both = torch.cat([state.x, state.x])
-        # In fp32: a scale of 7.3 is 7.3125 in bf16, and guidance multiplies what was rounded off.
-        velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert).float()
-        with_prompt, without = velocity.chunk(2)
-        scale = scale.view(-1, *[1] * len(key.latents))
-        velocity = pipeline.combine(with_prompt, without, scale)
+        velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert)
+        state = _guided(pipeline, state, velocity, guidance, table)
     else:
         velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
-    state = advance(state, velocity, table)
+        state = advance(state, velocity, table)
     for row, row_state in zip(rows, state.rows(), strict=True):
         row.state = row_state
         row.step += 1
+
+
+def _guided(
+    pipeline: Pipeline, state: SolverState, both: Tensor, guidance: Tensor, table: Tensor
+) -> SolverState:
+    """Guidance and solver update of the velocities [2B, ...] with and without prompt."""
+    with_prompt, without = both.chunk(2)
+    if pipeline.combine is None:
+        return advance(state, with_prompt, table, unguided=without, guidance=guidance)
+    # In fp32: a scale of 7.3 is 7.3125 in bf16, and guidance multiplies what was rounded off.
+    scale = guidance.view(-1, *[1] * (both.dim() - 1))
+    return advance(state, pipeline.combine(with_prompt.float(), without.float(), scale), table)
 
 
 def _solver(row: Row) -> Solver:

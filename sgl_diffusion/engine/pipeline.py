@@ -17,6 +17,9 @@ from sgl_diffusion.components.samplers import Solver
 Condition = Any  # what a recipe made of one prompt; the engine only hands it back
 Context = Any  # conditions of a batch, side by side
 
+# From velocities [B,...] with and without the prompt, in fp32, and a broadcastable scale.
+Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 @runtime_checkable
 class Pipeline(Protocol):
@@ -24,6 +27,9 @@ class Pipeline(Protocol):
 
     card: ModelCard
     device: torch.device
+    # A recipe's special guidance. None: `without + scale * (with_prompt - without)`, which is
+    # computed in one pass with the solver's update.
+    combine: Combine | None
 
     def blocks(self) -> list[torch.nn.Module]:
         """Modules that run one after the other inside every long forward pass."""
@@ -50,11 +56,6 @@ class Pipeline(Protocol):
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: Context, expert: int
     ) -> torch.Tensor:
         """The transformer: latents [B,C,T,h,w] at timesteps [B] to velocities of that shape."""
-
-    def combine(
-        self, with_prompt: torch.Tensor, without: torch.Tensor, scale: torch.Tensor
-    ) -> torch.Tensor:
-        """Classifier-free guidance, [B,...] each, `scale` broadcastable."""
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """Final latents [1,C,T,h,w] of one row to uint8 frames [f,H,W,3], chunk by chunk."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from sgl_diffusion import ops
+
 
 class Linear(nn.Linear):
     """`y = x Wᵀ + b`.
@@ -27,6 +29,9 @@ class Linear(nn.Linear):
         for name, size in sizes.items():
             self.segments[name] = slice(start, start + size)
             start += size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
 
     def split(self, y: Tensor) -> list[Tensor]:
         """The segments of an output [..., out], as views in the order they were declared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -9,6 +10,12 @@ from torch.nn import functional
 
 from sgl_diffusion import ops
 from sgl_diffusion.layers.linear import Linear
+
+# In place: the hidden tensor is the largest of a block, and nobody else has it.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": lambda x: ops.gelu_tanh(x, out=x),
+    "silu": lambda x: functional.silu(x, inplace=True),
+}
 
 
 class Mlp(nn.Module):
@@ -23,8 +30,8 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.linear_1 = Linear(in_features, hidden)
-        self.activation = ops.gelu_tanh if activation == "gelu_tanh" else functional.silu
+        self.activation = activation
         self.linear_2 = Linear(hidden, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(self.activation(self.linear_1(x)))
+        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(x)))

@@ -168,17 +168,24 @@ class WanBlock(nn.Module):
         )
         # tokens among themselves
         y = ops.norm_modulate(x, scale_1, shift_1, eps=self.eps)
-        x = ops.gate_residual(x, self.attn1(y, rope, attention.tokens), gate_1)
+        y = self.attn1(y, rope, attention.tokens)
+        x, y = self._update(x, y, gate_1)
 
-        # tokens with the text
-        y = x
-        if self.norm2 is not None:
-            y = ops.norm_modulate(x, weight=self.norm2.weight, bias=self.norm2.bias, eps=self.eps)
-        x = ops.gate_residual(x, self.attn2(y, kv, attention.local))
+        # tokens with the text; from here on x is this block's own and updated in place
+        y = self.attn2(y, kv, attention.local)
+        x, y = ops.gate_residual_norm_modulate(x, y, None, scale_3, shift_3, eps=self.eps, out=x)
 
         # each token alone
-        y = ops.norm_modulate(x, scale_3, shift_3, eps=self.eps)
-        return ops.gate_residual(x, self.ffn(y), gate_3)
+        return ops.gate_residual(x, self.ffn(y), gate_3, out=x)
+
+    def _update(self, x: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual after self-attention, and what cross-attention reads of it."""
+        if self.norm2 is None:
+            x = ops.gate_residual(x, y, gate)
+            return x, x
+        return ops.gate_residual_norm_modulate(
+            x, y, gate, weight=self.norm2.weight, bias=self.norm2.bias, eps=self.eps
+        )
 
 
 class WanSelfAttention(nn.Module):
@@ -197,7 +204,7 @@ class WanSelfAttention(nn.Module):
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)) for part in self.to_qkv.split(self.to_qkv(x))
         )
-        q, k = ops.qk_norm_rope(
+        ops.qk_norm_rope_(
             q, k, self.norm_q.weight, self.norm_k.weight, *rope, eps=self.eps, norm="full"
         )
         return self.to_out(attend(q, k, v).flatten(2))

@@ -20,7 +20,7 @@ from sgl_diffusion.base.registry import suggest
 
 log = get_logger(__name__)
 
-CPU_ISAS = ("avx512_bf16", "avx512", "avx2", "scalar")
+CPU_ISAS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
 
 _lock = threading.RLock()
 _absent: str | None = None

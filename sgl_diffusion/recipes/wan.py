@@ -19,6 +19,7 @@ from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefault
 from sgl_diffusion.components.samplers import Solver, make_solver
 from sgl_diffusion.components.text_umt5 import TextUmt5
 from sgl_diffusion.components.vae_wan import VaeWan
+from sgl_diffusion.engine.pipeline import Combine
 from sgl_diffusion.loader.index import ModelIndex, read_config
 from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
@@ -82,6 +83,8 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Wan:
 class Wan:
     """Implements `engine.pipeline.Pipeline`."""
 
+    combine: Combine | None = None
+
     def __init__(
         self,
         card: ModelCard,
@@ -133,11 +136,6 @@ class Wan:
         self, latents: torch.Tensor, timesteps: torch.Tensor, context: TextContext, expert: int
     ) -> torch.Tensor:
         return self._transformer(latents, timesteps, context)
-
-    def combine(
-        self, with_prompt: torch.Tensor, without: torch.Tensor, scale: torch.Tensor
-    ) -> torch.Tensor:
-        return without + scale * (with_prompt - without)
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         return self._vae.decode_chunks(latents[0])

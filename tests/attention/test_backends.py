@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgl_diffusion import ops
 from sgl_diffusion.attention import BACKENDS, AttentionContext, select
 from sgl_diffusion.attention.flash import FlashBackend, _library
+from sgl_diffusion.attention.native import NativeBackend
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.ops import library
+from tests.refs.attention import attention as reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # batch, queries, keys, heads, head dim
@@ -27,11 +31,7 @@ SHAPES = [
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Softmax attention in fp64, [B, S, H, d]."""
-    q, k, v = (x.double() for x in (q, k, v))
-    scores = torch.einsum("bshd,blhd->bhsl", q, k) * (scale or q.shape[-1] ** -0.5)
-    return torch.einsum("bhsl,blhd->bshd", scores.softmax(-1), v)
+needs_library = pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,12 +51,12 @@ def runnable(name: str, head_dim: int, dtype: torch.dtype) -> bool:
 def test_values(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     q, k, v = draw(shape, dtype)
     tested = [name for name in BACKENDS if runnable(name, shape[-1], dtype)]
-    assert "sdpa" in tested
+    assert "sdpa" in tested and ("native" in tested) == (not library.absent())
     for name in tested:
         for scale in (None, 0.3):
             out = BACKENDS.get(name).forward(q, k, v, scale=scale)
             assert out.shape == q.shape and out.dtype == dtype
-            error = (out.double() - reference(q, k, v, scale)).abs().max()
+            error = (out.double() - reference(q, k, v, scale=scale)[0]).abs().max()
             assert float(error) < BOUNDS[dtype], name
 
 
@@ -64,7 +64,7 @@ def test_inputs_may_be_views_of_one_tensor() -> None:
     fused = torch.randn(2, 9, 3, 4, 16)
     q, k, v = fused.unbind(2)
     out = SdpaBackend().forward(q, k, v)
-    torch.testing.assert_close(out.double(), reference(q, k, v), atol=2e-6, rtol=0)
+    torch.testing.assert_close(out.double(), reference(q, k, v)[0], atol=2e-6, rtol=0)
 
 
 def test_one_rank_uses_the_backend_for_everything() -> None:
@@ -75,10 +75,57 @@ def test_one_rank_uses_the_backend_for_everything() -> None:
 
 def test_auto_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "sgl_diffusion.attention.select"):
-        backend = select("auto", device=CPU, head_dim=64, dtype=torch.float32)
+        backend = select("auto", device=CPU, head_dim=64, dtype=torch.float64)
     assert backend.name == "sdpa"
     (record,) = caplog.records
-    assert record.getMessage() == "attention backend sdpa; not flash: it runs on cuda, not on cpu"
+    assert record.getMessage() == (
+        "attention backend sdpa; not flash: it runs on cuda, not on cpu; "
+        "not native: it computes in fp32, bf16 and fp16, not in float64"
+    )
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_auto_takes_the_native_kernel(head_dim: int, dtype: torch.dtype) -> None:
+    backend = select("auto", device=CPU, head_dim=head_dim, dtype=dtype)
+    if torch.ops.sgld.cpu_isa() == "scalar":
+        pytest.skip("scalar kernels are not chosen")
+    assert backend.name == "native"
+    ops.reset_counts()
+    backend.forward(*draw((1, 9, 9, 2, head_dim), dtype))
+    assert ops.counts() == {("attention", "cpu"): 1}
+
+
+@needs_library
+def test_auto_passes_over_the_scalar_kernels_unless_they_alone_can() -> None:
+    level = torch.ops.sgld.cpu_isa()
+    torch.ops.sgld.cap_cpu_isa("scalar")
+    try:
+        case = {"device": CPU, "head_dim": 64, "dtype": torch.float32}
+        assert select("auto", **case).name == "sdpa"
+        assert select("native", **case).name == "native"
+        assert select("auto", needs_lse=True, **case).name == "native"
+    finally:
+        torch.ops.sgld.cap_cpu_isa(level)
+
+
+@needs_library
+def test_native_gives_the_log_sum_exp() -> None:
+    q, k, v = draw((2, 7, 19, 3, 64), torch.bfloat16)
+    out, lse = NativeBackend().forward_lse(q, k, v, scale=0.2)
+    assert torch.equal(out, NativeBackend().forward(q, k, v, scale=0.2))
+    want = reference(q, k, v, scale=0.2)[1]
+    torch.testing.assert_close(lse.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_native_names_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(device: torch.device, head_dim: int) -> str:
+        return NativeBackend().supports(device, head_dim, torch.float32, True) or ""
+
+    assert "not on cuda" in reason(CUDA, 64) and "head dim 20" in reason(CPU, 20)
+    monkeypatch.setattr(library, "_absent", "it is not built")
+    assert reason(CPU, 64) == "it is not built"
 
 
 def test_a_named_backend_works_or_raises() -> None:
@@ -89,7 +136,7 @@ def test_a_named_backend_works_or_raises() -> None:
 
 def test_nobody_can() -> None:
     with pytest.raises(ConfigError, match="sdpa: it gives no log-sum-exp"):
-        select("auto", device=CPU, head_dim=64, dtype=torch.float32, needs_lse=True)
+        select("auto", device=CPU, head_dim=20, dtype=torch.float32, needs_lse=True)
 
 
 def test_a_wrong_name_gets_a_suggestion() -> None:

@@ -35,20 +35,43 @@ def _built_with_cuda() -> Iterator[None]:
 def test_architectures() -> None:
     # Newer versions of the tool print the "a" of sm_90a.
     assert set(re.findall(r"sm_\d+", _dump("-lelf"))) == {"sm_80", "sm_90", "sm_100"}
-    assert re.findall(r"sm_\w+", _dump("-lptx")) == ["sm_100"], "PTX of the newest, for later GPUs"
+    ptx = set(re.findall(r"sm_\w+", _dump("-lptx")))
+    assert ptx == {"sm_100"}, "PTX of the newest, for later GPUs"
+
+
+# Kernels whose rows are read in 16-byte pieces, and how many instances an architecture has.
+WIDE = {
+    "norm_modulate_registers_kernel": 3 * 3,  # dtypes, items
+    "gated_norm_registers_kernel": 3 * 2,
+    "qk_norm_rope_kernel": 3 * 2,  # dtypes, rotations
+}
+STREAMED = {"norm_modulate_streamed_kernel": 3, "gated_norm_streamed_kernel": 3}
+MATRIX = {"sm80_attention_kernel": 2}  # head dims
+ARCHITECTURES = 3
+
+
+def _kernels() -> dict[str, list[str]]:
+    """The SASS of every instance of every kernel, by the kernel's name."""
+    found: dict[str, list[str]] = {name: [] for name in (*WIDE, *STREAMED, *MATRIX)}
+    for text in _dump("-sass").split("Function : ")[1:]:
+        names = [name for name in found if name in text.split("\n", 1)[0]]
+        assert len(names) == 1, f"a kernel without a check: {text.splitlines()[0]}"
+        found[names[0]].append(text)
+    return found
 
 
 def test_sass_has_wide_loads_and_no_spills() -> None:
-    kernels = _dump("-sass").split("Function : ")[1:]
-    wide = [text for text in kernels if "norm_modulate_registers_kernel" in text.split("\n", 1)[0]]
-    assert len(wide) == 3 * 3 * 3, "dtypes, items and architectures"
-    assert len(kernels) == len(wide) + 3 * 3, "one streamed kernel a dtype and architecture"
-    for text in kernels:
-        name = text.split("\n", 1)[0]
-        assert not re.search(r"\b(LDL|STL)\b", text), f"{name} spills"
-    for text in wide:
-        name = text.split("\n", 1)[0]
-        assert "LDG.E.128" in text and "STG.E.128" in text, f"{name} loads less than 16 bytes"
+    kernels = _kernels()
+    for name, instances in (WIDE | STREAMED | MATRIX).items():
+        assert len(kernels[name]) == instances * ARCHITECTURES, name
+        for text in kernels[name]:
+            assert not re.search(r"\b(LDL|STL)\b", text), f"{name} spills"
+    for name in WIDE:
+        for text in kernels[name]:
+            assert "LDG.E.128" in text and "STG.E.128" in text, f"{name} loads less than 16 bytes"
+    for text in kernels["sm80_attention_kernel"]:
+        for instruction in ("HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDSM.16.M88.4", "LDGSTS"):
+            assert instruction in text, f"attention lacks {instruction}"
     # sm_90a, not sm_90: later kernels need its instructions.
     assert "sm_90a" in _dump("-sass")
 

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgl_diffusion import ops
+from sgl_diffusion.attention import BACKENDS, AttentionContext
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
+from sgl_diffusion.ops import library
+from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
 from tests.fixtures_wan import load_transformer
 
 SHAPES = [(1, 4, 6), (5, 4, 4), (3, 2, 10), (1, 16, 2)]  # latent frames, rows, columns
@@ -60,6 +64,30 @@ def test_forward_equals_diffusers(models: Models, shape: tuple[int, int, int]) -
     got = run_ours(ours, *given)
     assert got.shape == expected.shape
     assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+
+
+@pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
+@pytest.mark.parametrize(("heads", "head_dim"), [(2, 64), (1, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_native_attention_equals_diffusers(
+    tmp_path: Path, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    """With the kernels that ran counted; in bf16 as exact as with torch's own attention."""
+    from diffusers import WanTransformer3DModel
+
+    path = build_tiny_wan(tmp_path / "model", heads=heads, head_dim=head_dim)
+    theirs = WanTransformer3DModel.from_pretrained(path / "transformer").eval()
+    ours = load_transformer(path, dtype)
+    latents, timestep, text = inputs((3, 8, 6), rows=2)
+    given = (latents.bfloat16().float(), timestep, text.bfloat16().float())
+    expected = run_theirs(theirs, *given)
+    by_torch = relative(run_ours(ours, *given).float() - expected, expected)
+    ours.attention = AttentionContext.on_one_rank(BACKENDS.get("native"))
+    ops.reset_counts()
+    error = relative(run_ours(ours, *given).float() - expected, expected)
+    calls = {name: n for (op, name), n in ops.counts().items() if op == "attention"}
+    assert calls == {"cpu": 2 * len(ours.blocks)}, "self and cross attention of every block"
+    assert error <= (1e-5 if dtype == torch.float32 else 1.1 * by_torch)
 
 
 def test_every_parameter_shows_in_the_output(tiny_wan_a: Path) -> None:

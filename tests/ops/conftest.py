@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,13 +11,23 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.ops import library
 
+LEVELS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
 IMPLEMENTATIONS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
+MEMORY_BOUND = (
+    "cfg_combine_step",
+    "gate_residual",
+    "gate_residual_norm_modulate",
+    "gelu_tanh",
+    "qk_norm_rope",
+    "quant_fp8_rowwise",
+    "silu_mul",
+)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def norm_modulate_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Names the implementation of norm_modulate and forces the CPU level for one test."""
-    name, _, isa = request.param.partition("-")
+@contextmanager
+def forced(implementation: str, *names: str) -> Iterator[str]:
+    """Names an implementation of some ops, and its CPU level ("cpu-avx2"), for one test."""
+    name, _, isa = implementation.partition("-")
     if isa:
         if library.absent():
             pytest.skip(library.absent())
@@ -24,8 +35,26 @@ def norm_modulate_by(request: pytest.FixtureRequest) -> Iterator[str]:
         if torch.ops.sgld.cpu_isa() != isa:
             torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
             pytest.skip(f"this CPU has no {isa}")
-    with ops.using(norm_modulate=name):
+    with ops.using(**dict.fromkeys(names, name)):
         ops.reset_counts()
         yield name
     if isa:
         torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def norm_modulate_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced(request.param, "norm_modulate") as name:
+        yield name
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def memory_bound_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced(request.param, *MEMORY_BOUND) as name:
+        yield name
+
+
+@pytest.fixture(params=("torch", *(f"cpu-{isa}" for isa in LEVELS)))
+def attention_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    with forced(request.param, "attention", "attention_merge") as name:
+        yield name

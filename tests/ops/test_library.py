@@ -27,7 +27,7 @@ def test_every_op_has_a_public_function_and_a_reference() -> None:
     assert public == set(OPS) and public
     refs = "".join(path.read_text() for path in (Path(__file__).parents[1] / "refs").glob("*.py"))
     for name in public:
-        words = {"qk_norm_rope": "norm_rope"}.get(name, name)
+        words = {"qk_norm_rope": "norm_rope", "lora_unmerge_": "lora_merge_"}.get(name, name)
         assert f"def {words}(" in refs, f"tests/refs has no reference of {name}"
 
 

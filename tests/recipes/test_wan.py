@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from sgl_diffusion import ops
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
+from sgl_diffusion.ops import library
 from sgl_diffusion.recipes.registry import TINY_NAME, open_pipeline
 from tests.engine.bench import Bench
 from tests.oracles import wan as oracle
@@ -41,6 +43,11 @@ def theirs(folder: Path) -> Any:
     return oracle.pipeline(folder)
 
 
+def native_is_slower() -> bool:
+    """Whether "auto" leaves the native attention out on this machine."""
+    return bool(library.absent()) or torch.ops.sgld.cpu_isa() == "scalar"
+
+
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 @pytest.mark.parametrize("frames", [1, 17])
 @pytest.mark.parametrize(("width", "height"), [(64, 32), (48, 48)])
@@ -57,7 +64,10 @@ def test_latents_and_frames_equal_diffusers(
     }
     bench = Bench(pipeline)
     bench.add("job", prompt=PROMPT, seed=11, **call)
+    ops.reset_counts()
     bench.run()
+    assert pipeline.card.attention_backend == "native" or native_is_slower()
+    assert ("attention", "cpu") in ops.counts() or native_is_slower()
     latents, clip = oracle.run(theirs, PROMPT, seed=11, **call)
     assert 0.3 < latents.std() < 3, "the comparison means something for latents of order 1"
     assert (bench.latents["job"][0] - latents).abs().max() <= 1e-4

@@ -5,12 +5,14 @@
 
 namespace sgld {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+// amx_bf16 adds the tile unit to avx512_bf16: few kernels have code for it.
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx_bf16 = 4 };
 
-// What the machine and this build have.
+// The vectors that the machine and this build have: at most avx512_bf16.
 Isa machine_isa();
-// What the kernels use now.
+// What the kernels use now: vectors, and whether the tile unit.
 Isa active_isa();
+bool active_amx();
 // Use at most this level from now on.
 void cap_isa(Isa level);
 

@@ -29,6 +29,11 @@ constexpr const char* kNormModulate = "norm_modulate";
 // Checks the shapes and turns them into rows; throws std::invalid_argument with the name of the size that differs.
 // x of up to three dimensions may have any row strides; more dimensions must be contiguous.
 NormModulate bind_norm_modulate(const View& x, const View& scale, const View& shift,
-                                const View& weight, const View& bias, double eps, bool rms);
+                                const View& weight, const View& bias, double eps, bool rms,
+                                const char* op = kNormModulate);
+
+// A modulation of x [B, S, D] (or [S, D]) as rows: [B, D] (one per batch row), [D], or anything that broadcasts to x.
+Rows bind_modulation(const char* op, const char* name, const View& view, int x_ndim, int64_t B,
+                     int64_t S, int64_t D);
 
 }  // namespace sgld

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgl_diffusion import ops
+
 COLUMNS = ("sigma", "c_x", "c_last", "c_m0", "c_m1", "c_x0", "p_x", "p_x0", "p_m0")
 
 
@@ -64,15 +66,20 @@ def stack(states: Sequence[SolverState]) -> SolverState:
     return SolverState(*(torch.cat(tensors) for tensors in zip(*states, strict=True)))
 
 
-def advance(state: SolverState, velocity: Tensor, rows: Tensor) -> SolverState:
-    """The state after one step: `velocity` [B, ...] of any float type, `rows` [B, 9] of tables."""
+def advance(
+    state: SolverState,
+    velocity: Tensor,
+    rows: Tensor,
+    *,
+    unguided: Tensor | None = None,
+    guidance: Tensor | None = None,
+) -> SolverState:
+    """The state after one step: `velocity` [B, ...] of any float type, `rows` [B, 9] of tables.
+
+    With `unguided`, the velocity without the prompt, v is
+    `unguided + guidance * (velocity - unguided)`, with `guidance` [B] in fp32.
+    """
     assert rows.shape == (state.x.shape[0], len(COLUMNS)), rows.shape
-    shape = (-1,) + (1,) * (state.x.dim() - 1)
-    sigma, c_x, c_last, c_m0, c_m1, c_x0, p_x, p_x0, p_m0 = (
-        column.reshape(shape) for column in rows.unbind(1)
-    )
     x, last, m0, m1 = state
-    x0 = x - sigma * velocity.float()
-    corrected = c_x * x + c_last * last + c_m0 * m0 + c_m1 * m1 + c_x0 * x0
-    following = p_x * corrected + p_x0 * x0 + p_m0 * m0
-    return SolverState(following, corrected, x0, m0)
+    step = ops.cfg_combine_step(x, velocity, unguided, guidance, rows, last, m0, m1)
+    return SolverState(*step)

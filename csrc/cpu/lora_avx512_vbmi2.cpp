@@ -1,0 +1,10 @@
+// As lora_avx512.cpp, with escapes moved by one instruction: every CPU with AVX512-BF16 but the first has it.
+#include "lora_block.h"
+
+namespace sgld {
+
+LoraKernels lora_kernels_avx512_vbmi2() {
+  return LoraKernel<Avx512<false>, LoraChains<Avx512<false>>>::kernels(false);
+}
+
+}  // namespace sgld

@@ -1,0 +1,208 @@
+#include "lora_pack.h"
+
+#include "lora_codes.h"
+
+namespace sgld {
+namespace {
+
+template <class F>
+void with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
+  }
+}
+
+// No early end, so that the compiler can take many at a time.
+template <class U>
+bool finite_row(const U* bits, int64_t n, U exponent) {
+  U found = 0;
+  for (int64_t i = 0; i < n; ++i) found |= (bits[i] & exponent) == exponent;
+  return found == 0;
+}
+
+bool finite_row(const void* row, DType dtype, int64_t n) {
+  if (dtype == DType::f32)
+    return finite_row(static_cast<const uint32_t*>(row), n, uint32_t{0x7f800000});
+  const uint16_t exponent = dtype == DType::bf16 ? 0x7f80 : 0x7c00;
+  return finite_row(static_cast<const uint16_t*>(row), n, exponent);
+}
+
+bool finite_rows(const void* data, DType dtype, int64_t stride, int64_t rows, int64_t n) {
+  const char* row = static_cast<const char*>(data);
+  for (int64_t i = 0; i < rows; ++i, row += stride * size_of(dtype))
+    if (!finite_row(row, dtype, n)) return false;
+  return true;
+}
+
+// The column of a group that is at place j.
+int column_at(int j, bool split) {
+  constexpr int half = kLoraGroup / 2;
+  return split ? j % half * 2 + j / half : j;
+}
+
+// Two ranks of a group of bf16 columns, interleaved.
+void pack_pair(const bf16* first, const bf16* second, int64_t width, bool split, int64_t rank,
+               uint32_t* out) {
+  uint32_t* halves[2] = {out, out + rank / 2 * 16};
+  if (split && width == kLoraGroup) {
+    uint32_t a[16], b[16] = {};
+    std::memcpy(a, first, sizeof a);
+    if (second) std::memcpy(b, second, sizeof b);
+    for (int j = 0; j < 16; ++j) {
+      halves[0][j] = (a[j] & 0xffffu) | b[j] << 16;
+      halves[1][j] = a[j] >> 16 | (b[j] & 0xffff0000u);
+    }
+    return;
+  }
+  for (int j = 0; j < kLoraGroup; ++j) {
+    const int c = column_at(j, split);
+    const uint32_t low = c < width ? first[c].bits : 0;
+    const uint32_t high = c < width && second ? second[c].bits : 0;
+    halves[j / 16][j % 16] = low | high << 16;
+  }
+}
+
+template <class T>
+void widen_group(const T* row, int64_t width, bool split, float* out) {
+  if (width < kLoraGroup) {
+    for (int j = 0; j < kLoraGroup; ++j) {
+      const int c = column_at(j, split);
+      out[j] = c < width ? widen(row[c]) : 0.0f;
+    }
+  } else if (split) {
+    for (int j = 0; j < kLoraGroup / 2; ++j) {
+      out[j] = widen(row[2 * j]);
+      out[j + kLoraGroup / 2] = widen(row[2 * j + 1]);
+    }
+  } else {
+    for (int j = 0; j < kLoraGroup; ++j) out[j] = widen(row[j]);
+  }
+}
+
+}  // namespace
+
+bool all_finite(const LoraAdapter& a, int64_t cols) {
+  return finite_rows(a.down, a.down_dtype, a.down_stride, a.rank, cols) &&
+         finite_rows(a.up, a.up_dtype, a.up_stride, a.rows, a.rank);
+}
+
+LoraFactor plan_factor(const LoraAdapter& a, const LoraKernels& kernels) {
+  LoraFactor f;
+  f.block_begin = a.start / kLoraRows;
+  f.block_end = ceil_div(a.start + a.rows, kLoraRows);
+  f.pairs = kernels.pairs && a.down_dtype == DType::bf16 && a.up_dtype == DType::bf16;
+  f.rank = f.pairs ? ceil_div(a.rank, kLoraChain) * kLoraChain : ceil_div(a.rank, 2) * 2;
+  f.scale = a.scale;
+  return f;
+}
+
+int64_t down_bytes(const LoraFactor& f, int64_t cols) {
+  return ceil_div(cols, kLoraGroup) * kLoraGroup * f.rank * (f.pairs ? 2 : 4);
+}
+
+int64_t up_bytes(const LoraFactor& f) {
+  return (f.block_end - f.block_begin) * kLoraRows * f.rank * (f.pairs ? 2 : 4);
+}
+
+void pack_down(const LoraAdapter& a, const LoraFactor& f, int64_t cols, bool split,
+               int64_t group_begin, int64_t group_end, void* out) {
+  with_type(a.down_dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t group = group_begin; group < group_end; ++group) {
+      const int64_t left = cols - group * kLoraGroup;
+      const int64_t width = left < kLoraGroup ? left : kLoraGroup;
+      const T* column = static_cast<const T*>(a.down) + group * kLoraGroup;
+      if constexpr (sizeof(T) == 2) {
+        if (f.pairs) {
+          uint32_t* to = static_cast<uint32_t*>(out) + group * f.rank * (kLoraGroup / 2);
+          std::memset(to, 0, f.rank * kLoraGroup * 2);
+          for (int64_t k = 0; k < a.rank; k += 2, to += 16) {
+            const bf16* first = reinterpret_cast<const bf16*>(column + k * a.down_stride);
+            pack_pair(first, k + 1 < a.rank ? first + a.down_stride : nullptr, width, split, f.rank,
+                      to);
+          }
+          continue;
+        }
+      }
+      float* to = static_cast<float*>(out) + group * f.rank * kLoraGroup;
+      for (int64_t k = 0; k < a.rank; ++k, to += kLoraGroup)
+        widen_group(column + k * a.down_stride, width, split, to);
+      if (f.rank > a.rank) std::memset(to, 0, (f.rank - a.rank) * kLoraGroup * sizeof(float));
+    }
+  });
+}
+
+void pack_up(const LoraAdapter& a, const LoraFactor& f, int64_t begin, int64_t end, void* out) {
+  with_type(a.up_dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t own = f.block_begin * kLoraRows + row - a.start;
+      const bool inside = own >= 0 && own < a.rows;
+      const T* from = static_cast<const T*>(a.up) + (inside ? own * a.up_stride : 0);
+      const int64_t filled = inside ? a.rank : 0;
+      if (f.pairs) {
+        bf16* to = static_cast<bf16*>(out) + row * f.rank;
+        std::memcpy(to, from, filled * sizeof(bf16));
+        std::memset(to + filled, 0, (f.rank - filled) * sizeof(bf16));
+      } else {
+        float* to = static_cast<float*>(out) + row * f.rank;
+        for (int64_t k = 0; k < filled; ++k) to[k] = widen(from[k]);
+        for (int64_t k = filled; k < f.rank; ++k) to[k] = 0.0f;
+      }
+    }
+  });
+}
+
+void pack_transposed(const View& m, int64_t length, int64_t group_begin, int64_t group_end,
+                     float* out) {
+  with_type(m.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t group = group_begin; group < group_end; ++group) {
+      float* to = out + group * length * kLoraGroup;
+      std::memset(to, 0, length * kLoraGroup * sizeof(float));
+      const int64_t left = m.sizes[0] - group * kLoraGroup;
+      for (int64_t j = 0; j < left && j < kLoraGroup; ++j) {
+        const T* row = static_cast<const T*>(m.data) + (group * kLoraGroup + j) * m.strides[0];
+        for (int64_t k = 0; k < m.sizes[1]; ++k) to[k * kLoraGroup + j] = widen(row[k]);
+      }
+    }
+  });
+}
+
+void count_codes(const uint32_t* words, int64_t groups, LoraSample& sample) {
+  constexpr int middle = (1 << kLoraMaxBits) / 2 - 1;
+  for (int64_t group = 0; group < groups; ++group, words += kLoraMaxBits) {
+    uint8_t code[kLoraGroup];
+    lora_unpack(words, kLoraMaxBits, code);
+    for (int bits = kLoraMinBits; bits <= kLoraMaxBits; ++bits) {
+      const int most = (1 << bits) / 2 - 1;  // codes hold -most to most
+      for (const uint8_t c : code) {
+        const int k = c - middle;
+        sample.escapes[bits] += k < -most || k > most;
+      }
+    }
+    sample.weights += kLoraGroup;
+  }
+}
+
+int choose_bits(const LoraSample& sample, DType dtype) {
+  const double whole = 8.0 * static_cast<double>(size_of(dtype));
+  double least = whole / 2;
+  int best = 0;
+  for (int bits = kLoraMinBits; bits <= kLoraMaxBits; ++bits) {
+    const double part =
+        static_cast<double>(sample.escapes[bits]) / static_cast<double>(sample.weights);
+    if (bits + part * whole < least) {
+      least = bits + part * whole;
+      best = bits;
+    }
+  }
+  return best;
+}
+
+}  // namespace sgld

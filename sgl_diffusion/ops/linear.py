@@ -1,0 +1,61 @@
+"""linear: y = x Wᵀ + b, in fp32 on the CPU through oneDNN where that is faster."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sgl_diffusion.ops.dispatch import Implementation, Op
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # On the plain weights: packed ones would be faster still, but not see an update in place.
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def _absent() -> str:
+    return "" if torch.backends.mkldnn.is_available() else "this torch was built without oneDNN"
+
+
+def _refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+        return f"weights of {weight.dtype}"
+    return "" if x.ndim > 1 and x.numel() > 0 else f"an input {tuple(x.shape)}"
+
+
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether torch multiplies fp32 matrices with MKL on a CPU that MKL was not made for.
+
+    On an Intel CPU oneDNN gains nothing, see docs/measured.md.
+    """
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            vendor = next((line for line in file if line.startswith("vendor_id")), "")
+    except OSError:
+        vendor = ""
+    return torch.backends.mkl.is_available() and "AuthenticAMD" in vendor
+
+
+_linear = Op(
+    "linear",
+    functional.linear,
+    Implementation(
+        "onednn",
+        _onednn,
+        devices=("cpu",) if mkl_is_slow() else (),
+        named_devices=("cpu",),
+        dtypes=(torch.float32,),
+        absent=_absent,
+        refuses=_refuses,
+    ),
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in] times weight [out, in], plus bias [out]."""
+    return _linear(x, weight, bias)

@@ -1,0 +1,62 @@
+"""LoRA merge, unmerge and apply on a GPU; unmerge must return every bit, a hundred times over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgl_diffusion.ops import triton_lora
+from tests.gpu.common import close, fresh
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = [(1, 1), (130, 257), (3072, 3072), (1536, 8960), (5, 123)]
+
+
+def _adapters(rank: int, size: float, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    a = [fresh(rank, n, dtype=dtype) for _, n in SHAPES]
+    return a, [fresh(m, rank, dtype=dtype, size=size * 0.02 / rank**0.5) for m, _ in SHAPES]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("rank", [1, 16, 40, 128])
+def test_merge_and_unmerge(rank: int, dtype: torch.dtype) -> None:
+    weights = [fresh(*shape, dtype=dtype, size=0.02) for shape in SHAPES]
+    before = [w.clone() for w in weights]
+    a, b = _adapters(rank, 0.3, dtype)
+    scales = [1.0, -0.5, 1.0, 1.5, 0.25]
+    codes = triton_lora.lora_merge_(weights, a, b, scales)
+    assert codes.failed() == [] and codes.bits_per_weight(weights) < 5.1
+    for w, old, down, up, scale in zip(weights, before, a, b, scales, strict=True):
+        close(w, old.double() + scale * (up.double() @ down.double()))
+    triton_lora.lora_unmerge_(weights, a, b, scales, codes)
+    for w, old in zip(weights, before, strict=True):
+        assert torch.equal(w, old)
+
+
+def test_a_hundred_cycles_leave_the_weights_as_they_were() -> None:
+    weights = [fresh(*shape, size=0.02) for shape in SHAPES]
+    before = [w.clone() for w in weights]
+    for cycle in range(100):
+        rank = (4, 16, 64, 128)[cycle % 4]
+        a, b = _adapters(rank, 0.1 + 0.005 * cycle, torch.bfloat16)
+        scales = [1.0] * len(SHAPES)
+        codes = triton_lora.lora_merge_(weights, a, b, scales)
+        assert codes.failed() == []
+        triton_lora.lora_unmerge_(weights, a, b, scales, codes)
+    for w, old in zip(weights, before, strict=True):
+        assert torch.equal(w, old)
+
+
+def test_apply_by_token() -> None:
+    x, y = fresh(777, 3072), fresh(777, 1030)
+    a, b = fresh(3, 24, 3072, size=3072**-0.5), fresh(3, 1030, 24, size=24**-0.5)
+    scales = torch.tensor([1.0, -2.0, 0.5], device="cuda")
+    index = torch.randint(-1, 3, (777,), dtype=torch.int32, device="cuda").sort().values
+    want = y.double()
+    for n in range(3):
+        part = scales[n] * (x.double() @ a[n].double().T) @ b[n].double().T
+        want = want + torch.where((index == n)[:, None], part, 0.0)
+    triton_lora.lora_apply_(y, x, a, b, scales, index)
+    close(y, want, steps=4)

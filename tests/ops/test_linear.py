@@ -1,0 +1,56 @@
+"""linear through torch and through oneDNN on plain weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sgl_diffusion import ops
+from sgl_diffusion.ops.linear import _absent, mkl_is_slow
+from tests.refs.linear import linear as reference
+
+onednn = pytest.param("onednn", marks=pytest.mark.skipif(bool(_absent()), reason=_absent() or "-"))
+
+
+@pytest.mark.parametrize("by", ["torch", onednn])
+def test_values(by: str) -> None:
+    for shape in ((1, 1), (5, 7), (2, 33, 40), (2, 3, 4, 64)):
+        for outputs in (1, 24):
+            x, weight = torch.randn(shape), torch.randn(outputs, shape[-1])
+            for bias in (None, torch.randn(outputs)):
+                with ops.using(linear=by):
+                    got = ops.linear(x, weight, bias)
+                torch.testing.assert_close(
+                    got.double(), reference(x, weight, bias), rtol=1e-5, atol=1e-5
+                )
+
+
+@pytest.mark.parametrize("by", ["torch", onednn])
+def test_strided_inputs(by: str) -> None:
+    x, weight = torch.randn(3, 5, 96)[..., 48:], torch.randn(60, 48)[::2]
+    with ops.using(linear=by):
+        got = ops.linear(x, weight)
+    torch.testing.assert_close(got.double(), reference(x, weight, None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("by", ["torch", onednn])
+def test_a_weight_changed_in_place_is_seen(by: str) -> None:
+    """Adapters are merged into the weights in place: nothing may keep a copy of them."""
+    x, weight, bias = torch.randn(64, 128), torch.randn(256, 128), torch.randn(256)
+    with torch.inference_mode(), ops.using(linear=by):
+        before = ops.linear(x, weight, bias)
+        weight[17] += 1.0
+        bias[3] -= 2.0
+        after = ops.linear(x, weight, bias)
+    torch.testing.assert_close(after.double(), reference(x, weight, bias), rtol=1e-5, atol=1e-4)
+    changed = (after != before).any(0).nonzero().flatten().tolist()
+    assert changed == [3, 17]
+
+
+def test_the_choice_is_onednn_only_where_mkl_is_slow_and_the_dtype_is_fp32() -> None:
+    ops.reset_counts()
+    ops.linear(torch.randn(2, 8), torch.randn(4, 8))
+    chosen = "onednn" if mkl_is_slow() and not _absent() else "torch"
+    assert ops.counts() == {("linear", chosen): 1}
+    ops.linear(torch.randn(2, 8).bfloat16(), torch.randn(4, 8).bfloat16())
+    assert ops.counts()["linear", "torch"] == (1 if chosen == "onednn" else 2)
