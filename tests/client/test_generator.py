@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import gc
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -81,7 +82,15 @@ def test_wrong_arguments_are_named() -> None:
         DiffGenerator.from_pretrained(devise="cpu")
 
 
-def test_an_interrupt_cancels_the_job() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_cancels_the_job(interruptible: None) -> None:
     with DiffGenerator(painter_app(sleep=0.02)) as generator:
 
         def interrupt(snapshot: Snapshot) -> None:
