@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,7 +23,7 @@ from torch.nn import functional
 from sgl_diffusion import ops
 from sgl_diffusion.attention import Attend, AttentionContext
 from sgl_diffusion.attention.sdpa import SdpaBackend
-from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.errors import ConfigError, SetupError
 from sgl_diffusion.layers.embed import patchify, rope_tables, sinusoid, unpatchify
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
@@ -63,10 +64,24 @@ class WanParams:
                     param=name,
                 )
         known = {f.name: config[f.name] for f in fields(cls) if f.name in config}
-        known["patch_size"] = tuple(known.get("patch_size", cls.patch_size))
         # A config may leave the output channels open.
         known["out_channels"] = config.get("out_channels") or known.get("in_channels", 16)
-        return cls(**known)
+        try:
+            params = msgspec.convert(known, cls)
+        except msgspec.ValidationError as error:
+            raise _nonsense(f"{error}") from None
+        for name, value in vars(params).items():
+            smallest = min(value) if isinstance(value, tuple) else value
+            if smallest <= 0 and name != "cross_attn_norm":
+                raise _nonsense(f"{name}={value!r}")
+        return params
+
+
+def _nonsense(what: str) -> SetupError:
+    """Not a ConfigError: those mean that the diffusers backend may know better."""
+    return SetupError(
+        f"The transformer's config.json is damaged: {what}.", hint="Download the model again."
+    )
 
 
 # Config values that change the computation, with the one value this file computes.

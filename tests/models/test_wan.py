@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgl_diffusion import ops
 from sgl_diffusion.attention import BACKENDS, AttentionContext
-from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.errors import ConfigError, SetupError
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.ops import library
 from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
@@ -179,6 +179,16 @@ def test_params_come_from_a_config() -> None:
     params = WanParams.from_config(published)
     assert (params.width, params.out_channels, params.patch_size) == (1536, 16, (1, 2, 2))
     assert params.rope_widths == (44, 42, 42)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_layers": "two"}, {"num_layers": 0}, {"attention_head_dim": -3}, {"patch_size": 2},
+     {"patch_size": [1, 0, 2]}, {"eps": None}],
+)  # fmt: skip
+def test_a_config_that_makes_no_sense_is_named(change: dict[str, Any]) -> None:
+    with pytest.raises(SetupError, match=next(iter(change))):
+        WanParams.from_config(change)
 
 
 @pytest.mark.parametrize("change", [{"image_dim": 1280}, {"qk_norm": None}])
