@@ -5,17 +5,11 @@
 #include <cstdlib>
 #include <string>
 
+#include "expect.h"
+
 namespace {
 
 using namespace sgld;
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-  ++failures;
-}
 
 void rows_are_covered_by_few_registers() {
   for (int64_t D = 1; D <= 20000; ++D) {

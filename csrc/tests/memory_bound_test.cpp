@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "expect.h"
 #include "sgld/isa.h"
 
 namespace {
@@ -18,14 +19,7 @@ namespace {
 using namespace sgld;
 using Floats = std::vector<float>;
 
-int failures = 0;
 std::mt19937 random_bits(11);
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-  ++failures;
-}
 
 Floats normal(int64_t n) {
   std::normal_distribution<float> distribution(0.5f, 2.0f);
@@ -53,15 +47,6 @@ void expect_close(const Floats& got, const std::vector<double>& want, const std:
   for (size_t i = 0; i < want.size(); ++i)
     worst = std::max(worst, std::abs(got[i] - want[i]) / (1.0 + std::abs(want[i])));
   expect(worst < 1e-5, what + " differs by " + std::to_string(worst));
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
 }
 
 void residual(const MemoryBoundRows& rows, int64_t D, const std::string& level) {

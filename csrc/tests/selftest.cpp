@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "expect.h"
 #include "norm_modulate_rows.h"
 #include "sgld/check.h"
 #include "sgld/isa.h"
@@ -19,23 +20,6 @@
 namespace {
 
 using namespace sgld;
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-  ++failures;
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
 
 void narrowing_rounds_to_nearest_even() {
   const auto to_bf16 = [](float x) {

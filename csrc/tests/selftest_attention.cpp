@@ -14,28 +14,12 @@
 #include <vector>
 
 #include "attention_kernel.h"
+#include "expect.h"
 #include "sgld/isa.h"
 
 namespace {
 
 using namespace sgld;
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-  ++failures;
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
 
 View view(std::vector<int64_t> sizes, DType dtype = DType::f32) {
   View v;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "expect.h"
 #include "lora_block.h"
 #include "lora_codes.h"
 #include "lora_pack.h"
@@ -17,14 +18,6 @@
 namespace {
 
 using namespace sgld;
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-  ++failures;
-}
 
 struct Case {
   static constexpr int64_t rows = 37, cols = 205, rank = 41;
