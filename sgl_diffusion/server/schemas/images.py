@@ -1,0 +1,96 @@
+"""What a client may send to the image routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.params import SamplingParams
+from sgl_diffusion.server.media import IMAGE_QUALITY
+from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Quality, Sampling
+from sgl_diffusion.server.validate import Int
+
+
+class ImageRequest(Sampling):
+    """POST /v1/images/generations"""
+
+    neutral = NEUTRAL | {
+        "complexity": (),
+        "frame_count": (),
+        "frame_duration_ms": (),
+        "moderation": ("auto", "low"),  # there is none
+        "style": ("vivid", "natural"),  # a hint the models do not take
+        "svg": (),
+        "task_type": ("T2I", "T2V"),
+    }
+
+    n: Int = 1
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    quality: Quality = "auto"
+    background: Literal["auto", "opaque", "transparent"] = "auto"
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+
+    @field_validator("output_format", mode="before")
+    @classmethod
+    def _format(cls, value: Any) -> Any:
+        if value in ("gif", "svg"):
+            raise RequestError(
+                f"This server makes no {value} files.",
+                hint="Use png, jpeg or webp.",
+                code="unsupported_parameter",
+                param="output_format",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> ImageRequest:
+        if self.stream:
+            raise RequestError(
+                "Images are not streamed.",
+                hint="Leave stream out.",
+                code="streaming_not_supported",
+                param="stream",
+            )
+        if self.partial_images:
+            raise RequestError(
+                "partial_images needs stream.",
+                code="conflicting_parameters",
+                param="partial_images",
+            )
+        if self.background == "transparent":
+            opaque = self.output_format == "jpeg"
+            raise RequestError(
+                "JPEG has no transparency." if opaque else "The model makes opaque pictures only.",
+                hint="Leave background out.",
+                code="conflicting_parameters" if opaque else "unsupported_parameter",
+                param="background",
+            )
+        return self
+
+    def wish(self) -> SamplingParams:
+        width, height = self.edges()
+        return SamplingParams(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            width=width,
+            height=height,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            flow_shift=self.flow_shift,
+            max_sequence_length=self.max_sequence_length,
+            num_outputs=self.n,
+            seed=self.seeds(),
+        )
+
+    def file_quality(self) -> int:
+        """0 to 100 for JPEG and WebP: the number, else the preset, else the word of `quality`."""
+        if self.output_compression is not None:
+            return self.output_compression
+        if self.output_quality in PRESETS:
+            return PRESETS[self.output_quality]
+        return PRESETS.get("high" if self.quality == "hd" else self.quality, IMAGE_QUALITY)

@@ -1,0 +1,103 @@
+"""What a client may send to the video routes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.params import ModelCard, SamplingParams
+from sgl_diffusion.server.media import VIDEO_QUALITY
+from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Sampling
+from sgl_diffusion.server.validate import Int
+
+_MAX_SECONDS = 3_600
+
+
+class VideoRequest(Sampling):
+    """POST /v1/videos"""
+
+    neutral = NEUTRAL | {
+        "enable_frame_interpolation": (False,),
+        "frame_interpolation_exp": (1,),
+        "frame_interpolation_model_path": (),
+        "frame_interpolation_scale": (1.0,),
+        "input_reference": (),
+        "n": (1,),
+        "num_outputs_per_prompt": (1,),
+        "quality": ("auto", "standard"),
+        "reference_url": (),
+        "task_type": ("T2V",),
+        "video_path": (),
+        "video_reference": (),
+        "video_url": (),
+        "x264_preset": ("fast",),
+    }
+
+    seconds: str | Int | None = None
+    fps: Annotated[int, Field(ge=1, le=120)] | None = None
+    num_frames: Int | None = None
+
+    @field_validator("seconds")
+    @classmethod
+    def _seconds(cls, value: str | int | None) -> str | int | None:
+        if value is None:
+            return None
+        text = str(value)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+        if not 1 <= number <= _MAX_SECONDS:
+            raise RequestError(
+                f"seconds must be a whole number from 1 to {_MAX_SECONDS}.",
+                hint="Use num_frames for other lengths.",
+                code="out_of_range",
+                param="seconds",
+            )
+        return number
+
+    def wish(self, card: ModelCard) -> SamplingParams:
+        """`card` is the served model: its rate turns seconds into frames."""
+        width, height = self.edges()
+        return SamplingParams(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            width=width,
+            height=height,
+            num_frames=self._frames(card),
+            fps=self.fps,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            flow_shift=self.flow_shift,
+            max_sequence_length=self.max_sequence_length,
+            seed=self.seeds(),
+        )
+
+    def _frames(self, card: ModelCard) -> int | None:
+        if self.seconds is None:
+            return self.num_frames
+        fps = card.defaults.fps if self.fps is None else self.fps
+        frames = int(self.seconds) * fps
+        if self.num_frames is None:
+            if frames > card.max_frames:
+                raise RequestError(
+                    f"{self.seconds} seconds at {fps} frames per second are {frames} frames; "
+                    f"the model makes at most {card.max_frames}.",
+                    code="out_of_range",
+                    param="seconds",
+                )
+            return frames
+        if card.round_frames(self.num_frames) != card.round_frames(min(frames, card.max_frames)):
+            raise RequestError(
+                f"seconds is {self.seconds}, but {self.num_frames} frames at {fps} per second "
+                "are not that long.",
+                hint="Send one of the two.",
+                code="conflicting_parameters",
+                param="num_frames",
+            )
+        return self.num_frames
+
+    def file_quality(self) -> int:
+        """0 to 100 for the video encoder."""
+        if self.output_compression is not None:
+            return self.output_compression
+        return PRESETS.get(self.output_quality, VIDEO_QUALITY)
