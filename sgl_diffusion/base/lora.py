@@ -1,4 +1,4 @@
-"""What a caller may say about adapters (LoRA): one by one in a request, or as lists for all jobs."""
+"""What a caller may say about adapters (LoRA): in a request, or as lists for all jobs."""
 
 from __future__ import annotations
 
