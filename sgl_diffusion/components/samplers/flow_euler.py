@@ -23,7 +23,9 @@ SUPPORTED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def build(config: Mapping[str, Any], steps: int, flow_shift: float | None) -> Solver:
+def build(
+    config: Mapping[str, Any], steps: int, flow_shift: float | None, start: int = 0
+) -> Solver:
     """The table for a FlowMatchEulerDiscreteScheduler's config."""
     check_options("FlowMatchEulerDiscreteScheduler", config, SUPPORTED, defaults={})
     shift = float(config.get("shift", 1.0) if flow_shift is None else flow_shift)
@@ -34,4 +36,4 @@ def build(config: Mapping[str, Any], steps: int, flow_shift: float | None) -> So
     table[:, COLUMNS.index("c_x")] = 1
     table[:, COLUMNS.index("p_x")] = following / now
     table[:, COLUMNS.index("p_x0")] = 1 - following / now
-    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float())
+    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float(), start)
