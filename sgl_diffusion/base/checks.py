@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sgl_diffusion.base.errors import RequestError
 
 if TYPE_CHECKING:
-    from sgl_diffusion.base.params import ModelCard, SamplingParams
+    from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 
 MAX_PROMPT_CHARS = 32_000
 MAX_PARTIAL_IMAGES = 3
@@ -77,6 +77,42 @@ def check_pictures(card: ModelCard, wish: SamplingParams, *, video: bool) -> Non
             hint="Leave partial_images out.",
             code="streaming_not_supported",
             param="partial_images",
+        )
+
+
+def strength(card: ModelCard, wish: SamplingParams) -> float | None:
+    """Of the steps of an image-to-image job; None where denoising begins with noise."""
+    if not wish.images or card.edits != "image-to-image":
+        return None
+    # What a mask marks is made anew, unless something else is asked for.
+    default = card.defaults.strength if wish.mask is None else 1.0
+    return within("strength", default if wish.strength is None else wish.strength, 0.0, 1.0)
+
+
+def edge(card: ModelCard, param: str, value: int) -> int:
+    unit, most = card.size_multiple, card.max_edge
+    if unit <= value <= most and value % unit == 0:
+        return value
+    below = min(max(value // unit * unit, unit), most // unit * unit)
+    above = min(below + unit, most // unit * unit)
+    nearest = f"{below}" if value <= below or below == above else f"{below} or {above}"
+    raise RequestError(
+        f"{param} {value} is not a multiple of {unit} from {unit} to {most}.",
+        hint=f"Nearest: {nearest}.",
+        code="invalid_size",
+        param=param,
+    )
+
+
+def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
+    count = len(params.seeds)
+    pixels = params.width * params.height * params.num_frames * count
+    if pixels > card.max_pixels:
+        raise RequestError(
+            f"{count} x {params.num_frames} frames of {params.width}x{params.height} are "
+            f"{pixels / 1e6:.0f} million pixels; the limit is {card.max_pixels / 1e6:.0f}.",
+            hint="Ask for a smaller size, fewer frames or fewer outputs.",
+            code="request_too_large",
         )
 
 

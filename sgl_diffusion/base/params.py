@@ -14,11 +14,15 @@ from typing import Literal
 from sgl_diffusion.base.checks import (
     MAX_PARTIAL_IMAGES,
     check_pictures,
+    check_pixels,
     check_texts,
+    edge,
     optional,
+    strength,
     within,
 )
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import LoraUse, check_uses
 
 MAX_OUTPUTS = 10
 MAX_STEPS = 200
@@ -54,6 +58,7 @@ class SamplingParams:
     true_cfg_scale: float | None = None
     guidance_scale_2: float | None = None
     partial_images: int = 0
+    loras: tuple[LoraUse, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,7 @@ class ResolvedParams:
     true_cfg_scale: float | None = None
     guidance_scale_2: float | None = None
     partial_images: int = 0
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -150,6 +156,7 @@ class ModelCard:
     max_images: int = 0
     masks: bool = False
     previews: bool = False
+    lora_targets: tuple[str, ...] = ()  # the components that adapters can change
 
     @property
     def makes_video(self) -> bool:
@@ -179,8 +186,8 @@ class ModelCard:
             negative_prompt=defaults.negative_prompt
             if wish.negative_prompt is None
             else wish.negative_prompt,
-            width=self._edge("width", width),
-            height=self._edge("height", height),
+            width=edge(self, "width", width),
+            height=edge(self, "height", height),
             num_frames=self.round_frames(frames) if video else 1,
             fps=int(within("fps", defaults.fps if wish.fps is None else wish.fps, 1, 120)),
             num_inference_steps=int(
@@ -209,7 +216,7 @@ class ModelCard:
             seeds=seeds,
             images=wish.images,
             mask=wish.mask,
-            strength=self._strength(wish),
+            strength=strength(self, wish),
             true_cfg_scale=optional(self, "true_cfg_scale", wish.true_cfg_scale, -100.0, 100.0),
             guidance_scale_2=optional(
                 self, "guidance_scale_2", wish.guidance_scale_2, -100.0, 100.0
@@ -217,8 +224,9 @@ class ModelCard:
             partial_images=int(
                 within("partial_images", wish.partial_images, 0, MAX_PARTIAL_IMAGES)
             ),
+            loras=self._loras(wish),
         )
-        self._check_pixels(params)
+        check_pixels(self, params)
         return params
 
     def size_like(self, width: int, height: int) -> tuple[int, int]:
@@ -226,21 +234,20 @@ class ModelCard:
         unit, area = self.size_multiple, self.defaults.width * self.defaults.height
         most = self.max_edge // unit
 
-        def edge(ratio: float) -> int:
+        def nearest(ratio: float) -> int:
             return min(max(round(math.sqrt(area * ratio) / unit), 1), most) * unit
 
-        return edge(width / height), edge(height / width)
+        return nearest(width / height), nearest(height / width)
 
-    def _check_pixels(self, params: ResolvedParams) -> None:
-        count = len(params.seeds)
-        pixels = params.width * params.height * params.num_frames * count
-        if pixels > self.max_pixels:
+    def _loras(self, wish: SamplingParams) -> tuple[LoraUse, ...]:
+        check_uses(wish.loras)
+        if wish.loras and not self.lora_targets:
             raise RequestError(
-                f"{count} x {params.num_frames} frames of {params.width}x{params.height} are "
-                f"{pixels / 1e6:.0f} million pixels; the limit is {self.max_pixels / 1e6:.0f}.",
-                hint="Ask for a smaller size, fewer frames or fewer outputs.",
-                code="request_too_large",
+                f"{self.name} takes no adapters: it is served through the {self.backend} backend.",
+                code="lora_not_supported",
+                param="lora",
             )
+        return wish.loras
 
     def round_frames(self, frames: int) -> int:
         """The count the VAE can make, as diffusers rounds it: a multiple of four, plus one."""
@@ -248,27 +255,6 @@ class ModelCard:
         if frames % self.frame_multiple == 1 or self.frame_multiple == 1:
             return frames
         return frames // self.frame_multiple * self.frame_multiple + 1
-
-    def _edge(self, param: str, value: int) -> int:
-        unit = self.size_multiple
-        if unit <= value <= self.max_edge and value % unit == 0:
-            return value
-        below = min(max(value // unit * unit, unit), self.max_edge // unit * unit)
-        above = min(below + unit, self.max_edge // unit * unit)
-        nearest = f"{below}" if value <= below or below == above else f"{below} or {above}"
-        raise RequestError(
-            f"{param} {value} is not a multiple of {unit} from {unit} to {self.max_edge}.",
-            hint=f"Nearest: {nearest}.",
-            code="invalid_size",
-            param=param,
-        )
-
-    def _strength(self, wish: SamplingParams) -> float | None:
-        if not wish.images or self.edits != "image-to-image":
-            return None
-        # What a mask marks is made anew, unless something else is asked for.
-        default = self.defaults.strength if wish.mask is None else 1.0
-        return within("strength", default if wish.strength is None else wish.strength, 0.0, 1.0)
 
     def _seeds(self, wish: SamplingParams) -> tuple[int, ...]:
         count = int(within("n", wish.num_outputs, 1, MAX_OUTPUTS))

@@ -85,8 +85,8 @@ def _transparent(picture: Image) -> bool:
     """Whether any pixel lets something through."""
     if not picture.has_transparency_data:
         return False
-    least, _ = picture.convert("RGBA").getchannel("A").getextrema()
-    return bool(least < 255)
+    histogram = picture.convert("RGBA").getchannel("A").histogram()
+    return sum(histogram[:255]) > 0
 
 
 def _open(path: str, param: str) -> Image:
