@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import LoraUse, check_uses
 
 MAX_PROMPT_CHARS = 32_000
 MAX_OUTPUTS = 10
@@ -35,6 +36,7 @@ class SamplingParams:
     max_sequence_length: int | None = None
     num_outputs: int = 1
     seed: int | tuple[int, ...] | None = None
+    loras: tuple[LoraUse, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class ResolvedParams:
     flow_shift: float | None
     max_sequence_length: int
     seeds: tuple[int, ...]
+    loras: tuple[LoraUse, ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -94,6 +97,7 @@ class ModelCard:
     max_frames: int = 241
     max_pixels: int = 2**28  # of all outputs and frames together
     note: str = ""
+    lora_targets: tuple[str, ...] = ()  # the components that adapters can change
 
     @property
     def makes_video(self) -> bool:
@@ -165,9 +169,20 @@ class ModelCard:
                 )
             ),
             seeds=seeds,
+            loras=self._loras(wish),
         )
         self._check_pixels(params)
         return params
+
+    def _loras(self, wish: SamplingParams) -> tuple[LoraUse, ...]:
+        check_uses(wish.loras)
+        if wish.loras and not self.lora_targets:
+            raise RequestError(
+                f"{self.name} takes no adapters: it is served through the {self.backend} backend.",
+                code="lora_not_supported",
+                param="lora",
+            )
+        return wish.loras
 
     def _check_pixels(self, params: ResolvedParams) -> None:
         count = len(params.seeds)

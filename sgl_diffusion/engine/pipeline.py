@@ -6,13 +6,15 @@ F frames, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.components.samplers import Solver
+from sgl_diffusion.loader.rules import Rules
 
 Condition = Any  # what a recipe made of one prompt; the engine only hands it back
 Context = Any  # conditions of a batch, side by side
@@ -59,6 +61,22 @@ class Pipeline(Protocol):
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """Final latents [1,C,T,h,w] of one row to uint8 frames [f,H,W,3], chunk by chunk."""
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """A component that adapters can change; `rules` lead from the names of diffusers to its own."""
+
+    module: torch.nn.Module
+    rules: Rules = Rules()
+
+
+@runtime_checkable
+class AdaptablePipeline(Protocol):
+    """A pipeline whose components take adapters; its card's `lora_targets` names them."""
+
+    def adaptables(self) -> Mapping[str, Adaptable]:
+        """By the component's name in diffusers: transformer, transformer_2, text_encoder."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefault
 from sgl_diffusion.components.samplers import Solver, make_solver
 from sgl_diffusion.components.text_umt5 import TextUmt5
 from sgl_diffusion.components.vae_wan import VaeWan
-from sgl_diffusion.engine.pipeline import Combine
+from sgl_diffusion.engine.pipeline import Adaptable, Combine
 from sgl_diffusion.loader.index import ModelIndex, read_config
 from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
@@ -103,6 +103,9 @@ class Wan:
 
     def blocks(self) -> list[torch.nn.Module]:
         return [*self._transformer.blocks, *self._text.blocks(), *self._vae.blocks()]
+
+    def adaptables(self) -> dict[str, Adaptable]:
+        return {"transformer": Adaptable(self._transformer, RULES)}
 
     def solver(self, params: ResolvedParams) -> Solver:
         return make_solver(self._scheduler, params.num_inference_steps, params.flow_shift)

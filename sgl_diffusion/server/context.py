@@ -36,6 +36,7 @@ class Settings:
     request_timeout: float = 550.0
     video_timeout: float = 7200.0
     max_waiting_videos: int = 64
+    metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
 
 
