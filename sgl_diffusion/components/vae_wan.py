@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
+from sgl_diffusion.components.pixels import to_frames
 from sgl_diffusion.components.pretrained import load_pretrained
 from sgl_diffusion.loader.index import ModelIndex
 
@@ -79,7 +80,7 @@ class VaeWan:
                 z = model.post_quant_conv(z * self._std + self._mean)
                 first = position == 0
                 video = model.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=first)
-                frames = _to_frames(self._unpatchify(video))
+                frames = to_frames(self._unpatchify(video))
             yield frames
 
     def _unpatchify(self, video: Tensor) -> Tensor:
@@ -89,9 +90,3 @@ class VaeWan:
 
         result: Tensor = unpatchify(video, patch_size=self._model.config.patch_size)
         return result
-
-
-def _to_frames(video: Tensor) -> Tensor:
-    """[1, 3, f, H, W] in -1..1 -> uint8 [f, H, W, 3]."""
-    pixels = (video[0].float().clamp(-1, 1) / 2 + 0.5) * 255
-    return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgl_diffusion.components.samplers.options import check_options
-from sgl_diffusion.components.samplers.schedule import Array, unipc_schedule
+from sgl_diffusion.components.samplers.options import check_options, unsupported
+from sgl_diffusion.components.samplers.schedule import Array, Spacing, unipc_schedule
 from sgl_diffusion.components.samplers.solver import COLUMNS, Solver
 
 NAME = "UniPCMultistepScheduler"
@@ -47,10 +47,16 @@ DEFAULTS: Mapping[str, Any] = {"prediction_type": "epsilon", "use_flow_sigmas": 
 
 
 def build(
-    config: Mapping[str, Any], steps: int, flow_shift: float | None, start: int = 0
+    config: Mapping[str, Any],
+    steps: int,
+    flow_shift: float | None,
+    spacing: Spacing,
+    start: int,
 ) -> Solver:
     """The table for a UniPCMultistepScheduler's config."""
     check_options(NAME, config, SUPPORTED, DEFAULTS)
+    if spacing != Spacing():
+        raise unsupported(f"{NAME} with a schedule of the family's own is not supported.")
     shift = float(config.get("flow_shift", 1.0) if flow_shift is None else flow_shift)
     sigmas, timesteps = unipc_schedule(steps, shift, int(config.get("num_train_timesteps", 1000)))
     order_cap = int(config.get("solver_order", 2))
