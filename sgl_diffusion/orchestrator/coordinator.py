@@ -42,6 +42,7 @@ from sgl_diffusion.orchestrator.messages import (
     Submit,
 )
 from sgl_diffusion.orchestrator.supervise import Supervisor
+from sgl_diffusion.orchestrator.suspects import accuse, allowed
 from sgl_diffusion.orchestrator.tally import Tally
 from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.orchestrator.transport import Link, ProcessTransport, Transport
@@ -102,9 +103,14 @@ class Coordinator:
         await asyncio.shield(self._stop)
 
     async def submit(
-        self, payload: Payload, *, job_id: str | None = None, deadline: float | None = None
+        self,
+        payload: Payload,
+        *,
+        job_id: str | None = None,
+        deadline: float | None = None,
+        attempt: int = 1,
     ) -> JobHandle:
-        """Admit a job; `deadline` is in seconds from now."""
+        """Admit a job; `deadline` is in seconds from now, `attempt` above 1 if it ran before."""
         if self._drain_until is not None or self._supervisor.state in ("failed", "stopped"):
             raise self.unavailable()
         if len(self._jobs) >= self._max_jobs:
@@ -114,6 +120,7 @@ class Coordinator:
             payload=payload,
             submitted_at=time.monotonic(),
             position=self._position,
+            attempt=attempt,
         )
         if job.id in self._jobs:
             raise ConflictError(f"There is an unfinished job {job.id!r} already.")
@@ -123,7 +130,7 @@ class Coordinator:
         if deadline is not None:
             loop = asyncio.get_running_loop()
             job.timer = loop.call_later(deadline, self._expire, job, deadline)
-        self._dispatch(job)
+        self._dispatch()
         return JobHandle(job, self.cancel)
 
     def cancel(self, job_id: str) -> bool:
@@ -174,8 +181,7 @@ class Coordinator:
 
     def stage_ready(self, link: Link) -> None:
         self._link = link
-        for job in self._jobs.values():
-            self._dispatch(job)
+        self._dispatch()
 
     def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
         match message:
@@ -183,8 +189,8 @@ class Coordinator:
                 if job := self._begin(job_id):
                     job.advance(message)
             case Output(job_id, meta, _, final):
-                # Credited here and not when it is read: somebody who waits for another job first
-                # must not stop the stage from sending that one.
+                # Credited here and not when it is read: whoever waits for another job first must
+                # not stop the stage from sending that one.
                 self._send(Credit(1))
                 if job := self._begin(job_id):
                     if final:
@@ -199,21 +205,12 @@ class Coordinator:
 
     def stage_lost(self, why: str) -> None:
         self._leave_link(why)
-        sent = [job for job in self._jobs.values() if job.sent]
-        # Jobs that only waited in the stage are innocent, unless nobody else is to blame.
-        charged = [job for job in sent if job.begun] or sent
-        for job in sent:
-            job.again()
-        for job in charged:
-            if job.attempt < self._limits.attempts:
-                job.attempt += 1
-                job.tell("attempt")
-            else:
-                error = WorkerLostError(
-                    f"The worker {why} while it ran the job, {job.attempt} times.",
-                    hint="The server's log has the details; a smaller job may work.",
-                )
-                self._fail(job, error)
+        for job in accuse(self._jobs.values(), self._limits.attempts):
+            error = WorkerLostError(
+                f"The worker {why} while it ran the job, {job.attempt} times.",
+                hint="The server's log has the details; a smaller job may work.",
+            )
+            self._fail(job, error)
 
     def stage_unavailable(self, error: SglError) -> None:
         self._leave_link(str(error))
@@ -226,10 +223,10 @@ class Coordinator:
         if self._link is not None:
             self._link.send(message)
 
-    def _dispatch(self, job: Job) -> None:
-        if self._link is not None:
+    def _dispatch(self) -> None:
+        for job in allowed(self._jobs.values()) if self._link is not None else ():
             job.sent = True
-            self._link.send(Submit(job.id, job.payload, job.attempt))
+            self._send(Submit(job.id, job.payload, job.attempt))
 
     def _leave_link(self, why: str) -> None:
         self._link = None
@@ -253,6 +250,8 @@ class Coordinator:
         del self._jobs[job.id]
         self._tally.ended(outcome, job.submitted_at)
         self._nudge.set()
+        if job.suspect:
+            self._dispatch()
 
     def _call_off(self, job: Job, error: SglError) -> None:
         if job.sent:
