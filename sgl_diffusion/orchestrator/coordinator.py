@@ -14,20 +14,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sgl_diffusion.base.errors import (
-    CancelledError,
     ConflictError,
-    EngineError,
     RequestError,
     SglError,
     UnavailableError,
-    WorkerLostError,
     from_wire,
 )
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.orchestrator import messages
+from sgl_diffusion.orchestrator import endings, messages
 from sgl_diffusion.orchestrator.controls import Controls
 from sgl_diffusion.orchestrator.frames import MAX_BODY
-from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput
+from sgl_diffusion.orchestrator.gate import Gate, GateState
+from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput, jobs_ahead
 from sgl_diffusion.orchestrator.limits import Health, Limits
 from sgl_diffusion.orchestrator.messages import (
     Cancel,
@@ -43,7 +41,7 @@ from sgl_diffusion.orchestrator.messages import (
 )
 from sgl_diffusion.orchestrator.supervise import Supervisor
 from sgl_diffusion.orchestrator.suspects import accuse, allowed
-from sgl_diffusion.orchestrator.tally import Tally
+from sgl_diffusion.orchestrator.tally import Tally, gauges, restarts
 from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.orchestrator.transport import Link, ProcessTransport, Transport
 
@@ -70,6 +68,7 @@ class Coordinator:
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
         self._controls = Controls()
+        self._gate = Gate(self._dispatch, lambda: len(self._let_in()))
         self._link: Link | None = None
         self._tally = Tally()
         self._drain_until: float | None = None
@@ -119,7 +118,7 @@ class Coordinator:
             id=job_id or uuid.uuid4().hex,
             payload=payload,
             submitted_at=time.monotonic(),
-            position=self._position,
+            position=lambda job: jobs_ahead(self._jobs.values(), job),
             attempt=attempt,
         )
         if job.id in self._jobs:
@@ -130,7 +129,7 @@ class Coordinator:
         if deadline is not None:
             loop = asyncio.get_running_loop()
             job.timer = loop.call_later(deadline, self._expire, job, deadline)
-        self._dispatch()
+        self._gate.enter(job)
         return JobHandle(job, self.cancel)
 
     def cancel(self, job_id: str) -> bool:
@@ -138,7 +137,7 @@ class Coordinator:
         job = self._jobs.get(job_id)
         if job is None:
             return False
-        self._call_off(job, CancelledError("The job was cancelled."))
+        self._call_off(job, endings.cancelled())
         return True
 
     async def control(self, action: str, payload: Payload) -> Payload:
@@ -146,6 +145,17 @@ class Coordinator:
         if self._link is None or self._drain_until is not None:
             raise self.unavailable()
         return await self._controls.run(self._link, action, payload)
+
+    async def change(self, action: str, payload: Payload, timeout: float) -> Payload:
+        """Run an action that jobs depend on: when all jobs before it have ended, for which it waits
+        `timeout` seconds, and before any job after it begins."""
+        if self._link is None or self._drain_until is not None:
+            raise self.unavailable()
+        return await self._gate.change(lambda: self.control(action, payload), timeout)
+
+    def gate(self) -> GateState:
+        """Whether a change waits or is being made, and who waits for it."""
+        return self._gate.state()
 
     def health(self) -> Health:
         return self._supervisor.health()
@@ -163,18 +173,11 @@ class Coordinator:
 
     def metrics(self) -> list[Metric]:
         """Samples of the stage and of the coordinator; gauges as they stand now."""
-        begun = sum(job.begun for job in self._jobs.values())
-        restarts = [
-            Metric("worker_restarts_total", count, {"reason": reason})
-            for reason, count in self._supervisor.restarts.items()
-        ]
         return [
             *self._supervisor.metrics,
             *self._tally.metrics(),
-            *restarts,
-            Metric("jobs_waiting", len(self._jobs) - begun, kind="gauge"),
-            Metric("jobs_running", begun, kind="gauge"),
-            Metric("worker_ready", float(self._link is not None), kind="gauge"),
+            *gauges(self._jobs.values(), self._gate.state(), ready=self._link is not None),
+            *restarts(self._supervisor.restarts),
         ]
 
     # -- from the supervisor ----------------------------------------------------------------------
@@ -182,6 +185,7 @@ class Coordinator:
     def stage_ready(self, link: Link) -> None:
         self._link = link
         self._dispatch()
+        self._gate.stage(ready=True)
 
     def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
         match message:
@@ -206,14 +210,11 @@ class Coordinator:
     def stage_lost(self, why: str) -> None:
         self._leave_link(why)
         for job in accuse(self._jobs.values(), self._limits.attempts):
-            error = WorkerLostError(
-                f"The worker {why} while it ran the job, {job.attempt} times.",
-                hint="The server's log has the details; a smaller job may work.",
-            )
-            self._fail(job, error)
+            self._fail(job, endings.worker_lost(why, job.attempt))
 
     def stage_unavailable(self, error: SglError) -> None:
         self._leave_link(str(error))
+        self._gate.close(self.unavailable())
         for job in list(self._jobs.values()):
             self._fail(job, self.unavailable())
 
@@ -224,12 +225,16 @@ class Coordinator:
             self._link.send(message)
 
     def _dispatch(self) -> None:
-        for job in allowed(self._jobs.values()) if self._link is not None else ():
+        for job in allowed(self._let_in()) if self._link is not None else ():
             job.sent = True
             self._send(Submit(job.id, job.payload, job.attempt))
 
+    def _let_in(self) -> list[Job]:
+        return [job for job in self._jobs.values() if not self._gate.holds(job)]
+
     def _leave_link(self, why: str) -> None:
         self._link = None
+        self._gate.stage(ready=False)
         self._controls.lost(why)
 
     def _begin(self, job_id: str) -> Job | None:
@@ -249,6 +254,7 @@ class Coordinator:
     def _end(self, job: Job, outcome: str) -> None:
         del self._jobs[job.id]
         self._tally.ended(outcome, job.submitted_at)
+        self._gate.left(job)
         self._nudge.set()
         if job.suspect:
             self._dispatch()
@@ -259,20 +265,7 @@ class Coordinator:
         self._fail(job, error)
 
     def _expire(self, job: Job, seconds: float) -> None:
-        error = EngineError(
-            f"The job was not done within {seconds:g} s.",
-            hint="Ask for less, or allow more time.",
-            code="deadline_exceeded",
-        )
-        self._call_off(job, error)
-
-    def _position(self, job: Job) -> int:
-        ahead = 0
-        for other in self._jobs.values():
-            if other is job:
-                break
-            ahead += not other.begun
-        return ahead
+        self._call_off(job, endings.too_late(seconds))
 
     async def _drain_and_stop(self) -> None:
         while self._jobs and self._supervisor.state != "failed":
@@ -285,10 +278,9 @@ class Coordinator:
                 await asyncio.wait_for(self._nudge.wait(), left)
             except TimeoutError:
                 pass
-        error = UnavailableError(
-            "The server stopped before the job ended.", code="server_restarted"
-        )
+        error = endings.server_stopped()
         for job in list(self._jobs.values()):
             self._call_off(job, error)
+        self._gate.close(error)
         await self._supervisor.stop()
         self._leave_link("was stopped")
