@@ -1,0 +1,1 @@
+"""Adapters (LoRA and its kin): files of every convention, read into one type."""
