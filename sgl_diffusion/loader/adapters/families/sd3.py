@@ -12,7 +12,6 @@ _LAYERS = {
     "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
     "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
     "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
-    "context_embedder": "context_embedder",
     "final_layer.linear": "proj_out",
     f"{_NATIVE}.x_block.attn.proj": f"{_BLOCK}.attn.to_out.0",
     f"{_NATIVE}.x_block.attn2.proj": f"{_BLOCK}.attn2.to_out.0",
@@ -44,6 +43,7 @@ SD3 = Family(
         ),
         Layer("final_layer.adaLN_modulation.1", ("norm_out.linear",), swap="halves"),
     ),
+    own=("context_embedder",),
     native="Stability",
     prefixes={
         "lora_te_": "text_encoder",
