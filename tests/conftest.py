@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-pytest_plugins = ["tests.fixtures_wan"]
+# Every file there defines the fixtures of one model family.
+_FAMILIES = sorted((Path(__file__).parent / "checkpoints").glob("tiny_*.py"))
+pytest_plugins = ["tests.fixtures_wan", *(f"tests.checkpoints.{f.stem}" for f in _FAMILIES)]
 LEFT_OUT = ("gpu", "multigpu", "slow")
 
 

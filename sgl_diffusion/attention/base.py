@@ -35,7 +35,11 @@ class AttentionBackend(Protocol):
         """
         ...
 
-    def slower(self) -> str | None:
+    def unproven(self, device: torch.device) -> str | None:
+        """Why "auto" never takes it on a device: nobody has checked it there."""
+        ...
+
+    def slower(self, device: torch.device) -> str | None:
         """Why "auto" passes it over here although it could run: measured slower than sdpa."""
         ...
 

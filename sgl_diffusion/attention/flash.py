@@ -41,7 +41,10 @@ class FlashBackend:
             return "it needs sm_80 or later"
         return None
 
-    def slower(self) -> str | None:
+    def unproven(self, device: torch.device) -> str | None:
+        return None
+
+    def slower(self, device: torch.device) -> str | None:
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:

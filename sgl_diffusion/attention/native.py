@@ -1,6 +1,8 @@
-"""Attention by the op of this package, with log-sum-exp: the native CPU kernels."""
+"""Attention by the op of this package, with log-sum-exp: native CPU, native CUDA, Triton."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,31 +10,90 @@ from torch import Tensor
 from sgl_diffusion import ops
 from sgl_diffusion.ops import library
 from sgl_diffusion.ops.attention import head_dim_refused
-from sgl_diffusion.ops.dispatch import FLOATS
+from sgl_diffusion.ops.cuda_attention import HEAD_DIMS
+from sgl_diffusion.ops.dispatch import FLOATS, OPS, sm_of
+from sgl_diffusion.ops.validated import result_file
 
 
-class NativeBackend:
-    name = "native"
+class _GpuRows:
+    """The rows of the op that a backend stands for on a GPU, the best first."""
+
+    rows: tuple[str, ...] = ()
 
     def supports(
         self, device: torch.device, head_dim: int, dtype: torch.dtype, needs_lse: bool
     ) -> str | None:
-        if device.type != "cpu":
-            return f"it runs on cpu, not on {device.type}"
-        if dtype not in FLOATS:
-            return f"it computes in fp32, bf16 and fp16, not in {str(dtype).removeprefix('torch.')}"
-        return head_dim_refused(head_dim) or library.absent() or None
+        if device.type != "cuda":
+            return f"it runs on cuda, not on {device.type}"
+        if head_dim not in HEAD_DIMS:
+            return f"head dim {head_dim} is not {' or '.join(map(str, HEAD_DIMS))}"
+        if dtype == torch.float32:
+            return "on a GPU it computes in bf16 and fp16, not in float32"
+        op = OPS.get("attention")
+        reasons = [op.implementation(row).unsupported(device, dtype) for row in self.rows]
+        return None if "" in reasons else reasons[-1]
 
-    def slower(self) -> str | None:
-        if torch.ops.sgld.cpu_isa() == "scalar":
-            return "sdpa is faster than its scalar kernels"
+    def unproven(self, device: torch.device) -> str | None:
+        arch = f"sm_{sm_of(device)}"
+        if any(result_file("attention", row, arch) for row in self.rows):
+            return None
+        return f"it was never validated on {arch}"
+
+    def slower(self, device: torch.device) -> str | None:
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-        return ops.attention(q, k, v, scale=scale)
+        out: Tensor = self._run(q, k, v, scale, False)[0]
+        return out
 
     def forward_lse(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """The result and its log-sum-exp, fp32 [B, H, S]."""
+        out: tuple[Tensor, Tensor] = self._run(q, k, v, scale, True)
+        return out
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, lse: bool) -> Any:
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return OPS.get("attention").by(self.rows, q, k, v, scale, lse, None, None)
+
+
+class TritonBackend(_GpuRows):
+    name = "triton"
+    rows = ("triton",)
+
+
+class NativeBackend(_GpuRows):
+    name = "native"
+    rows = ("cuda",)
+
+    def supports(
+        self, device: torch.device, head_dim: int, dtype: torch.dtype, needs_lse: bool
+    ) -> str | None:
+        if device.type == "cuda":
+            return super().supports(device, head_dim, dtype, needs_lse)
+        if device.type != "cpu":
+            return f"it runs on cpu and cuda, not on {device.type}"
+        if dtype not in FLOATS:
+            return f"it computes in fp32, bf16 and fp16, not in {str(dtype).removeprefix('torch.')}"
+        return head_dim_refused(head_dim) or library.absent() or None
+
+    def unproven(self, device: torch.device) -> str | None:
+        return super().unproven(device) if device.type == "cuda" else None
+
+    def slower(self, device: torch.device) -> str | None:
+        if device.type == "cpu" and torch.ops.sgld.cpu_isa() == "scalar":
+            return "sdpa is faster than its scalar kernels"
+        return None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+        if q.is_cuda:
+            return super().forward(q, k, v, scale=scale)
+        return ops.attention(q, k, v, scale=scale)
+
+    def forward_lse(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if q.is_cuda:
+            return super().forward_lse(q, k, v, scale=scale)
         return ops.attention(q, k, v, scale=scale, lse=True)

@@ -15,7 +15,10 @@ class SdpaBackend:
     ) -> str | None:
         return "it gives no log-sum-exp" if needs_lse else None
 
-    def slower(self) -> str | None:
+    def unproven(self, device: torch.device) -> str | None:
+        return None
+
+    def slower(self, device: torch.device) -> str | None:
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:

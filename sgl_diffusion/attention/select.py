@@ -6,7 +6,7 @@ import torch
 
 from sgl_diffusion.attention.base import AttentionBackend
 from sgl_diffusion.attention.flash import FlashBackend
-from sgl_diffusion.attention.native import NativeBackend
+from sgl_diffusion.attention.native import NativeBackend, TritonBackend
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
@@ -17,7 +17,12 @@ AUTO = "auto"
 # "auto" tries them in this order.
 BACKENDS: Registry[AttentionBackend] = Registry(
     "attention backend",
-    {"flash": FlashBackend(), "native": NativeBackend(), "sdpa": SdpaBackend()},
+    {
+        "flash": FlashBackend(),
+        "native": NativeBackend(),
+        "triton": TritonBackend(),
+        "sdpa": SdpaBackend(),
+    },
 )
 
 _log = get_logger(__name__)
@@ -46,8 +51,8 @@ def select(
     for candidate in BACKENDS if name == AUTO else [name]:
         backend = BACKENDS.get(candidate)
         reason = backend.supports(device, head_dim, dtype, needs_lse)
-        if reason is None and name == AUTO and not needs_lse:
-            reason = backend.slower()
+        if reason is None and name == AUTO:
+            reason = backend.unproven(device) or (None if needs_lse else backend.slower(device))
         if reason is None:
             passed_over = "".join(f"; not {other}: {why}" for other, why in reasons.items())
             _log.info("attention backend %s%s", candidate, passed_over)

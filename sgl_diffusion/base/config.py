@@ -62,6 +62,7 @@ class ServeOptions(EngineOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
     max_queue: int = option(
         128, "Most unfinished jobs at a time; more are refused with 429.", least=1
     )

@@ -46,6 +46,7 @@ class GenerateOptions(EngineOptions):
     seed: int | None = option(None, "Seed of the first output; the others count up. Default: 42.")
     num_outputs: int = option(1, "How many to make.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
+    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
     log_level: str = option("warning", "debug, info, warning or error.")
 
 
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> int:
         finally:
             progress.end()
     seconds = time.monotonic() - started
-    for index, path in enumerate(target.write(result)):
+    model = generator.card.name if options.metadata else None
+    for index, path in enumerate(target.write(result, model)):
         params = result.params
         size = f"{params.width}x{params.height}"
         frames = f"{params.num_frames} frames  " if params.num_frames > 1 else ""
@@ -137,9 +139,11 @@ class _Target:
             raise ConfigError(f"Cannot write to {path}: {error.strerror}.") from None
         return cls(path, kind, quality)
 
-    def write(self, result: Generation) -> list[Path]:
+    def write(self, result: Generation, model: str | None) -> list[Path]:
+        """`model` is the name that the files carry with their settings, None to leave them out."""
         from sgl_diffusion.server import media
         from sgl_diffusion.server.files import write_file
+        from sgl_diffusion.server.metadata import settings_text
 
         params = result.params
         kind = self.kind or ("mp4" if params.num_frames > 1 else "png")
@@ -147,13 +151,17 @@ class _Target:
         for index, clip in enumerate(result.clips):
             path = self._name(index, kind, result)
 
-            def write(part: Path, clip: Any = clip) -> None:
+            settings = None if model is None else settings_text(params, model, index)
+
+            def write(part: Path, clip: Any = clip, settings: str | None = settings) -> None:
                 if kind == "mp4":
                     quality = media.VIDEO_QUALITY if self.quality is None else self.quality
-                    media.encode_video(clip, part, fps=params.fps, quality=quality)
+                    media.encode_video(
+                        clip, part, fps=params.fps, quality=quality, settings=settings
+                    )
                 else:
                     quality = media.IMAGE_QUALITY if self.quality is None else self.quality
-                    part.write_bytes(media.encode_image(clip[0], kind, quality))
+                    part.write_bytes(media.encode_image(clip[0], kind, quality, settings))
 
             write_file(path, write)
             written.append(path)

@@ -1,4 +1,4 @@
-"""Loads a component of another library: safetensors only, no weight left at a random value."""
+"""Loads components of other libraries: safetensors only, no weight left at a random value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.index import read_config
+from sgl_diffusion.loader.index import ModelIndex, read_config
 from sgl_diffusion.loader.weights import weight_files
 
 
@@ -43,3 +43,17 @@ def load_pretrained(
             code="bad_checkpoint",
         )
     return model.to(device).requires_grad_(False).eval()
+
+
+def load_tokenizer(index: ModelIndex, name: str = "tokenizer") -> Any:
+    """The tokenizer that a repository keeps in the folder `name`."""
+    from transformers import AutoTokenizer
+
+    folder = index.component(name).folder
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise SetupError(
+            f"{folder} holds no tokenizer that can be loaded ({type(error).__name__}).",
+            hint="Check that the download is complete.",
+        ) from error

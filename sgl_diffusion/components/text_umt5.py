@@ -9,8 +9,7 @@ import ftfy
 import torch
 from torch import Tensor, nn
 
-from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.components.pretrained import load_pretrained, load_tokenizer
 from sgl_diffusion.loader.index import ModelIndex
 
 
@@ -23,19 +22,11 @@ class TextUmt5:
 
     @classmethod
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextUmt5:
-        from transformers import AutoTokenizer, UMT5EncoderModel
+        from transformers import UMT5EncoderModel
 
         folder = index.component("text_encoder").folder
         model = load_pretrained(UMT5EncoderModel, folder, dtype=dtype, device=device)
-        folder = index.component("tokenizer").folder
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:
-            raise SetupError(
-                f"{folder} holds no tokenizer that can be loaded ({type(error).__name__}).",
-                hint="Check that the download is complete.",
-            ) from error
-        return cls(tokenizer, model)
+        return cls(load_tokenizer(index), model)
 
     def blocks(self) -> list[nn.Module]:
         return list(self._model.encoder.block)

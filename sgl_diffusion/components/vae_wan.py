@@ -1,4 +1,4 @@
-"""Latents to frames with the Wan VAE of diffusers, one latent frame at a time.
+"""Frames to latents and back with the Wan VAE of diffusers; back, one latent frame at a time.
 
 The decoder is causal in time: each of its convolutions needs the last frames of its own input,
 which the library keeps in a list it is handed. Each clip has a list of its own here, so clips can
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
+from sgl_diffusion.components.pixels import to_frames
 from sgl_diffusion.components.pretrained import load_pretrained
 from sgl_diffusion.loader.index import ModelIndex
 
@@ -44,8 +45,24 @@ class VaeWan:
         return cls(model)
 
     def blocks(self) -> list[nn.Module]:
-        decoder = self._model.decoder
-        return [decoder.mid_block, *decoder.up_blocks]
+        encoder, decoder = self._model.encoder, self._model.decoder
+        return [
+            *encoder.down_blocks,
+            encoder.mid_block,
+            decoder.mid_block,
+            *decoder.up_blocks,
+        ]
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [1, 3, F, H, W] in -1..1 -> normalised latents [1, C, T, h, w] in fp32.
+
+        They are the mode of the posterior: nothing is drawn, so a picture has one encoding.
+        """
+        assert pixels.dim() == 5 and pixels.shape[:2] == (1, 3), tuple(pixels.shape)
+        latents = self._model.encode(pixels.to(self._mean)).latent_dist.mode()
+        normalised: Tensor = (latents - self._mean) / self._std
+        return normalised.float()
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Normalised latents [C, T, h, w] -> uint8 frames [f, H, W, 3] on the device, T chunks.
@@ -63,7 +80,7 @@ class VaeWan:
                 z = model.post_quant_conv(z * self._std + self._mean)
                 first = position == 0
                 video = model.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=first)
-                frames = _to_frames(self._unpatchify(video))
+                frames = to_frames(self._unpatchify(video))
             yield frames
 
     def _unpatchify(self, video: Tensor) -> Tensor:
@@ -73,9 +90,3 @@ class VaeWan:
 
         result: Tensor = unpatchify(video, patch_size=self._model.config.patch_size)
         return result
-
-
-def _to_frames(video: Tensor) -> Tensor:
-    """[1, 3, f, H, W] in -1..1 -> uint8 [f, H, W, 3]."""
-    pixels = (video[0].float().clamp(-1, 1) / 2 + 0.5) * 255
-    return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()

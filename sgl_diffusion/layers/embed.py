@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,31 +28,65 @@ def patchify(x: Tensor, patch: Grid) -> Tensor:
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, -1, c * pt * ph * pw)
 
 
-def unpatchify(x: Tensor, grid: Grid, patch: Grid) -> Tensor:
-    """Patches [B, S, pt*ph*pw*C], channels last, of a token grid -> video [B, C, T, h, w]."""
+def unpatchify(
+    x: Tensor, grid: Grid, patch: Grid, channels: Literal["first", "last"] = "last"
+) -> Tensor:
+    """Patches of a token grid -> video [B, C, T, h, w].
+
+    A patch [B, S, ...] is pt*ph*pw*C with the channels last, or C*pt*ph*pw with them first.
+    """
     t, h, w = grid
     pt, ph, pw = patch
-    x = x.reshape(x.shape[0], t, h, w, pt, ph, pw, -1)
-    return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(x.shape[0], -1, t * pt, h * ph, w * pw)
+    if channels == "first":
+        x = x.reshape(x.shape[0], t, h, w, -1, pt, ph, pw)
+        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
+    else:
+        x = x.reshape(x.shape[0], t, h, w, pt, ph, pw, -1)
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return x.reshape(x.shape[0], -1, t * pt, h * ph, w * pw)
 
 
-@functools.lru_cache(maxsize=16)
+def token_grid(latents: Tensor, patch: Grid) -> Grid:
+    """How many tokens latents [B, C, T, h, w] have along each axis."""
+    t, h, w = (size // edge for size, edge in zip(latents.shape[2:], patch, strict=True))
+    assert latents.shape[2:] == (t * patch[0], h * patch[1], w * patch[2]), (
+        f"latents {tuple(latents.shape)} do not divide into patches {patch}"
+    )
+    return t, h, w
+
+
+@functools.lru_cache(maxsize=64)
 def rope_tables(
-    grid: Grid, widths: Grid, device: torch.device, theta: float = 10_000.0
+    grid: tuple[int, ...],
+    widths: tuple[int, ...],
+    device: torch.device,
+    theta: float = 10_000.0,
+    origin: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines [S, sum(widths)/2] in fp32 of the angles of each token of a grid.
 
     Of every head, the first widths[0] channels rotate with the position along the first axis, and
-    so on. The angles are taken in fp64, where position times frequency is exact enough for any
-    length. Tables are shared by all layers and steps, so a few are kept; a captured graph that
-    reads one must hold it.
+    so on; positions count from `origin`, or from zero. The angles are taken in fp64, where position
+    times frequency is exact enough for any length. Tables are shared by all layers and steps, so
+    some are kept; a captured graph that reads one must hold it.
     """
     axes = []
-    for axis, (length, width) in enumerate(zip(grid, widths, strict=True)):
+    starts = origin or (0,) * len(grid)
+    for axis, (length, width, start) in enumerate(zip(grid, widths, starts, strict=True)):
         exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-        angles = torch.outer(torch.arange(length, dtype=torch.float64), theta**-exponents)
-        shape = [1, 1, 1, width // 2]
+        positions = torch.arange(start, start + length, dtype=torch.float64)
+        angles = torch.outer(positions, theta**-exponents)
+        shape = [1] * len(grid) + [width // 2]
         shape[axis] = length
         axes.append(angles.view(shape).expand(*grid, -1))
-    angles = torch.cat(axes, dim=-1).flatten(0, 2)
+    angles = torch.cat(axes, dim=-1).flatten(0, len(grid) - 1)
     return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+Rope = tuple[Tensor, Tensor]
+
+
+def join_ropes(*parts: Rope) -> Rope:
+    """The tables of token sequences that follow each other."""
+    cos, sin = zip(*parts, strict=True)
+    return torch.cat(cos), torch.cat(sin)

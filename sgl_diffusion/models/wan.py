@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,10 +22,16 @@ from torch.nn import functional
 from sgl_diffusion import ops
 from sgl_diffusion.attention import Attend, AttentionContext
 from sgl_diffusion.attention.sdpa import SdpaBackend
-from sgl_diffusion.base.errors import ConfigError, SetupError
-from sgl_diffusion.layers.embed import patchify, rope_tables, sinusoid, unpatchify
+from sgl_diffusion.layers.embed import (
+    patchify,
+    rope_tables,
+    sinusoid,
+    token_grid,
+    unpatchify,
+)
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.models.params import read_params
 
 
 @dataclass(frozen=True)
@@ -55,33 +60,10 @@ class WanParams:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanParams:
-        """From config.json: an absent value takes the default, an unknown one is ignored."""
-        for name, only in _ONLY.items():
-            if config.get(name, only) != only:
-                raise ConfigError(
-                    f"A Wan transformer with {name}={config[name]!r} is not supported.",
-                    hint="Serve the model with --backend diffusers.",
-                    param=name,
-                )
-        known = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+        """From config.json."""
         # A config may leave the output channels open.
-        known["out_channels"] = config.get("out_channels") or known.get("in_channels", 16)
-        try:
-            params = msgspec.convert(known, cls)
-        except msgspec.ValidationError as error:
-            raise _nonsense(f"{error}") from None
-        for name, value in vars(params).items():
-            smallest = min(value) if isinstance(value, tuple) else value
-            if smallest <= 0 and name != "cross_attn_norm":
-                raise _nonsense(f"{name}={value!r}")
-        return params
-
-
-def _nonsense(what: str) -> SetupError:
-    """Not a ConfigError: those mean that the diffusers backend may know better."""
-    return SetupError(
-        f"The transformer's config.json is damaged: {what}.", hint="Download the model again."
-    )
+        out = config.get("out_channels") or config.get("in_channels", 16)
+        return read_params(cls, {**config, "out_channels": out}, only=_ONLY, what="Wan transformer")
 
 
 # Config values that change the computation, with the one value this file computes.
@@ -142,7 +124,7 @@ class WanTransformer(nn.Module):
         its own.
         """
         params = self.params
-        grid = _token_grid(latents, params.patch_size)
+        grid = token_grid(latents, params.patch_size)
         rope = rope_tables(grid, params.rope_widths, latents.device)
         x = self.patch_embedding(patchify(latents.to(self.dtype), params.patch_size))
         temb, modulation = self._embed_time(timestep)
@@ -254,11 +236,3 @@ class WanCrossAttention(nn.Module):
 def _modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
     """A learned table [1, n, D] plus an embedding [B, n or 1, D] in fp32, as n of [B, D]."""
     return (table + embedding.float()).unbind(-2)
-
-
-def _token_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    t, h, w = (size // edge for size, edge in zip(latents.shape[2:], patch, strict=True))
-    assert latents.shape[2:] == (t * patch[0], h * patch[1], w * patch[2]), (
-        f"latents {tuple(latents.shape)} do not divide into patches {patch}"
-    )
-    return t, h, w

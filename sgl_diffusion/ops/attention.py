@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ops import attention_truth, library
+from sgl_diffusion.ops import attention_truth, cuda_attention, library, triton_attention
 from sgl_diffusion.ops.dispatch import Implementation, Op
+from sgl_diffusion.ops.triton_register import implementation
 
 MOST_HEAD_DIM = 256
 HEAD_DIM_STEP = 8
@@ -53,10 +55,40 @@ def _fake_merge(
     return out_a.new_empty(out_a.shape), lse_a.new_empty(lse_a.shape)
 
 
+def _on_gpu(run: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A GPU kernel as the op calls it: packed sequences are one row, the log-sum-exp is free."""
+
+    def call(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        lse: bool,
+        cu_seqlens_q: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if cu_seqlens_q is None or cu_seqlens_k is None:
+            return run(q, k, v, scale)
+        out, sums = run(q[None], k[None], v[None], scale, cu_seqlens_q.int(), cu_seqlens_k.int())
+        return out[0], sums[0]
+
+    return call
+
+
 _attention = Op(
     "attention",
     attention_truth.attention,
     Implementation("cpu", _native, ("cpu",), absent=library.absent, refuses=_refuses),
+    Implementation(
+        "cuda",
+        _on_gpu(cuda_attention.attention),
+        ("cuda",),
+        dtypes=(torch.bfloat16,),
+        sm=range(80, 1000),
+        absent=library.without_cuda,
+        refuses=cuda_attention.refuses,
+    ),
+    implementation(_on_gpu(triton_attention.attention), triton_attention.refuses),
 )
 
 _attention_merge = Op(
@@ -71,6 +103,7 @@ _attention_merge = Op(
             "" if x.dtype == y.dtype == torch.float32 else "a log-sum-exp that is not float32"
         ),
     ),
+    implementation(triton_attention.attention_merge, triton_attention.refuses_merge),
 )
 
 

@@ -65,8 +65,8 @@ class Implementation:
         if dtype not in self.dtypes:
             names = ", ".join(str(known).removeprefix("torch.") for known in self.dtypes)
             return f"it takes {names}, not {str(dtype).removeprefix('torch.')}"
-        if device.type == "cuda" and _sm(device) not in self.sm:
-            return f"it is not made for sm_{_sm(device)}"
+        if device.type == "cuda" and sm_of(device) not in self.sm:
+            return f"it is not made for sm_{sm_of(device)}"
         return self.absent()
 
 
@@ -100,6 +100,25 @@ class Op:
             else:
                 self.decline(implementation, reason)
         raise AssertionError(f"{self.name}: the torch truth refused a call")
+
+    def by(self, names: tuple[str, ...], x: Tensor, *args: Any) -> Any:
+        """Run the first of some named implementations that can take the call, or raise.
+
+        For a caller that was told which to use; `SGLD_OPS` and `using` still come first.
+        """
+        if self.name in named():
+            return self(x, *args)
+        reasons = []
+        for name in names:
+            implementation = self.implementation(name)
+            reason = _unsupported(self.name, name, x.device, x.dtype)
+            reason = reason or implementation.refuses(x, *args)
+            if not reason:
+                if not torch.compiler.is_compiling():
+                    _count(self.name, name)
+                return implementation.run(x, *args)
+            reasons.append(f"{name}: {reason}")
+        raise ConfigError(f"{self.name} cannot run this call by {'; '.join(reasons)}.")
 
     def names(self) -> list[str]:
         return [implementation.name for implementation in (*self.fast, self.truth)]
@@ -139,7 +158,7 @@ class Op:
             return False
         reason = implementation.unsupported(device, dtype)
         if not reason and device.type == "cuda":
-            arch = f"sm_{_sm(device)}"
+            arch = f"sm_{sm_of(device)}"
             if not result_file(self.name, implementation.name, arch):
                 reason = f"it was never validated on {arch}"
         if reason:
@@ -162,10 +181,15 @@ class Op:
             log.info("%s", line)
 
 
-# torch.compile runs these two while it traces, outside of the graph: they load files and log.
+# torch.compile runs these while it traces, outside of the graph: they load files and log.
 @torch.compiler.assume_constant_result
 def _prepare(op: str, device: torch.device, dtype: torch.dtype) -> None:
     OPS.get(op).prepare(device, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _unsupported(op: str, implementation: str, device: torch.device, dtype: torch.dtype) -> str:
+    return OPS.get(op).implementation(implementation).unsupported(device, dtype)
 
 
 @torch.compiler.assume_constant_result
@@ -173,7 +197,8 @@ def _decline(op: str, implementation: str, reason: str) -> None:
     OPS.get(op).decline(OPS.get(op).implementation(implementation), reason)
 
 
-def _sm(device: torch.device) -> int:
+def sm_of(device: torch.device) -> int:
+    """The architecture of a GPU: 90 for sm_90."""
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
 

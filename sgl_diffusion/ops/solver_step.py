@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ops import library
+from sgl_diffusion.ops import library, triton_elementwise, triton_impl
 from sgl_diffusion.ops.buffers import room
 from sgl_diffusion.ops.dispatch import FLOATS, Implementation, Op
+from sgl_diffusion.ops.triton_register import implementation
 
 States = tuple[Tensor, Tensor, Tensor, Tensor]
 TABLE_COLUMNS = 9
@@ -72,6 +75,11 @@ def _refuses(
     return ""
 
 
+def _triton_refuses(x: Tensor, *rest: Any) -> str:
+    wide = x.dtype != torch.float32 and f"a state of {x.dtype}"
+    return wide or _refuses(x, *rest) or triton_impl.refuses(rest[0])
+
+
 library.fake("cfg_combine_step")(lambda *args: None)
 
 _cfg_combine_step = Op(
@@ -85,6 +93,7 @@ _cfg_combine_step = Op(
         absent=library.absent,
         refuses=_refuses,
     ),
+    implementation(triton_elementwise.cfg_combine_step, _triton_refuses),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ops import triton_impl
+from sgl_diffusion.ops.dispatch import FLOATS
 from sgl_diffusion.ops.triton_register import register
 
 HEAD_DIMS = (64, 128)
@@ -52,6 +53,13 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str:
     return triton_impl.refuses(q)
 
 
+def refuses_merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> str:
+    for x in (out_a, out_b):
+        if x.dtype not in FLOATS:
+            return f"a result of {x.dtype}"
+    return triton_impl.refuses(out_a)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -75,8 +83,11 @@ def attention(
 def attention_merge(
     out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Attention over two sets of keys, from the results over each."""
+    """Attention over two sets of keys, from the results over each; packed: [N, H, d], [H, N]."""
     _library()
+    if out_a.ndim == 3:
+        parts = attention_merge(out_a[None], lse_a[None], out_b[None], lse_b[None])
+        return parts[0][0], parts[1][0]
     out: tuple[Tensor, Tensor] = torch.ops.sgld_triton.attention_merge.default(
         out_a, lse_a, out_b, lse_b
     )

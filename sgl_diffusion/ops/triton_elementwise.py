@@ -14,7 +14,7 @@ from sgl_diffusion.ops.triton_register import register
 
 @functools.cache
 def _library() -> torch.library.Library:
-    from sgl_diffusion.kernels import elementwise, gate_norm, quant
+    from sgl_diffusion.kernels import elementwise, gate_norm, quant, solver_step
 
     def quant_fake(x: Tensor) -> tuple[Tensor, Tensor]:
         scale = x.new_empty(x.shape[:-1], dtype=torch.float32)
@@ -46,6 +46,13 @@ def _library() -> torch.library.Library:
             "quant_fp8_rowwise(Tensor x) -> (Tensor, Tensor)",
             quant.quant_fp8_rowwise_launch,
             quant_fake,
+        ),
+        (
+            "cfg_combine_step(Tensor x, Tensor v_cond, Tensor? v_uncond, Tensor? guidance, "
+            "Tensor table, Tensor last, Tensor m0, Tensor m1, Tensor(a!) following, "
+            "Tensor(b!) corrected, Tensor(c!) x0) -> ()",
+            solver_step.cfg_combine_step_launch,
+            written,
         ),
     )
 
@@ -129,3 +136,22 @@ def quant_fp8_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     _library()
     result: tuple[Tensor, Tensor] = torch.ops.sgld_triton.quant_fp8_rowwise.default(x)
     return result
+
+
+def cfg_combine_step(
+    x: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    guidance: Tensor | None,
+    table: Tensor,
+    last: Tensor,
+    m0: Tensor,
+    m1: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The next (x, last, m0, m1) of solver states in fp32; contiguous tensors."""
+    _library()
+    following, corrected, x0 = (_room(x, None) for _ in range(3))
+    torch.ops.sgld_triton.cfg_combine_step.default(
+        x, v_cond, v_uncond, guidance, table, last, m0, m1, following, corrected, x0
+    )
+    return following, corrected, x0, m0

@@ -12,17 +12,37 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from sgl_diffusion import __version__
-from sgl_diffusion.server import errors, images, info, metrics, videos
+from sgl_diffusion.server import (
+    errors,
+    events,
+    images,
+    info,
+    metrics,
+    remix,
+    video_content,
+    videos,
+)
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
+from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.files import Files
+from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
+from sgl_diffusion.server.probe import Probe
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.jobstore import JobStore
 
-ROUTERS = (info.router, metrics.router, images.router, videos.router)
+ROUTERS = (
+    info.router,
+    metrics.router,
+    images.router,
+    remix.router,  # before the videos: its fixed names are no ids
+    videos.router,
+    video_content.router,
+    events.router,
+)
 
 
 def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
@@ -31,7 +51,10 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="media")
     files = Files(settings.data_dir)
     runner = VideoRunner(client, jobs, files, settings, threads)
-    context = ServerContext(client, files, runner, settings, threads)
+    fetcher = Fetcher(settings.fetch)
+    inputs = Inputs(settings.inputs, fetcher, threads)
+    probe = Probe(client)
+    context = ServerContext(client, files, inputs, runner, settings, threads, probe)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +62,9 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            await probe.stop()
             await runner.stop()
+            fetcher.close()
             threads.shutdown(cancel_futures=True)
 
     app = FastAPI(

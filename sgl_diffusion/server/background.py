@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,8 +29,8 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
 from sgl_diffusion.orchestrator.messages import Metric
-from sgl_diffusion.server.files import Files, write_file
-from sgl_diffusion.server.media import encode_video
+from sgl_diffusion.server.files import Files
+from sgl_diffusion.server.outputs import remove_video_files, write_video_files
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -119,7 +120,7 @@ class VideoRunner:
             live.dropped = True
             if live.handle is not None:
                 live.handle.cancel()
-        self._files.video(job_id).unlink(missing_ok=True)
+        remove_video_files(self._files, job_id)
 
     def stop_taking(self) -> None:
         """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
@@ -208,7 +209,7 @@ class VideoRunner:
         if isinstance(error, NotFoundError):  # the row was deleted under the job
             if live.handle is not None:
                 live.handle.cancel()
-            self._files.video(live.row.id).unlink(missing_ok=True)
+            remove_video_files(self._files, live.row.id)
         elif self._stopping and isinstance(error, SglError):
             pass  # the row keeps its state; the next server takes it up
         elif isinstance(error, UnavailableError) and error.code != "insufficient_storage":
@@ -228,26 +229,22 @@ class VideoRunner:
                 stored = now
 
     async def _finish(self, live: _Live, generation: Generation) -> None:
-        row, clip, params = live.row, generation.clips[0], generation.params
-        path = self._files.video(row.id)
-        quality = int(row.payload["quality"])
-
-        def write() -> int:
-            write_file(
-                path,
-                lambda part: encode_video(clip, part, fps=params.fps, quality=quality),
-            )
-            return path.stat().st_size
-
-        size = await asyncio.get_running_loop().run_in_executor(self._threads, write)
-        file = {"name": path.name, "bytes": size, "seconds": generation.seconds}
+        row = live.row
+        write = partial(
+            write_video_files,
+            self._files,
+            generation,
+            row.payload,
+            metadata=self._settings.metadata,
+        )
+        written = await asyncio.get_running_loop().run_in_executor(self._threads, write)
         await self.jobs.update(
             row.id,
             status="completed",
             progress=100,
             attempts=generation.attempt,
             completed_at=time.time(),
-            files=[file],
+            files=written,
         )
         self._outcomes["completed"] += 1
         self._took.append(sum(generation.seconds.values()))

@@ -14,12 +14,16 @@ from fastapi import Depends, Request
 
 from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.base.params import ModelCard
+from sgl_diffusion.server.fetch import FetchRules
+from sgl_diffusion.server.inputs import InputRules
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.messages import Metric
     from sgl_diffusion.server.background import VideoRunner
     from sgl_diffusion.server.files import Files
+    from sgl_diffusion.server.inputs import Inputs
+    from sgl_diffusion.server.probe import Probe
 
 T = TypeVar("T")
 
@@ -36,16 +40,21 @@ class Settings:
     request_timeout: float = 550.0
     video_timeout: float = 7200.0
     max_waiting_videos: int = 64
+    metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
+    fetch: FetchRules = FetchRules()
+    inputs: InputRules = InputRules()
 
 
 @dataclass
 class ServerContext:
     client: Client
     files: Files
+    inputs: Inputs
     runner: VideoRunner
     settings: Settings
     threads: ThreadPoolExecutor
+    probe: Probe
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
 

@@ -7,12 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fastapi import Request
-from starlette.responses import FileResponse, Response
-
 from sgl_diffusion.base.errors import EngineError, SetupError, UnavailableError
 from sgl_diffusion.server.ids import is_id
-from sgl_diffusion.server.media import IMAGE_TYPES
+from sgl_diffusion.server.media import IMAGE_TYPES, VIDEO_VARIANTS
 
 _PART = ".part"
 
@@ -34,9 +31,11 @@ class Files:
             for left_over in folder.glob(f"*{_PART}"):  # of a process that died while writing
                 left_over.unlink(missing_ok=True)
 
-    def video(self, video_id: str) -> Path:
-        assert is_id(video_id, "video"), video_id
-        return self.videos / f"{video_id}.mp4"
+    def video(self, video_id: str, index: int = 0, variant: str = "video") -> Path:
+        """A file of a video job; `index` counts its outputs."""
+        assert is_id(video_id, "video") and index >= 0, video_id
+        number = f"_{index}" if index else ""
+        return self.videos / f"{video_id}{number}{VIDEO_VARIANTS[variant][0]}"
 
     def image(self, image_id: str, index: int, kind: str) -> Path:
         assert is_id(image_id, "image") and index >= 0 and kind in IMAGE_TYPES
@@ -79,22 +78,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def file_response(request: Request, path: Path, media_type: str) -> Response:
-    """The file with Range, HEAD, ETag and If-None-Match."""
-    response = FileResponse(
-        path,
-        media_type=media_type,
-        filename=path.name,
-        content_disposition_type="inline",
-        stat_result=path.stat(),
-    )
-    etag = response.headers["etag"]
-    asked = [
-        tag.strip().removeprefix("W/")
-        for tag in request.headers.get("if-none-match", "").split(",")
-    ]
-    if etag in asked or "*" in asked:
-        return Response(status_code=304, headers={"etag": etag})
-    return response

@@ -15,10 +15,12 @@ from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
-from sgl_diffusion.server.files import file_response, write_file
+from sgl_diffusion.server.files import write_file
 from sgl_diffusion.server.ids import is_id, new_id
 from sgl_diffusion.server.media import encode_image
+from sgl_diffusion.server.metadata import settings_text
 from sgl_diffusion.server.schemas import ImageRequest
+from sgl_diffusion.server.sendfile import file_response
 from sgl_diffusion.server.validate import parse
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ async def content(
         raise NotFoundError(
             "There are fewer images.", code="variant_not_available", param="variant"
         )
-    return file_response(request, *found)
+    return await file_response(request, *found)
 
 
 def resolve(
@@ -100,7 +102,11 @@ async def _encode(
     base = (context.settings.public_base_url or "").rstrip("/")
     data = []
     for index, clip in enumerate(generation.clips):
-        encoded = await context.in_thread(partial(encode_image, clip[0], kind, quality))
+        settings = None
+        if context.settings.metadata:
+            name = context.model_name(context.card())
+            settings = settings_text(generation.params, name, index)
+        encoded = await context.in_thread(partial(encode_image, clip[0], kind, quality, settings))
         entry: dict[str, Any] = {"b64_json": None, "url": None, "revised_prompt": None}
         if wanted.response_format != "url":
             entry["b64_json"] = base64.b64encode(encoded).decode()

@@ -1,4 +1,9 @@
-"""Pictures and clips as files: uint8 arrays in, PNG, JPEG, WebP or MP4 out. Runs in threads."""
+"""Pictures and clips as files: uint8 arrays in, PNG, JPEG, WebP or MP4 out. Runs in threads.
+
+Quality is 0 to 100 everywhere. JPEG and WebP take it as it is; for H.264 it becomes the rate factor
+40 - 0.34 x quality: 40 is the worst picture worth sending, 6 is beyond what an eye can tell. Every
+point more makes a file that is larger and closer to the frames. PNG is lossless.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +19,73 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 IMAGE_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-VIDEO_TYPE = "video/mp4"
+# What a video job leaves: ending and media type of each variant.
+VIDEO_VARIANTS = {
+    "video": (".mp4", "video/mp4"),
+    "thumbnail": (".webp", "image/webp"),
+    "spritesheet": (".jpg", "image/jpeg"),
+}
 IMAGE_QUALITY = 75
 VIDEO_QUALITY = 50
+SETTINGS_KEY = "sgl_diffusion"
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
+)  # fmt: skip
 _BT709 = 1
 _LIMITED_RANGE = 1
 
 
-def encode_image(picture: Array, kind: str, quality: int = IMAGE_QUALITY) -> bytes:
-    """One picture [height, width, 3] as a file of `kind`; PNG is lossless and ignores `quality`."""
+def encode_image(
+    picture: Array, kind: str, quality: int = IMAGE_QUALITY, settings: str | None = None
+) -> bytes:
+    """One picture [height, width, 3] as a file of `kind`; PNG ignores `quality` and is the one that
+    carries `settings`, as text under `SETTINGS_KEY`."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     assert picture.ndim == 3 and picture.shape[2] == 3, picture.shape
-    options: dict[str, Any] = {
-        "png": {"compress_level": 4},
+    text = PngInfo()
+    if settings is not None:
+        text.add_itxt(SETTINGS_KEY, settings)
+    options: dict[str, dict[str, Any]] = {
+        "png": {"compress_level": 4, "pnginfo": text},
         "jpeg": {"quality": max(quality, 1), "subsampling": 0 if quality >= 90 else 2},
         "webp": {"quality": quality},
-    }[kind]
+    }
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format=kind, **options)
+    Image.fromarray(picture).save(buffer, format=kind, **options[kind])
     return buffer.getvalue()
 
 
-def encode_video(clip: Array, path: Path, *, fps: int, quality: int = VIDEO_QUALITY) -> None:
-    """Write frames [frame, height, width, 3] to `path` as H.264 in MP4, index first."""
+def rate_factor(quality: int) -> float:
+    """x264's constant rate factor for a quality from 0 to 100; falls as the quality rises."""
+    return round(40 - 0.34 * quality, 2)
+
+
+def encode_video(
+    clip: Array,
+    path: Path,
+    *,
+    fps: int,
+    quality: int = VIDEO_QUALITY,
+    preset: str = "fast",
+    settings: str | None = None,
+) -> None:
+    """Write frames [frame, height, width, 3] to `path` as H.264 in MP4, index first.
+
+    `preset` trades time for bytes; `settings` becomes the comment of the file.
+    """
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
     frames, height, width, channels = clip.shape
     assert frames > 0 and channels == 3, clip.shape
     assert height % 2 == 0 and width % 2 == 0, "4:2:0 chroma needs even sizes"
-    # Rate factor 40 is the worst x264 picture worth sending, 6 is beyond what an eye can tell.
-    options = {"preset": "fast", "crf": f"{40 - 0.34 * quality:.1f}"}
+    assert preset in PRESETS, preset
+    options = {"preset": preset, "crf": str(rate_factor(quality))}
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        if settings is not None:
+            container.metadata["comment"] = settings
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         codec = stream.codec_context

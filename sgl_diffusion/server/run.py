@@ -170,6 +170,7 @@ def _settings(options: ServeOptions) -> Settings:
         public_base_url=options.public_base_url,
         num_gpus=options.num_gpus,
         request_timeout=options.request_timeout,
+        metadata=options.metadata,
         allowed_hosts=frozenset(hosts),
     )
 

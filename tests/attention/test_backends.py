@@ -17,6 +17,7 @@ from sgl_diffusion.attention.native import NativeBackend
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.ops import library
+from sgl_diffusion.ops.validated import VALIDATED
 from tests.refs.attention import attention as reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -80,7 +81,8 @@ def test_auto_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = caplog.records
     assert record.getMessage() == (
         "attention backend sdpa; not flash: it runs on cuda, not on cpu; "
-        "not native: it computes in fp32, bf16 and fp16, not in float64"
+        "not native: it computes in fp32, bf16 and fp16, not in float64; "
+        "not triton: it runs on cuda, not on cpu"
     )
 
 
@@ -123,7 +125,9 @@ def test_native_names_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None
     def reason(device: torch.device, head_dim: int) -> str:
         return NativeBackend().supports(device, head_dim, torch.float32, True) or ""
 
-    assert "not on cuda" in reason(CUDA, 64) and "head dim 20" in reason(CPU, 20)
+    assert "not in float32" in reason(CUDA, 64) and "head dim 20" in reason(CPU, 20)
+    assert "head dim 96 is not 64 or 128" in reason(CUDA, 96)
+    assert "cpu and cuda, not on meta" in reason(torch.device("meta"), 64)
     monkeypatch.setattr(library, "_absent", "it is not built")
     assert reason(CPU, 64) == "it is not built"
 
@@ -160,9 +164,27 @@ def test_a_broken_flash_library_is_passed_over(
     (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
     _library.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with caplog.at_level(logging.INFO, "sgl_diffusion.attention.select"):
         backend = select("auto", device=CUDA, head_dim=64, dtype=torch.bfloat16)
     assert backend.name == "sdpa" and "cannot be imported" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_a_gpu_kernel_that_was_never_validated_runs_only_by_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = BACKENDS.get(name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    absent = backend.supports(CUDA, 64, torch.bfloat16, True)
+    if absent:
+        pytest.skip(absent)
+    case = {"device": CUDA, "head_dim": 64, "dtype": torch.bfloat16, "needs_lse": True}
+    assert select(name, **case).name == name
+    with pytest.raises(ConfigError, match=f"{name}: it was never validated on sm_90"):
+        select("auto", **case)
+    monkeypatch.setitem(VALIDATED, ("attention", backend.rows[-1], "sm_90"), "a file")
+    assert select("auto", **case).name == name
 
 
 @pytest.mark.skipif(

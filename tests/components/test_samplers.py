@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,10 +12,13 @@ from sgl_diffusion.components.samplers import (
     UNSUPPORTED,
     Solver,
     SolverState,
+    Spacing,
     advance,
+    dynamic_mu,
     make_solver,
     stack,
 )
+from sgl_diffusion.components.samplers.solver import COLUMNS
 
 WAN = {
     "_class_name": "UniPCMultistepScheduler",
@@ -71,6 +76,25 @@ def test_every_step_equals_diffusers(config: dict, shift: float | None) -> None:
             torch.testing.assert_close(ours.x, theirs, atol=3e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [WAN, {**WAN, "solver_order": 1}, EULER], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 3, 9, 20])
+def test_a_path_that_begins_later_equals_diffusers(config: dict, steps: int) -> None:
+    import diffusers
+
+    for start in {0, 1, steps // 2, steps - 1, steps}:
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        scheduler.set_timesteps(steps)
+        scheduler.set_begin_index(start)
+        solver = make_solver(config, steps, start=start)
+        assert solver.sigma(start) == pytest.approx(float(scheduler.sigmas[start]), abs=1e-6)
+        theirs = torch.randn(SHAPE, generator=torch.Generator().manual_seed(steps))
+        ours = SolverState.start(theirs)
+        for i, t in enumerate(scheduler.timesteps[start:], start):
+            theirs = scheduler.step(velocity_at(theirs, t.float()), t, theirs, return_dict=False)[0]
+            ours = advance(ours, velocity_at(ours.x, solver.timesteps[i]), solver.table[i : i + 1])
+            torch.testing.assert_close(ours.x, theirs, atol=3e-5, rtol=1e-5)
+
+
 def test_unipc_timesteps_are_whole() -> None:
     assert make_solver(WAN, 2).timesteps.tolist() == [999.0, 750.0]
 
@@ -107,6 +131,50 @@ def test_advance_leaves_its_input_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(state, kept, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("terminal", [None, 0.02])
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("steps", [2, 4, 28])
+def test_schedules_of_the_image_families_equal_diffusers(
+    kind: str, terminal: float | None, even: bool, dynamic: bool, steps: int
+) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    config = {
+        **EULER,
+        "use_dynamic_shifting": dynamic,
+        "time_shift_type": kind,
+        "shift_terminal": terminal,
+    }
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    sigmas = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy() if even else None
+    mu = 0.83 if dynamic else None
+    scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
+    solver = make_solver(config, steps, spacing=Spacing(mu=mu, even=even))
+    torch.testing.assert_close(solver.timesteps, scheduler.timesteps, atol=2e-4, rtol=0)
+    sigma = solver.table[:, COLUMNS.index("sigma")]
+    torch.testing.assert_close(sigma, scheduler.sigmas[:-1], atol=2e-7, rtol=0)
+
+
+def test_the_shift_of_a_size_lies_on_the_line_of_the_config() -> None:
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    for tokens in (15, 256, 1000, 4096, 9000):
+        assert dynamic_mu({}, tokens) == pytest.approx(calculate_shift(tokens), rel=1e-12)
+    own = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
+    expected = calculate_shift(6889, 256, 8192, 0.5, 0.9)
+    assert dynamic_mu(own, 6889) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_shift_of_a_request_is_that_of_the_size() -> None:
+    """A request names the factor itself, the logarithm of which a size would give."""
+    config = {**EULER, "use_dynamic_shifting": True}
+    asked = make_solver(config, 4, math.exp(0.83), Spacing(even=True))
+    sized = make_solver(config, 4, None, Spacing(mu=0.83, even=True))
+    assert torch.equal(asked.table, sized.table)
+
+
 def test_a_half_precision_velocity_is_combined_in_fp32() -> None:
     noise, velocity = torch.randn(SHAPE), torch.randn(SHAPE).bfloat16()
     row = make_solver(WAN, 4).table[:1]
@@ -124,7 +192,9 @@ def test_a_half_precision_velocity_is_combined_in_fp32() -> None:
         ({"solver_order": 3}, "solver_order=3"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas=True"),
         ({"disable_corrector": [0]}, "disable_corrector=[0]"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 0.1}, "shift_te"),
+        ({"shift_terminal": 0.1}, "shift_terminal=0.1"),
+        ({**EULER, "use_dynamic_shifting": True}, "size of the picture"),
+        ({**EULER, "stochastic_sampling": True}, "stochastic_sampling=True"),
     ],
 )
 def test_what_is_not_supported_is_named(change: dict, named: str) -> None:

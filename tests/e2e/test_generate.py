@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -51,6 +52,7 @@ def test_images_in_a_folder(data_dir, tmp_path):
     for path, line in zip(paths, done.stdout.splitlines(), strict=True):
         assert re.fullmatch(rf"{path}  64x48  seed [56]  [\d.]+ s", line)
         assert opened(path).size == (64, 48)
+        assert json.loads(opened(path).text["sgl_diffusion"])["prompt"] == "A red fox!"
     assert "\r[" not in done.stderr and "2/2 denoise" in done.stderr
 
 
@@ -63,12 +65,13 @@ def test_an_image_by_name(data_dir, tmp_path, name, kind):
 
 def test_a_video(data_dir, tmp_path):
     path = tmp_path / "fox.mp4"
-    args = ("--num-frames", "9", "--fps", "12", *FAST)
+    args = ("--num-frames", "9", "--fps", "12", "--no-metadata", *FAST)
     assert "9 frames" in generate(data_dir, *args, "--output-path", str(path)).stdout
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.frames) == (64, 48, 9)
         assert stream.average_rate == 12
+        assert "comment" not in container.metadata
 
 
 def test_the_python_example(data_dir, tmp_path):

@@ -17,10 +17,12 @@ from sgl_diffusion.kernels.elementwise import (
 from sgl_diffusion.kernels.gate_norm import gate_residual_norm_modulate_launch
 from sgl_diffusion.kernels.qk_norm_rope import qk_norm_rope_launch
 from sgl_diffusion.kernels.quant import quant_fp8_rowwise_launch
+from sgl_diffusion.kernels.solver_step import cfg_combine_step_launch
 from tests.kernels import interpreter
 from tests.refs import elementwise
 from tests.refs.norm_modulate import norm_modulate
 from tests.refs.qk_norm_rope import norm_rope
+from tests.refs.solver_step import cfg_combine_step
 
 assert interpreter, "run this file with TRITON_INTERPRET=1"
 
@@ -199,3 +201,17 @@ def test_quant_fp8_rowwise(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     # does not (tests/gpu compares every value).
     differ = value.view(torch.uint8) != want
     assert torch.all((want[differ] & 7) == 0) and differ.float().mean() < 0.03
+
+
+@DTYPES
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (3, 5, 3, 11), (2, 1100), (0, 4)])
+def test_cfg_combine_step(shape: tuple[int, ...], guided: bool, dtype: torch.dtype) -> None:
+    x, last, m0, m1 = torch.randn(4, *shape)
+    v, u = torch.randn(2, *shape).to(dtype)
+    table, scale = torch.randn(shape[0], 9), 1 + 7 * torch.rand(shape[0])
+    given = (x, v, u if guided else None, scale if guided else None, table, last, m0, m1)
+    got = [torch.empty_like(x) for _ in range(3)]
+    cfg_combine_step_launch(*given, *got)
+    for one, want in zip(got, cfg_combine_step(*given), strict=False):
+        torch.testing.assert_close(one.double(), want, rtol=2e-6, atol=2e-5)

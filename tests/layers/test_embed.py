@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sgl_diffusion.layers.embed import patchify, rope_tables, sinusoid, unpatchify
+from sgl_diffusion.layers.embed import (
+    join_ropes,
+    patchify,
+    rope_tables,
+    sinusoid,
+    unpatchify,
+)
 
 CPU = torch.device("cpu")
 
@@ -40,6 +46,7 @@ def test_unpatchify_puts_every_value_in_its_place() -> None:
     patches = patchify(video, patch)
     channels_last = patches.unflatten(-1, (channels, -1)).transpose(-1, -2).flatten(-2)
     assert torch.equal(unpatchify(channels_last, grid, patch), video)
+    assert torch.equal(unpatchify(patches, grid, patch, channels="first"), video)
 
 
 @pytest.mark.parametrize(("head_dim", "widths"), [(16, (8, 4, 4)), (128, (44, 42, 42))])
@@ -52,3 +59,21 @@ def test_rope_tables_equal_diffusers(head_dim: int, widths: tuple[int, int, int]
     expected_cos, expected_sin = rope(torch.empty(1, 1, *grid))
     assert torch.equal(cos, expected_cos[0, :, 0, 0::2])
     assert torch.equal(sin, expected_sin[0, :, 0, 1::2])
+
+
+def test_rope_positions_count_from_the_origin() -> None:
+    from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+
+    widths, grid, origin = (4, 6, 6), (1, 3, 5), (2, -1, 7)
+    ids = torch.cartesian_prod(*(torch.arange(s, s + n) for s, n in zip(origin, grid, strict=True)))
+    expected_cos, expected_sin = FluxPosEmbed(theta=10000, axes_dim=widths)(ids)
+    cos, sin = rope_tables(grid, widths, CPU, origin=origin)
+    assert torch.equal(cos, expected_cos[:, 0::2])
+    assert torch.equal(sin, expected_sin[:, 1::2])
+
+
+def test_joined_ropes_follow_each_other() -> None:
+    first, second = (rope_tables(grid, (4, 4), CPU) for grid in ((2, 3), (1, 4)))
+    cos, sin = join_ropes(first, second)
+    assert torch.equal(cos, torch.cat((first[0], second[0])))
+    assert torch.equal(sin, torch.cat((first[1], second[1])))

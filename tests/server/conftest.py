@@ -146,7 +146,12 @@ class FakeClient:
         return CARD.resolve(wish, video=video)
 
     async def submit(
-        self, params: ResolvedParams, *, job_id: str | None = None, deadline: float | None = None
+        self,
+        params: ResolvedParams,
+        *,
+        job_id: str | None = None,
+        deadline: float | None = None,
+        attempt: int = 1,
     ) -> FakeHandle:
         if self.refuse_with is not None:
             raise self.refuse_with

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgl_diffusion.server.media import encode_image, encode_video
+from sgl_diffusion.server.media import PRESETS, encode_image, encode_video, rate_factor
 
 
 def smooth(frames: int, height: int, width: int) -> np.ndarray:
@@ -74,13 +74,53 @@ def test_colours_survive(tmp_path):
             assert np.abs(back - colours).max() <= 4
 
 
-def test_quality_counts_for_videos(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    sizes = []
-    for quality in (0, 50, 100):
-        encode_video(noise, tmp_path / "q.mp4", fps=8, quality=quality)
-        sizes.append((tmp_path / "q.mp4").stat().st_size)
-    assert sizes == sorted(sizes) and sizes[2] > 2 * sizes[0]
+def read_back(path):
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+def textured(frames: int, height: int, width: int) -> np.ndarray:
+    """Slopes with grain that moves: something for the encoder to throw away."""
+    grain = np.random.default_rng(0).normal(0, 12, (frames, height, width, 1))
+    return (smooth(frames, height, width) * 0.8 + 25 + grain).clip(0, 255).astype(np.uint8)
+
+
+def test_size_and_likeness_fall_with_the_quality(tmp_path):
+    clip, path = textured(5, 64, 96), tmp_path / "q.mp4"
+    sizes, likeness = [], []
+    for quality in (100, 90, 75, 55, 50, 35, 20, 0):
+        encode_video(clip, path, fps=8, quality=quality)
+        sizes.append(path.stat().st_size)
+        error = np.square(read_back(path).astype(float) - clip).mean()
+        likeness.append(10 * np.log10(255**2 / error))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 5 * sizes[-1]
+    assert likeness == sorted(likeness, reverse=True) and likeness[0] > likeness[-1] + 6
+
+
+def test_the_rate_factor_is_monotone():
+    factors = [rate_factor(quality) for quality in range(101)]
+    assert factors[0] == 40 and factors[-1] == 6
+    assert all(worse > better for worse, better in zip(factors, factors[1:], strict=False))
+
+
+def test_presets(tmp_path):
+    clip = textured(9, 64, 96)
+    sizes = {}
+    for preset in PRESETS:
+        encode_video(clip, tmp_path / "p.mp4", fps=8, preset=preset)
+        sizes[preset] = (tmp_path / "p.mp4").stat().st_size
+        assert len(read_back(tmp_path / "p.mp4")) == 9
+    assert sizes["ultrafast"] > sizes["veryslow"]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_likeness_of_images_falls_with_the_quality(kind):
+    picture = textured(1, 64, 96)[0]
+    errors = []
+    for quality in (100, 90, 75, 55, 35, 10):
+        back = np.asarray(Image.open(io.BytesIO(encode_image(picture, kind, quality))))
+        errors.append(np.square(back.astype(float) - picture).mean())
+    assert errors == sorted(errors) and errors[-1] > 2 * errors[0]
 
 
 def test_index_comes_first(tmp_path):

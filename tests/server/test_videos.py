@@ -238,7 +238,11 @@ def test_content_head_range_variant(api):
     past = api.get(url, headers={"range": f"bytes={len(whole)}-"})
     assert past.status_code == 416
     assert api.get(url + "?variant=exe").status_code == 400
-    assert api.get(url + "?variant=thumbnail").status_code == 404
+    for query in ("?index=1", "?index=1&variant=thumbnail"):
+        answer = api.get(url + query)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "variant_not_available"
+    assert api.get(url + "?index=-1").status_code == 400
 
 
 def test_full_queue(make_api):
@@ -282,7 +286,7 @@ def test_a_full_disk_fails_the_video(api, monkeypatch):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("sgl_diffusion.server.background.encode_video", full)
+    monkeypatch.setattr("sgl_diffusion.server.outputs.encode_video", full)
     assert finished(api)["error"]["code"] == "insufficient_storage"
     assert not list((api.folder / "videos").iterdir())
 

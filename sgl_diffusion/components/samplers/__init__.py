@@ -10,11 +10,25 @@ from sgl_diffusion.base.errors import ConfigError, RequestError
 from sgl_diffusion.base.registry import Registry
 from sgl_diffusion.components.samplers import flow_euler, unipc
 from sgl_diffusion.components.samplers.options import UNSUPPORTED, unsupported
+from sgl_diffusion.components.samplers.schedule import Spacing, dynamic_mu
 from sgl_diffusion.components.samplers.solver import Solver, SolverState, advance, stack
 
-__all__ = ["SAMPLERS", "UNSUPPORTED", "Solver", "SolverState", "advance", "make_solver", "stack"]
+__all__ = [
+    "SAMPLERS",
+    "UNSUPPORTED",
+    "Solver",
+    "SolverState",
+    "Spacing",
+    "advance",
+    "dynamic_mu",
+    "make_solver",
+    "stack",
+]
 
-Builder = Callable[[Mapping[str, Any], int, float | None], Solver]
+_PLAIN = Spacing()
+
+# From config, steps, flow shift, spacing and the first step that is run.
+Builder = Callable[[Mapping[str, Any], int, float | None, Spacing, int], Solver]
 
 # Keyed by the class a repository names in its scheduler_config.json.
 SAMPLERS: Registry[Builder] = Registry(
@@ -27,9 +41,15 @@ SAMPLERS: Registry[Builder] = Registry(
 
 
 def make_solver(
-    scheduler_config: Mapping[str, Any], num_steps: int, flow_shift: float | None = None
+    scheduler_config: Mapping[str, Any],
+    num_steps: int,
+    flow_shift: float | None = None,
+    spacing: Spacing = _PLAIN,
+    *,
+    start: int = 0,
 ) -> Solver:
-    """The solver of one job. `flow_shift` overrides the shift of the config.
+    """The solver of one job. `flow_shift` overrides the shift of the config and of `spacing`;
+    `start` is the first step that is run, where denoising begins with a picture.
 
     A scheduler this package does not compute raises a ConfigError with the code `UNSUPPORTED`.
     """
@@ -49,4 +69,4 @@ def make_solver(
         raise ConfigError("The scheduler config has no _class_name.", param="scheduler")
     if name not in SAMPLERS:
         raise unsupported(f"The sampler {name} is not supported, only {', '.join(SAMPLERS)}.")
-    return SAMPLERS.get(name)(scheduler_config, num_steps, flow_shift)
+    return SAMPLERS.get(name)(scheduler_config, num_steps, flow_shift, spacing, start)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,12 +30,45 @@ def unipc_schedule(steps: int, shift: float, train_steps: int) -> tuple[Array, A
     return np.append(sigmas, 0.0).astype(np.float32), timesteps.astype(np.float32)
 
 
-def euler_schedule(steps: int, shift: float, train_steps: int) -> tuple[Array, Array]:
-    """Sigmas [steps+1] and timesteps [steps] of flow-matching Euler with a static shift.
+@dataclass(frozen=True)
+class Spacing:
+    """What a family adds to the schedule of its scheduler config.
 
-    The smallest sigma is shifted once as the end of the training range and once more with all the
-    others: published schedules were tuned with that.
+    `mu` is the shift that belongs to the size of the picture (`dynamic_mu`). `even`: the family
+    asks for evenly spaced sigmas from 1 to 1/steps instead of those of the training range.
     """
-    smallest = shift_sigmas(np.array(1 / train_steps), shift)
-    sigmas = shift_sigmas(np.linspace(1, smallest, steps), shift).astype(np.float32)
+
+    mu: float | None = None
+    even: bool = False
+
+
+def dynamic_mu(config: Mapping[str, Any], tokens: int) -> float:
+    """The shift for a picture of so many tokens: on a line through the config's two points."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (most - base) / (high - low)
+    return float(tokens * slope + (base - slope * low))
+
+
+def euler_schedule(
+    steps: int, shift: float, config: Mapping[str, Any], spacing: Spacing
+) -> tuple[Array, Array]:
+    """Sigmas [steps+1] and timesteps [steps] of flow-matching Euler.
+
+    With a static shift and the training range, the smallest sigma is shifted once as the end of the
+    range and once more with all the others: published schedules were tuned with that.
+    """
+    train_steps = int(config.get("num_train_timesteps", 1000))
+    if spacing.even:
+        sigmas = np.linspace(1, 1 / steps, steps)
+    else:
+        smallest = np.array(1 / train_steps)
+        if not config.get("use_dynamic_shifting", False):
+            smallest = shift_sigmas(smallest, shift)
+        sigmas = np.linspace(1, smallest, steps)
+    sigmas = shift_sigmas(sigmas, shift).astype(np.float32)
+    terminal = config.get("shift_terminal")
+    if terminal:
+        sigmas = 1 - (1 - sigmas) * ((1 - terminal) / (1 - sigmas[-1]))
+    sigmas = sigmas.astype(np.float32)
     return np.append(sigmas, np.float32(0)), sigmas * np.float32(train_steps)

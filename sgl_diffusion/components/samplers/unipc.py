@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgl_diffusion.components.samplers.options import check_options
-from sgl_diffusion.components.samplers.schedule import Array, unipc_schedule
+from sgl_diffusion.components.samplers.options import check_options, unsupported
+from sgl_diffusion.components.samplers.schedule import Array, Spacing, unipc_schedule
 from sgl_diffusion.components.samplers.solver import COLUMNS, Solver
 
 NAME = "UniPCMultistepScheduler"
@@ -46,22 +46,30 @@ SUPPORTED: Mapping[str, tuple[Any, ...]] = {
 DEFAULTS: Mapping[str, Any] = {"prediction_type": "epsilon", "use_flow_sigmas": False}
 
 
-def build(config: Mapping[str, Any], steps: int, flow_shift: float | None) -> Solver:
+def build(
+    config: Mapping[str, Any],
+    steps: int,
+    flow_shift: float | None,
+    spacing: Spacing,
+    start: int,
+) -> Solver:
     """The table for a UniPCMultistepScheduler's config."""
     check_options(NAME, config, SUPPORTED, DEFAULTS)
+    if spacing != Spacing():
+        raise unsupported(f"{NAME} with a schedule of the family's own is not supported.")
     shift = float(config.get("flow_shift", 1.0) if flow_shift is None else flow_shift)
     sigmas, timesteps = unipc_schedule(steps, shift, int(config.get("num_train_timesteps", 1000)))
     order_cap = int(config.get("solver_order", 2))
     # Order 1 at both ends: no history at the first step, no second sigma to lean on at the last.
-    orders = [min(order_cap, steps - i, i + 1) for i in range(steps)]
+    orders = [min(order_cap, steps - i, max(i - start, 0) + 1) for i in range(steps)]
     table = np.zeros((steps, len(COLUMNS)))
     for i in range(steps):
         row = {"sigma": float(sigmas[i])}
-        row |= _corrector(sigmas, i, orders[i - 1]) if i else {"c_x": 1.0}
+        row |= _corrector(sigmas, i, orders[i - 1]) if i > start else {"c_x": 1.0}
         row |= _predictor(sigmas, i, orders[i])
         for name, value in row.items():
             table[i, COLUMNS.index(name)] = value
-    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float())
+    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float(), start)
 
 
 def _log_snr(sigma: float) -> float:

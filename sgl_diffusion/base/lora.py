@@ -1,0 +1,182 @@
+"""What a caller may say about adapters (LoRA): in a request, or as lists for all jobs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_diffusion.base.errors import RequestError
+
+TARGETS = ("all", "transformer", "transformer_2", "critic")
+MERGE_MODES = ("auto", "merge", "dynamic")
+MAX_STRENGTH = 100.0
+MAX_USES = 16
+
+_NICKNAME = re.compile(r"[A-Za-z0-9][\w.+@ -]{0,127}", re.ASCII)
+_MAX_PATH_CHARS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """One adapter of one job. A path is needed where the nickname is new."""
+
+    nickname: str
+    strength: float = 1.0
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSetting:
+    """One adapter of the set that all jobs have. `alpha` replaces the one of the file."""
+
+    nickname: str
+    path: str | None = None
+    target: str = "all"
+    strength: float = 1.0
+    alpha: float | None = None
+
+
+def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
+    """Raise RequestError for adapters of a request that cannot be meant."""
+    if len(uses) > MAX_USES:
+        raise RequestError(
+            f"{param} names {len(uses)} adapters; the limit is {MAX_USES}.",
+            code="out_of_range",
+            param=param,
+        )
+    for use in uses:
+        check_nickname(use.nickname, param)
+        _check_number("strength", use.strength, param)
+        _check_path(use.path, param)
+    names = [use.nickname for use in uses]
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(f"{param} names {name!r} twice.", param=param)
+
+
+def check_nickname(name: str, param: str = "lora_nickname") -> None:
+    if not _NICKNAME.fullmatch(name):
+        raise RequestError(
+            "A nickname of an adapter has letters, digits and _ . + @ - or spaces, up to 128, and "
+            "begins with a letter or digit.",
+            param=param,
+        )
+
+
+def line_up_settings(
+    *,
+    lora_nickname: str | Sequence[str],
+    lora_path: str | Sequence[str | None] | None = None,
+    target: str | Sequence[str] = "all",
+    strength: float | Sequence[float] = 1.0,
+    lora_alpha: float | Sequence[float | None] | None = None,
+) -> tuple[LoraSetting, ...]:
+    """Settings from scalars and lists: lists have as many items as there are nicknames, and a
+    single target or strength is everybody's."""
+    names = [lora_nickname] if isinstance(lora_nickname, str) else list(lora_nickname)
+    if not 1 <= len(names) <= MAX_USES:
+        raise RequestError(
+            f"lora_nickname has {len(names)} items; it must have 1 to {MAX_USES}.",
+            code="out_of_range",
+            param="lora_nickname",
+        )
+    count = len(names)
+    paths = _items("lora_path", lora_path, count, shared=lora_path is None)
+    alphas = _items("lora_alpha", lora_alpha, count, shared=lora_alpha is None)
+    targets = _items("target", target, count, shared=True)
+    strengths = _items("strength", strength, count, shared=True)
+    settings = tuple(
+        LoraSetting(nickname=name, path=path, target=where, strength=force, alpha=alpha)
+        for name, path, where, force, alpha in zip(
+            names, paths, targets, strengths, alphas, strict=True
+        )
+    )
+    for setting in settings:
+        _check_setting(setting)
+    _check_twice(settings)
+    return settings
+
+
+def check_target(target: str) -> None:
+    if target not in TARGETS:
+        raise RequestError(
+            "target is not a known one.",
+            hint=f"Use one of: {', '.join(TARGETS)}.",
+            code="invalid_target",
+            param="target",
+        )
+
+
+def check_strength(strength: float, param: str = "strength") -> None:
+    _check_number("strength", strength, param)
+
+
+def _items(param: str, value: Any, count: int, *, shared: bool) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        if shared or count == 1:
+            return [value] * count
+        value = [value]
+    if len(value) != count:
+        raise RequestError(
+            f"Length mismatch: lora_nickname has {count} items, but {param} has {len(value)} "
+            f"item{'' if len(value) == 1 else 's'}.",
+            hint="Lists have one length"
+            + ("; a single value counts for all." if shared else ", in the same order."),
+            code="mismatched_lengths",
+            param=param,
+        )
+    return list(value)
+
+
+def _check_setting(setting: LoraSetting) -> None:
+    check_nickname(setting.nickname)
+    check_target(setting.target)
+    _check_number("strength", setting.strength, "strength")
+    if setting.alpha is not None:
+        if not math.isfinite(setting.alpha):
+            raise RequestError(
+                "lora_alpha is not a finite number.", code="not_finite", param="lora_alpha"
+            )
+        if not 0 < setting.alpha <= 1e6:
+            raise RequestError(
+                "lora_alpha must be more than 0 and at most 1000000.",
+                code="out_of_range",
+                param="lora_alpha",
+            )
+    _check_path(setting.path, "lora_path")
+
+
+def _check_number(name: str, value: float, param: str) -> None:
+    if not math.isfinite(value):
+        raise RequestError(f"{name} is not a finite number.", code="not_finite", param=param)
+    if abs(value) > MAX_STRENGTH:
+        raise RequestError(
+            f"{name} must be from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.",
+            code="out_of_range",
+            param=param,
+        )
+
+
+def _check_path(path: str | None, param: str) -> None:
+    if path is None:
+        return
+    if not path.strip() or "\0" in path or len(path) > _MAX_PATH_CHARS:
+        raise RequestError(
+            f"{param} is not a path or hub id.", code="lora_path_not_allowed", param=param
+        )
+
+
+def _check_twice(settings: Sequence[LoraSetting]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for setting in settings:
+        places = TARGETS[1:] if setting.target == "all" else (setting.target,)
+        for place in places:
+            if (setting.nickname, place) in seen:
+                raise RequestError(
+                    f"lora_nickname names {setting.nickname!r} twice for one target.",
+                    param="lora_nickname",
+                )
+            seen.add((setting.nickname, place))

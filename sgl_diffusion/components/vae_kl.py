@@ -1,0 +1,48 @@
+"""Latents to pictures and back with AutoencoderKL, the image VAE of FLUX.1, SD3 and Z-Image.
+
+Latents carry a time axis of one, as everywhere in the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgl_diffusion.components.pixels import to_frames
+from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.loader.index import ModelIndex
+
+
+class VaeKl:
+    """The VAE of one repository; its latents are `(z - shift) * scaling`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        config = model.config
+        self.channels = int(config.latent_channels)
+        self.spatial_factor = 2 ** (len(config.block_out_channels) - 1)
+        self._scaling = float(config.scaling_factor)
+        self._shift = float(config.shift_factor or 0.0)
+
+    @classmethod
+    def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VaeKl:
+        from diffusers import AutoencoderKL
+
+        folder = index.component("vae").folder
+        return cls(load_pretrained(AutoencoderKL, folder, dtype=dtype, device=device))
+
+    def blocks(self) -> list[nn.Module]:
+        decoder = self._model.decoder
+        return [decoder.mid_block, *decoder.up_blocks]
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
+        """Latents [C, 1, h, w] -> one chunk of uint8 frames [1, H, W, 3] on the device."""
+        assert latents.shape[:2] == (self.channels, 1), tuple(latents.shape)
+        # The mode is left before the yield: the caller's code runs then.
+        with torch.inference_mode():
+            z = latents[None, :, 0].to(self._model.dtype) / self._scaling + self._shift
+            frames = to_frames(self._model.decode(z, return_dict=False)[0][:, :, None])
+        yield frames

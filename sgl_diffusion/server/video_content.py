@@ -1,0 +1,39 @@
+"""GET and HEAD of a video's files: the mp4, its thumbnail, its sheet of frames."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from sgl_diffusion.base.errors import NotFoundError, RequestError
+from sgl_diffusion.server.context import Context
+from sgl_diffusion.server.media import VIDEO_VARIANTS
+from sgl_diffusion.server.sendfile import file_response
+from sgl_diffusion.server.video_view import completed, find_video
+
+router = APIRouter(prefix="/v1/videos")
+
+
+@router.api_route("/{video_id}/content", methods=["GET", "HEAD"])
+async def content(
+    request: Request,
+    context: Context,
+    video_id: str,
+    variant: str = "video",
+    index: str = "0",
+) -> Response:
+    row = await find_video(context, video_id)
+    if variant not in VIDEO_VARIANTS:
+        raise RequestError(f"variant must be {', '.join(VIDEO_VARIANTS)}.", param="variant")
+    if not (index.isascii() and index.isdigit() and len(index) <= 2):
+        raise RequestError("index is the number of an output, from 0.", param="index")
+    completed(row)
+    if int(index) >= len(row.payload["params"]["seeds"]):
+        raise NotFoundError(
+            "The job has fewer outputs.", code="variant_not_available", param="index"
+        )
+    path = context.files.video(video_id, int(index), variant)
+    try:
+        return await file_response(request, path, VIDEO_VARIANTS[variant][1])
+    except FileNotFoundError:
+        raise NotFoundError("The file of this video is gone.", code="video_expired") from None

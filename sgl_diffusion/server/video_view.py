@@ -1,0 +1,96 @@
+"""How a row of the job table looks to clients: OpenAI's Video object with our further fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from sgl_diffusion.base.errors import ConflictError
+from sgl_diffusion.orchestrator.jobstore import JobRow
+from sgl_diffusion.server.background import no_video
+from sgl_diffusion.server.context import ServerContext
+from sgl_diffusion.server.ids import is_id
+
+KIND = "video"
+PENDING = ("queued", "in_progress")
+_POLL_AFTER_MS = "500"
+
+
+async def find_video(context: ServerContext, video_id: str) -> JobRow:
+    row = await context.runner.jobs.get(video_id) if is_id(video_id, KIND) else None
+    if row is None or row.kind != KIND:
+        raise no_video()
+    return row
+
+
+def completed(row: JobRow) -> None:
+    """ConflictError for a video that has no files, or not yet."""
+    if row.status == "failed":
+        raise ConflictError(
+            "The video failed.", hint="Its error field says why.", code="video_failed"
+        )
+    if row.status != "completed":
+        raise ConflictError("The video is not ready yet.", code="video_not_ready")
+
+
+def respond(context: ServerContext, row: JobRow) -> Response:
+    video = describe(context, row)
+    pending = video["status"] in PENDING
+    headers = {"openai-poll-after-ms": _POLL_AFTER_MS} if pending else {}
+    return JSONResponse(video, headers=headers)
+
+
+def describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
+    params = row.payload["params"]
+    video: dict[str, Any] = {
+        "id": row.id,
+        "object": "video",
+        "model": row.payload["model"],
+        "status": row.status,
+        "progress": row.progress,
+        "created_at": int(row.created_at),
+        "completed_at": None if row.completed_at is None else int(row.completed_at),
+        "expires_at": None if row.expires_at is None else int(row.expires_at),
+        "prompt": params["prompt"],
+        "remixed_from_video_id": row.payload.get("remixed_from"),
+        "seconds": str(max(round(params["num_frames"] / params["fps"]), 1)),
+        "size": f"{params['width']}x{params['height']}",
+        "error": row.error,
+        "url": None,
+        "urls": None,
+        "fps": params["fps"],
+        "num_frames": params["num_frames"],
+        "num_outputs": len(params["seeds"]),
+        "seed": params["seeds"][0],
+        "attempt": max(row.attempts, 1),
+    }
+    if row.status == "completed":
+        video["urls"] = _urls(context, row)
+        video["url"] = video["urls"][0]
+        video["inference_time_s"] = round(sum(row.files[0]["seconds"].values()), 3)
+    elif row.status != "failed":
+        video |= _live(context, row)
+    return video
+
+
+def _urls(context: ServerContext, row: JobRow) -> list[str]:
+    """Where the mp4 of each output is."""
+    base = (context.settings.public_base_url or "").rstrip("/")
+    content = f"{base}/v1/videos/{row.id}/content"
+    count = len(row.payload["params"]["seeds"])
+    return [f"{content}?index={index}" if index else content for index in range(count)]
+
+
+def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:
+    """What only the running job knows. One that is done but not yet a file is at 99 percent."""
+    snapshot = context.runner.snapshot(row.id)
+    position = context.runner.position(row.id)
+    if snapshot is None or snapshot.state == "queued":
+        return {"status": "queued", "progress": 0, "queue_position": position}
+    return {
+        "status": "in_progress",
+        "progress": min(snapshot.progress, 99),
+        "attempt": snapshot.attempt,
+        "state_detail": snapshot.phase or None,
+    }
