@@ -104,9 +104,10 @@ class StepRunner:
         if pictures and (not native or params.mask is not None):
             job.origin = Origin.of(pipeline, params, pictures[0])
         parts = pictures if native else []
-        job.condition = pipeline.encode(params.prompt, params, parts)
-        if params.guided:
-            job.negative = pipeline.encode(params.negative_prompt, params, parts)
+        with self.adapters.of([job.blend]):  # the prompts, too, go through adapted layers
+            job.condition = pipeline.encode(params.prompt, params, parts)
+            if params.guided:
+                job.negative = pipeline.encode(params.negative_prompt, params, parts)
         for row in job.rows:
             noise = pipeline.noise(params, row.seed)
             row.state = first_state(job.origin, noise, solver)

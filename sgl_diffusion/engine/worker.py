@@ -74,7 +74,8 @@ class DiffusionWorker:
         self._loras = lora_control(
             pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
         )
-        return {**dataclasses.asdict(pipeline.card), "loras": self._loras.report()}
+        card = dataclasses.replace(pipeline.card, lora_targets=self._loras.targets)
+        return {**dataclasses.asdict(card), "loras": self._loras.report()}
 
     def _warm_up(self, card: ModelCard) -> None:
         """The smallest picture in one step: what cannot work here fails now, not in every job, and

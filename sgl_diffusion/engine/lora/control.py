@@ -54,6 +54,11 @@ class LoraControl:
     def knows(self, action: str) -> bool:
         return action in self._actions
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The components that adapters can change."""
+        return () if self.manager is None else self.manager.targets
+
     def report(self) -> Payload:
         if self.manager is None:
             return {"loaded_adapters": [], "active": {}, "unmerged": {}, "targets": []}

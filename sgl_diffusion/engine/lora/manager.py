@@ -58,6 +58,10 @@ class Loras:
         self._rows = rows
         self.epoch = 0  # counts the sets that were in use: part of the key of whatever they changed
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(self._components)
+
     # -- loading ----------------------------------------------------------------------------------
 
     def prepare(self, settings: Sequence[LoraSetting]) -> bool:
