@@ -27,7 +27,8 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator import messages
 from sgl_diffusion.orchestrator.controls import Controls
 from sgl_diffusion.orchestrator.frames import MAX_BODY
-from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput
+from sgl_diffusion.orchestrator.gate import Gate, GateState
+from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput, jobs_ahead
 from sgl_diffusion.orchestrator.limits import Health, Limits
 from sgl_diffusion.orchestrator.messages import (
     Cancel,
@@ -42,7 +43,7 @@ from sgl_diffusion.orchestrator.messages import (
     Submit,
 )
 from sgl_diffusion.orchestrator.supervise import Supervisor
-from sgl_diffusion.orchestrator.tally import Tally
+from sgl_diffusion.orchestrator.tally import Tally, gauges, restarts
 from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.orchestrator.transport import Link, ProcessTransport, Transport
 
@@ -69,6 +70,7 @@ class Coordinator:
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
         self._controls = Controls()
+        self._gate = Gate(self._dispatch, lambda: sum(job.sent for job in self._jobs.values()))
         self._link: Link | None = None
         self._tally = Tally()
         self._drain_until: float | None = None
@@ -113,7 +115,7 @@ class Coordinator:
             id=job_id or uuid.uuid4().hex,
             payload=payload,
             submitted_at=time.monotonic(),
-            position=self._position,
+            position=lambda job: jobs_ahead(self._jobs.values(), job),
         )
         if job.id in self._jobs:
             raise ConflictError(f"There is an unfinished job {job.id!r} already.")
@@ -123,7 +125,7 @@ class Coordinator:
         if deadline is not None:
             loop = asyncio.get_running_loop()
             job.timer = loop.call_later(deadline, self._expire, job, deadline)
-        self._dispatch(job)
+        self._gate.enter(job)
         return JobHandle(job, self.cancel)
 
     def cancel(self, job_id: str) -> bool:
@@ -139,6 +141,17 @@ class Coordinator:
         if self._link is None or self._drain_until is not None:
             raise self.unavailable()
         return await self._controls.run(self._link, action, payload)
+
+    async def change(self, action: str, payload: Payload, timeout: float) -> Payload:
+        """Run an action that jobs depend on: when all jobs before it have ended, for which it waits
+        `timeout` seconds, and before any job after it begins."""
+        if self._link is None or self._drain_until is not None:
+            raise self.unavailable()
+        return await self._gate.change(lambda: self.control(action, payload), timeout)
+
+    def gate(self) -> GateState:
+        """Whether a change waits or is being made, and who waits for it."""
+        return self._gate.state()
 
     def health(self) -> Health:
         return self._supervisor.health()
@@ -156,18 +169,11 @@ class Coordinator:
 
     def metrics(self) -> list[Metric]:
         """Samples of the stage and of the coordinator; gauges as they stand now."""
-        begun = sum(job.begun for job in self._jobs.values())
-        restarts = [
-            Metric("worker_restarts_total", count, {"reason": reason})
-            for reason, count in self._supervisor.restarts.items()
-        ]
         return [
             *self._supervisor.metrics,
             *self._tally.metrics(),
-            *restarts,
-            Metric("jobs_waiting", len(self._jobs) - begun, kind="gauge"),
-            Metric("jobs_running", begun, kind="gauge"),
-            Metric("worker_ready", float(self._link is not None), kind="gauge"),
+            *gauges(self._jobs.values(), self._gate.state(), ready=self._link is not None),
+            *restarts(self._supervisor.restarts),
         ]
 
     # -- from the supervisor ----------------------------------------------------------------------
@@ -175,7 +181,9 @@ class Coordinator:
     def stage_ready(self, link: Link) -> None:
         self._link = link
         for job in self._jobs.values():
-            self._dispatch(job)
+            if not self._gate.holds(job):
+                self._dispatch(job)
+        self._gate.stage(ready=True)
 
     def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
         match message:
@@ -217,6 +225,7 @@ class Coordinator:
 
     def stage_unavailable(self, error: SglError) -> None:
         self._leave_link(str(error))
+        self._gate.close(self.unavailable())
         for job in list(self._jobs.values()):
             self._fail(job, self.unavailable())
 
@@ -233,6 +242,7 @@ class Coordinator:
 
     def _leave_link(self, why: str) -> None:
         self._link = None
+        self._gate.stage(ready=False)
         self._controls.lost(why)
 
     def _begin(self, job_id: str) -> Job | None:
@@ -252,6 +262,7 @@ class Coordinator:
     def _end(self, job: Job, outcome: str) -> None:
         del self._jobs[job.id]
         self._tally.ended(outcome, job.submitted_at)
+        self._gate.left(job)
         self._nudge.set()
 
     def _call_off(self, job: Job, error: SglError) -> None:
@@ -266,14 +277,6 @@ class Coordinator:
             code="deadline_exceeded",
         )
         self._call_off(job, error)
-
-    def _position(self, job: Job) -> int:
-        ahead = 0
-        for other in self._jobs.values():
-            if other is job:
-                break
-            ahead += not other.begun
-        return ahead
 
     async def _drain_and_stop(self) -> None:
         while self._jobs and self._supervisor.state != "failed":
@@ -291,5 +294,6 @@ class Coordinator:
         )
         for job in list(self._jobs.values()):
             self._call_off(job, error)
+        self._gate.close(error)
         await self._supervisor.stop()
         self._leave_link("was stopped")

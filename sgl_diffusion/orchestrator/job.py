@@ -6,9 +6,10 @@ Everything here is touched from the coordinator's event loop only.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -181,6 +182,13 @@ class JobHandle:
     def cancel(self) -> bool:
         """End the job now with CancelledError; False if it had ended before."""
         return self._cancel(self._job.id)
+
+
+def jobs_ahead(jobs: Iterable[Job], job: Job) -> int:
+    """How many of `jobs`, oldest first, wait before `job`."""
+    return sum(
+        not other.begun for other in itertools.takewhile(lambda other: other is not job, jobs)
+    )
 
 
 def _present(job: Job) -> Event:

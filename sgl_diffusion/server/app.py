@@ -15,7 +15,9 @@ from sgl_diffusion import __version__
 from sgl_diffusion.server import errors, images, info, metrics, video_content, videos
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
+from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.files import Files
+from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="media")
     files = Files(settings.data_dir)
     runner = VideoRunner(client, jobs, files, settings, threads)
-    context = ServerContext(client, files, runner, settings, threads)
+    fetcher = Fetcher(settings.fetch)
+    inputs = Inputs(settings.inputs, fetcher, threads)
+    context = ServerContext(client, files, inputs, runner, settings, threads)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -40,6 +44,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
             yield
         finally:
             await runner.stop()
+            fetcher.close()
             threads.shutdown(cancel_futures=True)
 
     app = FastAPI(

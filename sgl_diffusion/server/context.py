@@ -14,12 +14,15 @@ from fastapi import Depends, Request
 
 from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.base.params import ModelCard
+from sgl_diffusion.server.fetch import FetchRules
+from sgl_diffusion.server.inputs import InputRules
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.messages import Metric
     from sgl_diffusion.server.background import VideoRunner
     from sgl_diffusion.server.files import Files
+    from sgl_diffusion.server.inputs import Inputs
 
 T = TypeVar("T")
 
@@ -38,12 +41,15 @@ class Settings:
     max_waiting_videos: int = 64
     metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
+    fetch: FetchRules = FetchRules()
+    inputs: InputRules = InputRules()
 
 
 @dataclass
 class ServerContext:
     client: Client
     files: Files
+    inputs: Inputs
     runner: VideoRunner
     settings: Settings
     threads: ThreadPoolExecutor

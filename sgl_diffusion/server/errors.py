@@ -38,6 +38,7 @@ STATUS_BY_CODE = {
     "origin_not_allowed": 403,
     "method_not_allowed": 405,
     "body_too_large": 413,
+    "file_too_large": 413,
     "unsupported_media_type": 415,
     "unsupported_content_encoding": 415,
     "deadline_exceeded": 503,
