@@ -101,8 +101,7 @@ def test_the_card_tells_which_model_it_is(both: tuple[Pipeline, Any]) -> None:
     assert card.size_multiple == 16 and not card.makes_video
 
 
-@pytest.mark.parametrize("size", [(192, 128), (128, 160)])
-@pytest.mark.parametrize("true_cfg", [1.0, 2.5])
+@pytest.mark.parametrize(("size", "true_cfg"), [((192, 128), 1.0), ((128, 160), 2.5)])
 def test_kontext_edits_equal_diffusers(
     tiny_kontext: Path, tmp_path: Path, size: tuple[int, int], true_cfg: float
 ) -> None:
