@@ -124,13 +124,14 @@ class FakeClient:
         self.fail_with: SglError | None = None
         self.refuse_with: Exception | None = None
         self.state = "ready"
+        self.model = CARD
         self.cancelled: list[str] = []
         self.submitted: list[ResolvedParams] = []
         self.handles: dict[str, FakeHandle] = {}
         self.loaded = True
 
     def card(self) -> ModelCard | None:
-        return CARD if self.loaded else None
+        return self.model if self.loaded else None
 
     def health(self) -> Health:
         return Health(self.state, "" if self.state == "ready" else "loading weights", 0, 1.0)
@@ -145,10 +146,15 @@ class FakeClient:
     def resolve(self, wish: SamplingParams, *, video: bool) -> ResolvedParams:
         if not self.loaded:
             raise UnavailableError("The model is loading.")
-        return CARD.resolve(wish, video=video)
+        return self.model.resolve(wish, video=video)
 
     async def submit(
-        self, params: ResolvedParams, *, job_id: str | None = None, deadline: float | None = None
+        self,
+        params: ResolvedParams,
+        *,
+        job_id: str | None = None,
+        deadline: float | None = None,
+        attempt: int = 1,
     ) -> FakeHandle:
         if self.refuse_with is not None:
             raise self.refuse_with
