@@ -26,6 +26,8 @@ def open_picture(path: str) -> Image:
     from PIL import Image
 
     picture = _open(path, "images")
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off instead of scaling
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
     if not _transparent(picture):
         return picture.convert("RGB")
     clear = picture.convert("RGBA")

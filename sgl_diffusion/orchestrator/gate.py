@@ -32,9 +32,9 @@ class _Change:
 
 
 class Gate:
-    """`dispatch` sends a job to the stage; `ahead` counts the unfinished jobs that were let in."""
+    """`dispatch` sends what is let in to the stage; `ahead` counts the unfinished jobs of these."""
 
-    def __init__(self, dispatch: Callable[[Job], None], ahead: Callable[[], int]) -> None:
+    def __init__(self, dispatch: Callable[[], None], ahead: Callable[[], int]) -> None:
         self._dispatch = dispatch
         self._ahead = ahead
         self._waiting: deque[Job | _Change] = deque()
@@ -44,7 +44,7 @@ class Gate:
         if self._waiting:
             self._waiting.append(job)
         else:
-            self._dispatch(job)
+            self._dispatch()
 
     def holds(self, job: Job) -> bool:
         return job in self._waiting
@@ -98,4 +98,4 @@ class Gate:
                     first.turn.set_result(None)
                 return
             self._waiting.popleft()
-            self._dispatch(first)
+            self._dispatch()

@@ -70,7 +70,8 @@ class _Subscriber:
 
 @dataclass(eq=False)
 class Job:
-    """State of one job. `sent` and `begun` are about the present attempt."""
+    """State of one job. `sent` and `begun` are about the present attempt; a `suspect` was in a
+    worker that died."""
 
     id: str
     payload: Payload
@@ -79,6 +80,7 @@ class Job:
     attempt: int = 1
     sent: bool = False
     begun: bool = False
+    suspect: bool = False
     percent: int = 0
     step: int = 0
     total: int = 0
