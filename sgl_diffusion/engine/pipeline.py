@@ -83,8 +83,8 @@ class Adaptable:
     """
 
     module: torch.nn.Module
+    rules: Rules
     diffusers_class: str
-    rules: Rules = Rules()
 
 
 @runtime_checkable

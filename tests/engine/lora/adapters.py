@@ -76,7 +76,7 @@ class Shelf:
     ) -> Loras:
         names = ("transformer", "transformer_2")
         components = {
-            name: Adaptable(module, "WanTransformer3DModel", rules)  # type: ignore[arg-type]
+            name: Adaptable(module, rules, "WanTransformer3DModel")  # type: ignore[arg-type]
             for name, module in zip(names, modules, strict=False)
         }
         return Loras(
