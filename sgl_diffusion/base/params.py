@@ -9,20 +9,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from sgl_diffusion.base.checks import (
+    MAX_PARTIAL_IMAGES,
+    check_pictures,
+    check_pixels,
+    check_texts,
+    edge,
+    optional,
+    strength,
+    within,
+)
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.lora import LoraUse, check_uses
 
-MAX_PROMPT_CHARS = 32_000
 MAX_OUTPUTS = 10
 MAX_STEPS = 200
 MAX_SEED = 2**63 - 1
 DEFAULT_SEED = 42
 
+Edits = Literal["none", "native", "image-to-image"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """What a caller asked for. `seed` may be a list: one seed per output."""
+    """What a caller asked for. `seed` may be a list: one seed per output.
+
+    `images` and `mask` are files: PNG, JPEG or WebP. The mask tells what of the first image to
+    make anew: its transparent part, or its bright part where nothing is transparent.
+    """
 
     prompt: str
     negative_prompt: str | None = None
@@ -36,6 +52,12 @@ class SamplingParams:
     max_sequence_length: int | None = None
     num_outputs: int = 1
     seed: int | tuple[int, ...] | None = None
+    images: tuple[str, ...] = ()
+    mask: str | None = None
+    strength: float | None = None
+    true_cfg_scale: float | None = None
+    guidance_scale_2: float | None = None
+    partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
 
 
@@ -54,16 +76,40 @@ class ResolvedParams:
     flow_shift: float | None
     max_sequence_length: int
     seeds: tuple[int, ...]
+    images: tuple[str, ...] = ()
+    mask: str | None = None
+    strength: float | None = None
+    true_cfg_scale: float | None = None
+    guidance_scale_2: float | None = None
+    partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
 
     @property
     def guided(self) -> bool:
-        return self.guidance_scale > 1.0
+        """Whether every step also runs without the prompt."""
+        return self.cfg_scale(0) > 1.0
+
+    def cfg_scale(self, expert: int) -> float:
+        """How far to go from the velocity without the prompt to the one with it, and beyond."""
+        if self.true_cfg_scale is not None:
+            return self.true_cfg_scale
+        if expert > 0 and self.guidance_scale_2 is not None:
+            return self.guidance_scale_2
+        return self.guidance_scale
+
+    @property
+    def start_step(self) -> int:
+        """The first step to run: `strength` is the share of the steps that a picture goes through,
+        rounded up as diffusers does it. At `num_inference_steps` there is nothing to run."""
+        if self.strength is None:
+            return 0
+        steps = self.num_inference_steps
+        return int(max(steps - min(steps * self.strength, steps), 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """What a request gets when it does not say."""
+    """What a request gets when it does not say. A model does not know what is None here."""
 
     width: int
     height: int
@@ -73,11 +119,19 @@ class SamplingDefaults:
     fps: int = 16
     negative_prompt: str = ""
     max_sequence_length: int = 512
+    strength: float = 0.6
+    true_cfg_scale: float | None = None
+    guidance_scale_2: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """The served model as clients see it; a worker sends it when it is ready."""
+    """The served model as clients see it; a worker sends it when it is ready.
+
+    `edits` says what becomes of `images`: part of the condition, from `min_images` to `max_images`
+    ("native"), or the one picture that denoising starts from ("image-to-image"). `masks` and
+    `previews` say whether parts of a picture can be kept and steps be shown.
+    """
 
     name: str
     path: str
@@ -97,6 +151,11 @@ class ModelCard:
     max_frames: int = 241
     max_pixels: int = 2**28  # of all outputs and frames together
     note: str = ""
+    edits: Edits = "none"
+    min_images: int = 0
+    max_images: int = 0
+    masks: bool = False
+    previews: bool = False
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
 
     @property
@@ -106,22 +165,8 @@ class ModelCard:
     def resolve(self, wish: SamplingParams, *, video: bool) -> ResolvedParams:
         """Fill in the defaults and check every value against what the model can do."""
         defaults = self.defaults
-        if not wish.prompt.strip():
-            raise RequestError("The prompt is empty.", code="prompt_empty", param="prompt")
-        for param, text in (("prompt", wish.prompt), ("negative_prompt", wish.negative_prompt)):
-            if text is not None and len(text) > MAX_PROMPT_CHARS:
-                raise RequestError(
-                    f"{param} has {len(text)} characters; the limit is {MAX_PROMPT_CHARS}.",
-                    code="prompt_too_long",
-                    param=param,
-                )
-            if text is not None and any("\ud800" <= char <= "\udfff" for char in text):
-                raise RequestError(
-                    f"{param} is not valid Unicode.",
-                    hint="On a command line it has to be UTF-8.",
-                    code="invalid_unicode",
-                    param=param,
-                )
+        check_texts(wish)
+        check_pictures(self, wish, video=video)
         if video and not self.makes_video:
             raise RequestError(
                 f"{self.name} makes images only.",
@@ -141,27 +186,27 @@ class ModelCard:
             negative_prompt=defaults.negative_prompt
             if wish.negative_prompt is None
             else wish.negative_prompt,
-            width=self._edge("width", width),
-            height=self._edge("height", height),
+            width=edge(self, "width", width),
+            height=edge(self, "height", height),
             num_frames=self.round_frames(frames) if video else 1,
-            fps=int(_within("fps", defaults.fps if wish.fps is None else wish.fps, 1, 120)),
+            fps=int(within("fps", defaults.fps if wish.fps is None else wish.fps, 1, 120)),
             num_inference_steps=int(
-                _within(
+                within(
                     "num_inference_steps",
                     defaults.num_inference_steps if steps is None else steps,
                     1,
                     MAX_STEPS,
                 )
             ),
-            guidance_scale=_within(
+            guidance_scale=within(
                 "guidance_scale",
                 defaults.guidance_scale if guidance is None else guidance,
                 -100.0,
                 100.0,
             ),
-            flow_shift=None if shift is None else _within("flow_shift", shift, 0.01, 100.0),
+            flow_shift=None if shift is None else within("flow_shift", shift, 0.01, 100.0),
             max_sequence_length=int(
-                _within(
+                within(
                     "max_sequence_length",
                     defaults.max_sequence_length if length is None else length,
                     1,
@@ -169,10 +214,30 @@ class ModelCard:
                 )
             ),
             seeds=seeds,
+            images=wish.images,
+            mask=wish.mask,
+            strength=strength(self, wish),
+            true_cfg_scale=optional(self, "true_cfg_scale", wish.true_cfg_scale, -100.0, 100.0),
+            guidance_scale_2=optional(
+                self, "guidance_scale_2", wish.guidance_scale_2, -100.0, 100.0
+            ),
+            partial_images=int(
+                within("partial_images", wish.partial_images, 0, MAX_PARTIAL_IMAGES)
+            ),
             loras=self._loras(wish),
         )
-        self._check_pixels(params)
+        check_pixels(self, params)
         return params
+
+    def size_like(self, width: int, height: int) -> tuple[int, int]:
+        """The size with the default's area and the aspect of a `width` x `height` picture."""
+        unit, area = self.size_multiple, self.defaults.width * self.defaults.height
+        most = self.max_edge // unit
+
+        def nearest(ratio: float) -> int:
+            return min(max(round(math.sqrt(area * ratio) / unit), 1), most) * unit
+
+        return nearest(width / height), nearest(height / width)
 
     def _loras(self, wish: SamplingParams) -> tuple[LoraUse, ...]:
         check_uses(wish.loras)
@@ -184,43 +249,18 @@ class ModelCard:
             )
         return wish.loras
 
-    def _check_pixels(self, params: ResolvedParams) -> None:
-        count = len(params.seeds)
-        pixels = params.width * params.height * params.num_frames * count
-        if pixels > self.max_pixels:
-            raise RequestError(
-                f"{count} x {params.num_frames} frames of {params.width}x{params.height} are "
-                f"{pixels / 1e6:.0f} million pixels; the limit is {self.max_pixels / 1e6:.0f}.",
-                hint="Ask for a smaller size, fewer frames or fewer outputs.",
-                code="request_too_large",
-            )
-
     def round_frames(self, frames: int) -> int:
         """The count the VAE can make, as diffusers rounds it: a multiple of four, plus one."""
-        _within("num_frames", frames, 1, self.max_frames)
+        within("num_frames", frames, 1, self.max_frames)
         if frames % self.frame_multiple == 1 or self.frame_multiple == 1:
             return frames
         return frames // self.frame_multiple * self.frame_multiple + 1
 
-    def _edge(self, param: str, value: int) -> int:
-        unit = self.size_multiple
-        if unit <= value <= self.max_edge and value % unit == 0:
-            return value
-        below = min(max(value // unit * unit, unit), self.max_edge // unit * unit)
-        above = min(below + unit, self.max_edge // unit * unit)
-        nearest = f"{below}" if value <= below or below == above else f"{below} or {above}"
-        raise RequestError(
-            f"{param} {value} is not a multiple of {unit} from {unit} to {self.max_edge}.",
-            hint=f"Nearest: {nearest}.",
-            code="invalid_size",
-            param=param,
-        )
-
     def _seeds(self, wish: SamplingParams) -> tuple[int, ...]:
-        count = int(_within("n", wish.num_outputs, 1, MAX_OUTPUTS))
+        count = int(within("n", wish.num_outputs, 1, MAX_OUTPUTS))
         seed = DEFAULT_SEED if wish.seed is None else wish.seed
         if isinstance(seed, int):
-            _within("seed", seed, 0, MAX_SEED)
+            within("seed", seed, 0, MAX_SEED)
             return tuple((seed + i) % (MAX_SEED + 1) for i in range(count))
         if len(seed) != count:
             raise RequestError(
@@ -229,22 +269,4 @@ class ModelCard:
                 code="mismatched_lengths",
                 param="seed",
             )
-        return tuple(int(_within("seed", value, 0, MAX_SEED)) for value in seed)
-
-
-def _within(param: str, value: float, low: float, high: float) -> float:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RequestError(f"{param} is not a finite number.", code="not_finite", param=param)
-    if low <= value <= high:
-        return value
-    raise RequestError(
-        f"{param} is {_plain(value)}; it must be from {_plain(low)} to {_plain(high)}.",
-        code="out_of_range",
-        param=param,
-    )
-
-
-def _plain(value: float) -> str:
-    if abs(value) > 1e20:
-        return "far off"
-    return str(value) if isinstance(value, int) else f"{value:g}"
+        return tuple(int(within("seed", value, 0, MAX_SEED)) for value in seed)

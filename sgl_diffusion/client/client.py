@@ -75,12 +75,20 @@ class Client:
         return card.resolve(wish, video=video)
 
     async def submit(
-        self, params: ResolvedParams, *, job_id: str | None = None, deadline: float | None = None
+        self,
+        params: ResolvedParams,
+        *,
+        job_id: str | None = None,
+        deadline: float | None = None,
+        attempt: int = 1,
     ) -> GenerationHandle:
         """Queue a generation. `deadline` is in seconds from now; after it the job fails with the
-        code `deadline_exceeded`. Raises BusyError (with `retry_after`) and UnavailableError."""
+        code `deadline_exceeded`. `attempt` counts on where an earlier server's worker died under
+        the job. Raises BusyError (with `retry_after`) and UnavailableError."""
         payload = {"params": msgspec.to_builtins(params)}
-        job = await self._coordinator.submit(payload, job_id=job_id, deadline=deadline)
+        job = await self._coordinator.submit(
+            payload, job_id=job_id, deadline=deadline, attempt=attempt
+        )
         return GenerationHandle(job, params)
 
     def cancel(self, job_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Latents to frames with the Wan VAE of diffusers, one latent frame at a time.
+"""Frames to latents and back with the Wan VAE of diffusers; back, one latent frame at a time.
 
 The decoder is causal in time: each of its convolutions needs the last frames of its own input,
 which the library keeps in a list it is handed. Each clip has a list of its own here, so clips can
@@ -45,8 +45,24 @@ class VaeWan:
         return cls(model)
 
     def blocks(self) -> list[nn.Module]:
-        decoder = self._model.decoder
-        return [decoder.mid_block, *decoder.up_blocks]
+        encoder, decoder = self._model.encoder, self._model.decoder
+        return [
+            *encoder.down_blocks,
+            encoder.mid_block,
+            decoder.mid_block,
+            *decoder.up_blocks,
+        ]
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [1, 3, F, H, W] in -1..1 -> normalised latents [1, C, T, h, w] in fp32.
+
+        They are the mode of the posterior: nothing is drawn, so a picture has one encoding.
+        """
+        assert pixels.dim() == 5 and pixels.shape[:2] == (1, 3), tuple(pixels.shape)
+        latents = self._model.encode(pixels.to(self._mean)).latent_dist.mode()
+        normalised: Tensor = (latents - self._mean) / self._std
+        return normalised.float()
 
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
         """Normalised latents [C, T, h, w] -> uint8 frames [f, H, W, 3] on the device, T chunks.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.components.samplers import Solver, SolverState, advance, stack
+from sgl_diffusion.engine.beginning import keep_origin
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.pipeline import Context, Pipeline
 
@@ -46,7 +47,7 @@ def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context
     timesteps = _upload([_solver(row).timesteps[row.step] for row in rows], device)
     table = _upload([_solver(row).table[row.step] for row in rows], device)
     if key.guided:
-        scales = [torch.tensor(row.job.params.guidance_scale) for row in rows]
+        scales = [torch.tensor(row.job.params.cfg_scale(key.expert)) for row in rows]
         guidance = _upload(scales, device)
         both = torch.cat([state.x, state.x])
         velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert)
@@ -55,8 +56,8 @@ def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context
         velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
         state = advance(state, velocity, table)
     for row, row_state in zip(rows, state.rows(), strict=True):
-        row.state = row_state
         row.step += 1
+        row.state = _keep(row, row_state)
 
 
 def _guided(
@@ -69,6 +70,13 @@ def _guided(
     # In fp32: a scale of 7.3 is 7.3125 in bf16, and guidance multiplies what was rounded off.
     scale = guidance.view(-1, *[1] * (both.dim() - 1))
     return advance(state, pipeline.combine(with_prompt.float(), without.float(), scale), table)
+
+
+def _keep(row: Row, state: SolverState) -> SolverState:
+    origin = row.job.origin
+    if origin is None or row.noise is None:
+        return state
+    return keep_origin(origin, state, row.noise, _solver(row).sigma(row.step))
 
 
 def _solver(row: Row) -> Solver:

@@ -15,7 +15,7 @@ def explain(error: Exception, job: Job) -> SglError:
     if is_out_of_memory(error):
         params = job.params
         return OutOfMemoryError(
-            f"The device ran out of memory at step {job.step} of {params.num_inference_steps} "
+            f"The device ran out of memory at step {job.step} of {job.steps} "
             f"({params.width}x{params.height}, {params.num_frames} frames).",
             hint="Ask for a smaller size, fewer frames or fewer outputs.",
         )

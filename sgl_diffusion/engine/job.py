@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,25 @@ if TYPE_CHECKING:
     import torch
 
     from sgl_diffusion.components.samplers import Solver, SolverState
+    from sgl_diffusion.engine.beginning import Origin
+    from sgl_diffusion.engine.lora.rows import Blend
+    from sgl_diffusion.engine.previews import Preview
 
 _order = itertools.count()
 
 
 @dataclass(eq=False)
 class Row:
-    """`step` counts finished steps; `state` holds latents and solver history of this row alone."""
+    """`step` counts finished steps, and skipped ones where a picture was the beginning; `state`
+    holds latents and solver history of this row alone, `noise` what was drawn for it, as long as
+    parts of a picture are kept."""
 
     job: Job
     seed: int
     state: SolverState | None = None
+    noise: torch.Tensor | None = None
     step: int = 0
+    previews: deque[Preview] = field(default_factory=deque)
     chunks: Iterator[torch.Tensor] | None = None
     frames: list[torch.Tensor] = field(default_factory=list)
     decoded: bool = False
@@ -34,8 +42,12 @@ class Row:
         return self.step == self.job.params.num_inference_steps
 
     @property
+    def ran(self) -> int:
+        return self.step - self.job.params.start_step
+
+    @property
     def to_decode(self) -> bool:
-        return self.denoised and not self.decoded
+        return bool(self.previews) or (self.denoised and not self.decoded)
 
 
 @dataclass(eq=False)
@@ -46,12 +58,15 @@ class Job:
     solver: Solver | None = None
     condition: Any = None
     negative: Any = None
+    blend: Blend | None = None  # the adapters that are applied to its rows
+    origin: Origin | None = None
     cancelled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     order: int = field(default_factory=lambda: next(_order))
 
     def __post_init__(self) -> None:
-        self.rows = [Row(self, seed) for seed in self.params.seeds]
+        start = self.params.start_step
+        self.rows = [Row(self, seed, step=start) for seed in self.params.seeds]
 
     @property
     def encoded(self) -> bool:
@@ -60,7 +75,12 @@ class Job:
     @property
     def step(self) -> int:
         """Finished steps of the row that is furthest behind."""
-        return min(row.step for row in self.rows)
+        return min(row.ran for row in self.rows)
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are to run."""
+        return self.params.num_inference_steps - self.params.start_step
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -6,15 +6,18 @@ F frames, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.components.samplers import Solver
 from sgl_diffusion.loader.rules import Rules
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Condition = Any  # what a recipe made of one prompt; the engine only hands it back
 Context = Any  # conditions of a batch, side by side
@@ -37,10 +40,18 @@ class Pipeline(Protocol):
         """Modules that run one after the other inside every long forward pass."""
 
     def solver(self, params: ResolvedParams) -> Solver:
-        """Timesteps and update table of one job."""
+        """Timesteps and update table of one job, beginning at `params.start_step`."""
 
-    def encode(self, prompt: str, params: ResolvedParams) -> Condition:
-        """One prompt, made ready for the transformer; it does not depend on the step."""
+    def encode(self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]) -> Condition:
+        """One prompt, made ready for the transformer; it does not depend on the step.
+
+        `pictures` are the job's input pictures, RGB in their own sizes, where the card says that
+        edits are native; else there are none.
+        """
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [1,3,F,H,W] in -1..1 to clean latents, of the shape and scale of `noise`: the mode
+        of the VAE's posterior, normalised."""
 
     def text_bucket(self, condition: Condition) -> int:
         """Conditions can share a batch when this number is equal."""
@@ -65,10 +76,15 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True)
 class Adaptable:
-    """A component that adapters can change; `rules` lead from the names of diffusers to its own."""
+    """A component that adapters can change.
+
+    `rules` lead from the names of diffusers to its own; `diffusers_class` says which names those
+    are.
+    """
 
     module: torch.nn.Module
-    rules: Rules = Rules()
+    rules: Rules
+    diffusers_class: str
 
 
 @runtime_checkable

@@ -13,14 +13,17 @@ from collections.abc import Callable
 import torch
 
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.components.samplers import SolverState
+from sgl_diffusion.engine.beginning import Origin, first_state
 from sgl_diffusion.engine.contexts import Contexts
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import ShapeKey, denoise
 from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.lineup import Batch, line_up
+from sgl_diffusion.engine.lora.rows import RowAdapters
+from sgl_diffusion.engine.pictures import open_picture
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.orchestrator.stage import Outbox
@@ -46,6 +49,7 @@ class StepRunner:
         self._turns = Turns()
         self._contexts = Contexts(pipeline)
         self._reduced: dict[ShapeKey, int] = {}
+        self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
@@ -92,22 +96,32 @@ class StepRunner:
     def _encode(self, job: Job) -> None:
         start = time.perf_counter()
         pipeline, params = self._pipeline, job.params
-        self._outbox.progress(job.id, 0, params.num_inference_steps, "encode")
+        self._outbox.progress(job.id, 0, job.steps, "encode")
         solver = pipeline.solver(params)
-        job.condition = pipeline.encode(params.prompt, params)
-        if params.guided:
-            job.negative = pipeline.encode(params.negative_prompt, params)
+        assert solver.start == params.start_step, "the recipe's solver begins somewhere else"
+        pictures = [open_picture(path) for path in params.images]
+        native = pipeline.card.edits == "native"
+        if pictures and (not native or params.mask is not None):
+            job.origin = Origin.of(pipeline, params, pictures[0])
+        parts = pictures if native else []
+        with self.adapters.of([job.blend]):  # the prompts, too, go through adapted layers
+            job.condition = pipeline.encode(params.prompt, params, parts)
+            if params.guided:
+                job.negative = pipeline.encode(params.negative_prompt, params, parts)
         for row in job.rows:
-            row.state = SolverState.start(pipeline.noise(params, row.seed))
+            noise = pipeline.noise(params, row.seed)
+            row.state = first_state(job.origin, noise, solver)
+            row.noise = noise.float() if params.mask is not None else None
         job.solver = solver
         self._spend([job], "encode", time.perf_counter() - start)
 
     def _denoise(self, batch: Batch, rows: list[Row]) -> None:
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
-        fresh = [row for row in rows if row.step == 0]
+        fresh = [row for row in rows if row.ran == 0]
         try:
-            denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
+            with self.adapters.of([row.job.blend for row in rows]):
+                denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
         except Exception as error:
             if is_out_of_memory(error) and len(rows) > 1:
                 self._reduce(batch.key, len(rows) // 2)
@@ -116,8 +130,10 @@ class StepRunner:
             return
         self._spend(jobs, "denoise", time.perf_counter() - start)
         self._count(rows, fresh)
+        for row in rows:
+            take_preview(row)
         for job in jobs:
-            self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "denoise")
+            self._outbox.progress(job.id, job.step, job.steps, "denoise")
             if all(row.denoised for row in job.rows):
                 job.condition = job.negative = None
 
@@ -133,20 +149,32 @@ class StepRunner:
     def _decode(self, job: Job) -> None:
         start = time.perf_counter()
         row = next(row for row in job.rows if row.to_decode)
+        if row.previews:
+            self._show(row)
+            self._spend([job], "decode", time.perf_counter() - start)
+            return
         if row.chunks is None:
             assert row.state is not None
             row.chunks = self._pipeline.decode(row.state.x)
         chunk = next(row.chunks, None)
         if chunk is None:
-            row.decoded, row.chunks, row.state = True, None, None
+            row.decoded, row.chunks, row.state, row.noise = True, None, None, None
         else:
             self._pace.mark()
             self._pace.wait()
-            row.frames.append(chunk.cpu())
+            row.frames.append(_finished(job, chunk))
         self._spend([job], "decode", time.perf_counter() - start)
-        self._outbox.progress(job.id, job.step, job.params.num_inference_steps, "decode")
+        self._outbox.progress(job.id, job.step, job.steps, "decode")
         if all(row.decoded for row in job.rows) and self.drop(job.id) is not None:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
+
+    def _show(self, row: Row) -> None:
+        """Decode and send what a step of this row foresaw: one picture, as there are no previews
+        of clips."""
+        preview = row.previews.popleft()
+        (frames,) = self._pipeline.decode(preview.latents)
+        meta = {"partial": preview.index, "row": row.job.rows.index(row), "step": preview.step}
+        self._outbox.output(row.job.id, meta, [_finished(row.job, frames)], final=False)
 
     # -- accounts ----------------------------------------------------------------------------------
 
@@ -160,10 +188,15 @@ class StepRunner:
         counters = self.counters
         counters.add("denoise_forwards_total", rows=str(len(rows)))
         counters.add("denoise_rows_total", len(rows))
-        under_way = any(row.step > 1 for row in rows)
+        under_way = any(row.ran > 1 for row in rows)
         done = [row for row in rows if row.denoised]
         if fresh:
             counters.add("denoise_joins_total", len(fresh), running=str(under_way).lower())
         if done:
             stay = str(len(done) < len(rows)).lower()
             counters.add("denoise_leaves_total", len(done), running=stay)
+
+
+def _finished(job: Job, frames: torch.Tensor) -> torch.Tensor:
+    frames = frames.cpu()
+    return frames if job.origin is None else job.origin.finish(frames)

@@ -14,20 +14,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sgl_diffusion.base.errors import (
-    CancelledError,
     ConflictError,
-    EngineError,
     RequestError,
     SglError,
     UnavailableError,
-    WorkerLostError,
     from_wire,
 )
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.orchestrator import messages
+from sgl_diffusion.orchestrator import endings, messages
 from sgl_diffusion.orchestrator.controls import Controls
 from sgl_diffusion.orchestrator.frames import MAX_BODY
-from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput
+from sgl_diffusion.orchestrator.gate import Gate, GateState
+from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput, jobs_ahead
 from sgl_diffusion.orchestrator.limits import Health, Limits
 from sgl_diffusion.orchestrator.messages import (
     Cancel,
@@ -42,7 +40,8 @@ from sgl_diffusion.orchestrator.messages import (
     Submit,
 )
 from sgl_diffusion.orchestrator.supervise import Supervisor
-from sgl_diffusion.orchestrator.tally import Tally
+from sgl_diffusion.orchestrator.suspects import accuse, allowed
+from sgl_diffusion.orchestrator.tally import Tally, gauges, restarts
 from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.orchestrator.transport import Link, ProcessTransport, Transport
 
@@ -69,6 +68,7 @@ class Coordinator:
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
         self._controls = Controls()
+        self._gate = Gate(self._dispatch, lambda: len(self._let_in()))
         self._link: Link | None = None
         self._tally = Tally()
         self._drain_until: float | None = None
@@ -102,9 +102,14 @@ class Coordinator:
         await asyncio.shield(self._stop)
 
     async def submit(
-        self, payload: Payload, *, job_id: str | None = None, deadline: float | None = None
+        self,
+        payload: Payload,
+        *,
+        job_id: str | None = None,
+        deadline: float | None = None,
+        attempt: int = 1,
     ) -> JobHandle:
-        """Admit a job; `deadline` is in seconds from now."""
+        """Admit a job; `deadline` is in seconds from now, `attempt` above 1 if it ran before."""
         if self._drain_until is not None or self._supervisor.state in ("failed", "stopped"):
             raise self.unavailable()
         if len(self._jobs) >= self._max_jobs:
@@ -113,7 +118,8 @@ class Coordinator:
             id=job_id or uuid.uuid4().hex,
             payload=payload,
             submitted_at=time.monotonic(),
-            position=self._position,
+            position=lambda job: jobs_ahead(self._jobs.values(), job),
+            attempt=attempt,
         )
         if job.id in self._jobs:
             raise ConflictError(f"There is an unfinished job {job.id!r} already.")
@@ -123,7 +129,7 @@ class Coordinator:
         if deadline is not None:
             loop = asyncio.get_running_loop()
             job.timer = loop.call_later(deadline, self._expire, job, deadline)
-        self._dispatch(job)
+        self._gate.enter(job)
         return JobHandle(job, self.cancel)
 
     def cancel(self, job_id: str) -> bool:
@@ -131,7 +137,7 @@ class Coordinator:
         job = self._jobs.get(job_id)
         if job is None:
             return False
-        self._call_off(job, CancelledError("The job was cancelled."))
+        self._call_off(job, endings.cancelled())
         return True
 
     async def control(self, action: str, payload: Payload) -> Payload:
@@ -139,6 +145,17 @@ class Coordinator:
         if self._link is None or self._drain_until is not None:
             raise self.unavailable()
         return await self._controls.run(self._link, action, payload)
+
+    async def change(self, action: str, payload: Payload, timeout: float) -> Payload:
+        """Run an action that jobs depend on: when all jobs before it have ended, for which it waits
+        `timeout` seconds, and before any job after it begins."""
+        if self._link is None or self._drain_until is not None:
+            raise self.unavailable()
+        return await self._gate.change(lambda: self.control(action, payload), timeout)
+
+    def gate(self) -> GateState:
+        """Whether a change waits or is being made, and who waits for it."""
+        return self._gate.state()
 
     def health(self) -> Health:
         return self._supervisor.health()
@@ -156,26 +173,19 @@ class Coordinator:
 
     def metrics(self) -> list[Metric]:
         """Samples of the stage and of the coordinator; gauges as they stand now."""
-        begun = sum(job.begun for job in self._jobs.values())
-        restarts = [
-            Metric("worker_restarts_total", count, {"reason": reason})
-            for reason, count in self._supervisor.restarts.items()
-        ]
         return [
             *self._supervisor.metrics,
             *self._tally.metrics(),
-            *restarts,
-            Metric("jobs_waiting", len(self._jobs) - begun, kind="gauge"),
-            Metric("jobs_running", begun, kind="gauge"),
-            Metric("worker_ready", float(self._link is not None), kind="gauge"),
+            *gauges(self._jobs.values(), self._gate.state(), ready=self._link is not None),
+            *restarts(self._supervisor.restarts),
         ]
 
     # -- from the supervisor ----------------------------------------------------------------------
 
     def stage_ready(self, link: Link) -> None:
         self._link = link
-        for job in self._jobs.values():
-            self._dispatch(job)
+        self._dispatch()
+        self._gate.stage(ready=True)
 
     def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
         match message:
@@ -183,8 +193,8 @@ class Coordinator:
                 if job := self._begin(job_id):
                     job.advance(message)
             case Output(job_id, meta, _, final):
-                # Credited here and not when it is read: somebody who waits for another job first
-                # must not stop the stage from sending that one.
+                # Credited here and not when it is read: whoever waits for another job first must
+                # not stop the stage from sending that one.
                 self._send(Credit(1))
                 if job := self._begin(job_id):
                     if final:
@@ -199,24 +209,12 @@ class Coordinator:
 
     def stage_lost(self, why: str) -> None:
         self._leave_link(why)
-        sent = [job for job in self._jobs.values() if job.sent]
-        # Jobs that only waited in the stage are innocent, unless nobody else is to blame.
-        charged = [job for job in sent if job.begun] or sent
-        for job in sent:
-            job.again()
-        for job in charged:
-            if job.attempt < self._limits.attempts:
-                job.attempt += 1
-                job.tell("attempt")
-            else:
-                error = WorkerLostError(
-                    f"The worker {why} while it ran the job, {job.attempt} times.",
-                    hint="The server's log has the details; a smaller job may work.",
-                )
-                self._fail(job, error)
+        for job in accuse(self._jobs.values(), self._limits.attempts):
+            self._fail(job, endings.worker_lost(why, job.attempt))
 
     def stage_unavailable(self, error: SglError) -> None:
         self._leave_link(str(error))
+        self._gate.close(self.unavailable())
         for job in list(self._jobs.values()):
             self._fail(job, self.unavailable())
 
@@ -226,13 +224,17 @@ class Coordinator:
         if self._link is not None:
             self._link.send(message)
 
-    def _dispatch(self, job: Job) -> None:
-        if self._link is not None:
+    def _dispatch(self) -> None:
+        for job in allowed(self._let_in()) if self._link is not None else ():
             job.sent = True
-            self._link.send(Submit(job.id, job.payload, job.attempt))
+            self._send(Submit(job.id, job.payload, job.attempt))
+
+    def _let_in(self) -> list[Job]:
+        return [job for job in self._jobs.values() if not self._gate.holds(job)]
 
     def _leave_link(self, why: str) -> None:
         self._link = None
+        self._gate.stage(ready=False)
         self._controls.lost(why)
 
     def _begin(self, job_id: str) -> Job | None:
@@ -252,7 +254,10 @@ class Coordinator:
     def _end(self, job: Job, outcome: str) -> None:
         del self._jobs[job.id]
         self._tally.ended(outcome, job.submitted_at)
+        self._gate.left(job)
         self._nudge.set()
+        if job.suspect:
+            self._dispatch()
 
     def _call_off(self, job: Job, error: SglError) -> None:
         if job.sent:
@@ -260,20 +265,7 @@ class Coordinator:
         self._fail(job, error)
 
     def _expire(self, job: Job, seconds: float) -> None:
-        error = EngineError(
-            f"The job was not done within {seconds:g} s.",
-            hint="Ask for less, or allow more time.",
-            code="deadline_exceeded",
-        )
-        self._call_off(job, error)
-
-    def _position(self, job: Job) -> int:
-        ahead = 0
-        for other in self._jobs.values():
-            if other is job:
-                break
-            ahead += not other.begun
-        return ahead
+        self._call_off(job, endings.too_late(seconds))
 
     async def _drain_and_stop(self) -> None:
         while self._jobs and self._supervisor.state != "failed":
@@ -286,10 +278,9 @@ class Coordinator:
                 await asyncio.wait_for(self._nudge.wait(), left)
             except TimeoutError:
                 pass
-        error = UnavailableError(
-            "The server stopped before the job ended.", code="server_restarted"
-        )
+        error = endings.server_stopped()
         for job in list(self._jobs.values()):
             self._call_off(job, error)
+        self._gate.close(error)
         await self._supervisor.stop()
         self._leave_link("was stopped")

@@ -6,9 +6,10 @@ Everything here is touched from the coordinator's event loop only.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,7 +70,8 @@ class _Subscriber:
 
 @dataclass(eq=False)
 class Job:
-    """State of one job. `sent` and `begun` are about the present attempt."""
+    """State of one job. `sent` and `begun` are about the present attempt; a `suspect` was in a
+    worker that died."""
 
     id: str
     payload: Payload
@@ -78,6 +80,7 @@ class Job:
     attempt: int = 1
     sent: bool = False
     begun: bool = False
+    suspect: bool = False
     percent: int = 0
     step: int = 0
     total: int = 0
@@ -181,6 +184,13 @@ class JobHandle:
     def cancel(self) -> bool:
         """End the job now with CancelledError; False if it had ended before."""
         return self._cancel(self._job.id)
+
+
+def jobs_ahead(jobs: Iterable[Job], job: Job) -> int:
+    """How many of `jobs`, oldest first, wait before `job`."""
+    return sum(
+        not other.begun for other in itertools.takewhile(lambda other: other is not job, jobs)
+    )
 
 
 def _present(job: Job) -> Event:

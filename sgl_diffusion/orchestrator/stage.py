@@ -28,6 +28,10 @@ class Outbox(Protocol):
         """Take in waiting messages and send a heartbeat: for workers whose step is long."""
 
 
+class CannotGoOnError(Exception):
+    """Raised by a worker that is in no known state: the stage ends and a new one is started."""
+
+
 class Worker(Protocol):
     """One model at work. All calls come from one thread, between steps or inside `Outbox.poll`.
 
@@ -46,7 +50,7 @@ class Worker(Protocol):
         """Drop a job at the next step boundary, without an answer; unknown ids are fine."""
 
     def control(self, action: str, payload: Payload) -> Payload:
-        """Run a control action between steps; raises SglError."""
+        """Run a control action between steps; raises SglError, or CannotGoOnError."""
 
     def step(self) -> bool:
         """Do one unit of work; False when there was nothing to do."""

@@ -38,7 +38,7 @@ from sgl_diffusion.orchestrator.messages import (
     Submit,
     ToStage,
 )
-from sgl_diffusion.orchestrator.stage import Worker, WorkerFactory
+from sgl_diffusion.orchestrator.stage import CannotGoOnError, Worker, WorkerFactory
 
 log = get_logger(__name__)
 
@@ -229,7 +229,7 @@ def _factory(entry: str) -> WorkerFactory:
 def _control(worker: Worker, control_id: str, action: str, payload: Payload) -> ControlDone:
     try:
         return ControlDone(control_id, worker.control(action, payload))
-    except ChannelError:
+    except (ChannelError, CannotGoOnError):
         raise
     except Exception as error:
         if not isinstance(error, SglError):

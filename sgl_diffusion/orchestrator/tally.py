@@ -6,8 +6,11 @@ import math
 import random
 import time
 from collections import Counter
+from collections.abc import Collection
 
 from sgl_diffusion.base.errors import BusyError
+from sgl_diffusion.orchestrator.gate import GateState
+from sgl_diffusion.orchestrator.job import Job
 from sgl_diffusion.orchestrator.messages import Metric
 
 # Seconds until a refused client may return; clients give up on longer waits.
@@ -65,6 +68,26 @@ class Tally:
             Metric("job_seconds_count", self._runs),
             Metric("job_seconds_sum", self._ran),
         ]
+
+
+def gauges(jobs: Collection[Job], gate: GateState, *, ready: bool) -> list[Metric]:
+    """What stands now: jobs that wait and run, and changes that hold jobs back."""
+    begun = sum(job.begun for job in jobs)
+    values = {
+        "jobs_waiting": len(jobs) - begun,
+        "jobs_running": begun,
+        "jobs_held": gate.held,
+        "changes_waiting": gate.changes,
+        "worker_ready": int(ready),
+    }
+    return [Metric(name, value, kind="gauge") for name, value in values.items()]
+
+
+def restarts(counts: Counter[str]) -> list[Metric]:
+    return [
+        Metric("worker_restarts_total", count, {"reason": reason})
+        for reason, count in counts.items()
+    ]
 
 
 def _clamp(seconds: float) -> float:

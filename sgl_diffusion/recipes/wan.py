@@ -7,7 +7,8 @@ VAE runs in fp32 unless told otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from sgl_diffusion.loader.index import ModelIndex, read_config
 from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.models.wan_weights import RULES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DEFAULTS = SamplingDefaults(
     width=832, height=480, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0
@@ -67,7 +71,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Wan:
         family="wan",
         pipeline_class=index.pipeline,
         backend="native",
-        tasks=("T2V", "T2I"),
+        tasks=("T2V", "T2I", "TI2I"),
         defaults=DEFAULTS,
         device=device.type,
         dit_precision=dtype_name(dtype),
@@ -76,6 +80,10 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Wan:
         attention_backend=backend.name,
         size_multiple=vae.spatial_factor * params.patch_size[1],
         frame_multiple=vae.temporal_factor,
+        edits="image-to-image",
+        max_images=1,
+        masks=True,
+        previews=True,
     )
     return Wan(card, device, transformer, text, vae, _scheduler_config(index))
 
@@ -105,14 +113,18 @@ class Wan:
         return [*self._transformer.blocks, *self._text.blocks(), *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES)}
+        return {"transformer": Adaptable(self._transformer, RULES, "WanTransformer3DModel")}
 
     def solver(self, params: ResolvedParams) -> Solver:
-        return make_solver(self._scheduler, params.num_inference_steps, params.flow_shift)
+        steps, shift = params.num_inference_steps, params.flow_shift
+        return make_solver(self._scheduler, steps, shift, start=params.start_step)
 
-    def encode(self, prompt: str, params: ResolvedParams) -> TextContext:
+    def encode(self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]) -> TextContext:
         text = self._text.encode([prompt], params.max_sequence_length)
         return self._transformer.prepare(text)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._vae.encode(pixels)
 
     def text_bucket(self, condition: TextContext) -> int:
         return condition.kv.shape[3]

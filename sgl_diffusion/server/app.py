@@ -10,19 +10,42 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from sgl_diffusion import __version__
-from sgl_diffusion.server import errors, images, info, metrics, video_content, videos
+from sgl_diffusion.server import (
+    errors,
+    events,
+    images,
+    info,
+    metrics,
+    remix,
+    video_content,
+    videos,
+)
+from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
+from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.files import Files
+from sgl_diffusion.server.inputs import Inputs
+from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
+from sgl_diffusion.server.probe import Probe
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.jobstore import JobStore
 
-ROUTERS = (info.router, metrics.router, images.router, videos.router, video_content.router)
+ROUTERS = (
+    info.router,
+    metrics.router,
+    images.router,
+    remix.router,  # before the videos: its fixed names are no ids
+    videos.router,
+    video_content.router,
+    events.router,
+)
 
 
 def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
@@ -31,7 +54,10 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="media")
     files = Files(settings.data_dir)
     runner = VideoRunner(client, jobs, files, settings, threads)
-    context = ServerContext(client, files, runner, settings, threads)
+    fetcher = Fetcher(settings.fetch)
+    inputs = Inputs(settings.inputs, fetcher, threads)
+    probe = Probe(client)
+    context = ServerContext(client, files, inputs, runner, settings, threads, probe)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +65,9 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            await probe.stop()
             await runner.stop()
+            fetcher.close()
             threads.shutdown(cancel_futures=True)
 
     app = FastAPI(
@@ -49,13 +77,34 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[
-            Middleware(Outermost),
-            Middleware(HeaderGuard, allowed_hosts=settings.allowed_hosts),
-        ],
+        middleware=_middleware(settings),
     )
     app.state.context = context
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """From the outside to the inside: names and the net, browsers, keys, slow bodies."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(settings.cors_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
+    )
+    public = PUBLIC_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    return [
+        Middleware(Outermost),
+        Middleware(
+            HeaderGuard,
+            allowed_hosts=settings.allowed_hosts,
+            origins=settings.cors_origins,
+            any_address=settings.any_address,
+        ),
+        *([cors] if settings.cors_origins else []),
+        Middleware(KeyGuard, keys=settings.keys, public=public),
+        Middleware(BodyClock, pause=settings.limits.body_timeout),
+    ]

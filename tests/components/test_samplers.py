@@ -76,6 +76,25 @@ def test_every_step_equals_diffusers(config: dict, shift: float | None) -> None:
             torch.testing.assert_close(ours.x, theirs, atol=3e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [WAN, {**WAN, "solver_order": 1}, EULER], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 3, 9, 20])
+def test_a_path_that_begins_later_equals_diffusers(config: dict, steps: int) -> None:
+    import diffusers
+
+    for start in {0, 1, steps // 2, steps - 1, steps}:
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        scheduler.set_timesteps(steps)
+        scheduler.set_begin_index(start)
+        solver = make_solver(config, steps, start=start)
+        assert solver.sigma(start) == pytest.approx(float(scheduler.sigmas[start]), abs=1e-6)
+        theirs = torch.randn(SHAPE, generator=torch.Generator().manual_seed(steps))
+        ours = SolverState.start(theirs)
+        for i, t in enumerate(scheduler.timesteps[start:], start):
+            theirs = scheduler.step(velocity_at(theirs, t.float()), t, theirs, return_dict=False)[0]
+            ours = advance(ours, velocity_at(ours.x, solver.timesteps[i]), solver.table[i : i + 1])
+            torch.testing.assert_close(ours.x, theirs, atol=3e-5, rtol=1e-5)
+
+
 def test_unipc_timesteps_are_whole() -> None:
     assert make_solver(WAN, 2).timesteps.tolist() == [999.0, 750.0]
 

@@ -56,6 +56,18 @@ def test_chunks_make_the_whole_clip(vae: VaeWan, theirs: Any, frames: int) -> No
     assert most_apart(torch.cat(chunks), whole(theirs, latents(frames))) <= 1
 
 
+@pytest.mark.parametrize("frames", [1, 5])
+def test_encoding_equals_the_vaes_own_mode(vae: VaeWan, theirs: Any, frames: int) -> None:
+    pixels = torch.rand(1, 3, frames, 48, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mean = torch.tensor(theirs.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(theirs.config.latents_std).view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        expected = (theirs.encode(pixels).latent_dist.mode() - mean) / std
+    encoded = vae.encode(pixels)
+    assert encoded.shape == (1, 16, (frames - 1) // 4 + 1, 6, 8) and encoded.std() > 0.1
+    assert (encoded - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
 def test_pictures_have_structure(vae: VaeWan) -> None:
     picture = torch.cat(list(vae.decode_chunks(latents(2)))).float()
     assert 10 < picture.std() < 70

@@ -39,7 +39,7 @@ class Bench:
 
     def look(self) -> None:
         for job in self.runner.jobs():
-            if job.encoded and job.step == job.params.num_inference_steps:
+            if job.encoded and job.step == job.steps:
                 rows = [row.state.x for row in job.rows if row.state is not None]
                 if len(rows) == len(job.rows):
                     self.latents[job.id] = rows

@@ -17,6 +17,7 @@ class RecordingOutbox:
 
     outputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     meta: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parts: dict[str, list[tuple[dict[str, Any], list[torch.Tensor]]]] = field(default_factory=dict)
     errors: dict[str, SglError] = field(default_factory=dict)
     steps: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -31,8 +32,11 @@ class RecordingOutbox:
     def output(
         self, job_id: str, meta: dict[str, Any], arrays: list[Any], *, final: bool = True
     ) -> None:
-        assert final and job_id not in self.outputs, "a job ends once"
-        self.outputs[job_id], self.meta[job_id] = arrays, meta
+        assert job_id not in self.outputs, "a job ends once"
+        if final:
+            self.outputs[job_id], self.meta[job_id] = arrays, meta
+        else:
+            self.parts.setdefault(job_id, []).append((meta, arrays))
 
     def failed(self, job_id: str, error: SglError) -> None:
         assert job_id not in self.errors and job_id not in self.outputs, "a job ends once"

@@ -34,8 +34,8 @@ def begun(pipeline: Pipeline, **wish: Any) -> Row:
     small = {"prompt": "a cat", "width": 32, "height": 32, "num_frames": 5}
     params = pipeline.card.resolve(SamplingParams(**small, **wish), video=True)  # type: ignore[arg-type]
     job = Job("job", params)
-    job.condition = pipeline.encode("a cat", params)
-    job.negative = pipeline.encode("", params)
+    job.condition = pipeline.encode("a cat", params, ())
+    job.negative = pipeline.encode("", params, ())
     job.solver = pipeline.solver(params)
     (row,) = job.rows
     row.state = SolverState.start(pipeline.noise(params, 1))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from sgl_diffusion.base.errors import NotFoundError, SetupError, UnavailableError
+from sgl_diffusion.base.errors import ConflictError, NotFoundError, SetupError, UnavailableError
+from sgl_diffusion.orchestrator import jobdb
 from sgl_diffusion.orchestrator.jobstore import MAX_INTERRUPTIONS, JobRow, JobStore
 from tests.orchestrator.play import descriptors
 
@@ -155,24 +159,34 @@ async def scenario_nothing(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"this is no database, and a long one " * 300, None])
-def test_a_damaged_database_is_put_aside(
+def test_a_damaged_database_is_put_aside_and_rebuilt(
     tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fill(store: JobStore) -> None:
         for number in range(200):
             await store.insert(row(number, payload={"text": "x" * 500}))
 
-    async def empty(store: JobStore) -> None:
-        assert await store.list("video") == []
-        await store.insert(row(1))
+        await store.update("video_005", status="completed", files=[{"name": "x"}])
+        await store.update("video_006", status="in_progress", attempts=1)
+        await store.delete("video_007")
+        kept.extend(reversed(await store.list("video", limit=300)))
 
+    async def rebuilt(store: JobStore) -> None:
+        assert await store.list("video", limit=300, order="asc") == kept
+        assert [event["kind"] for event in await store.events("video_005")] == ["rebuilt"]
+        await store.insert(row(500))
+
+    kept: list[JobRow] = []
     with_store(tmp_path, fill)
     path = tmp_path / "jobs.db"
     content = bytearray(path.read_bytes())
     path.write_bytes(damage or content[:8192] + os.urandom(16384) + content[24576:])
-    with_store(tmp_path, empty)
-    (kept,) = tmp_path.glob("jobs.db.corrupt-*")
-    assert kept.stat().st_size > 0
+    (tmp_path / "jobs" / "video_008.json").write_text("{")
+    kept = [found for found in kept if found.id != "video_008"]
+    with_store(tmp_path, rebuilt)
+    (aside,) = tmp_path.glob("jobs.db.corrupt-*")
+    assert aside.stat().st_size > 0
+    assert "video_008.json cannot be read" in caplog.text
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -197,11 +211,152 @@ def test_a_folder_that_cannot_be_used_is_an_error_with_its_name(tmp_path: Path) 
 def test_a_full_disk_is_an_error_of_the_server_and_not_of_the_database(tmp_path: Path) -> None:
     async def scenario(store: JobStore) -> None:
         await store.insert(row(1))
-        pages = "PRAGMA max_page_count = 8"
-        await store._run(lambda: store._db.execute(pages).fetchone())
+        pages = "PRAGMA max_page_count = 12"
+        await store._run(lambda: store._table._db.execute(pages).fetchone())
         with pytest.raises(UnavailableError) as caught:
             await store.insert(row(2, payload={"text": "x" * 100_000}))
         assert caught.value.code == "insufficient_storage"
         assert [found.id for found in await store.list("video")] == ["video_001"]
+
+    with_store(tmp_path, scenario)
+
+
+def test_the_same_request_is_one_job(tmp_path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        first = row(1, idempotency_key="k", body_hash="h", owner="a")
+        assert await store.insert(first) == first
+        again = dataclasses.replace(first, id="video_100", created_at=1000.0 + 3600)
+        assert (await store.insert(again)).id == first.id
+        with pytest.raises(ConflictError) as caught:
+            await store.insert(dataclasses.replace(again, body_hash="other"))
+        assert caught.value.code == "idempotency_key_reused"
+        stranger = dataclasses.replace(again, id="video_101", owner="b")
+        assert (await store.insert(stranger)).id == "video_101"
+        tomorrow = dataclasses.replace(first, id="video_102", created_at=1000.0 + 25 * 3600)
+        assert (await store.insert(tomorrow)).id == "video_102"
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_retry_finds_its_job_for_ten_minutes(tmp_path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        first = row(1, body_hash="h")
+        await store.insert(first)
+        again = dataclasses.replace(first, id="video_100", created_at=first.created_at + 500)
+        assert (await store.insert(again, retried=True)).id == first.id
+        assert (await store.insert(again)).id == "video_100"  # asked twice on purpose
+        late = dataclasses.replace(first, id="video_101", created_at=again.created_at + 700)
+        assert (await store.insert(late, retried=True)).id == "video_101"
+
+    with_store(tmp_path, scenario)
+
+
+def test_the_history_of_a_job_is_only_added_to(tmp_path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        await store.insert(row(1, owner="a"))
+        await store.update("video_001", status="in_progress", attempts=1)
+        await store.update("video_001", progress=40)
+        error = {"code": "worker_lost", "message": "gone"}
+        await store.update("video_001", status="failed", error=error, why={"worker": 7})
+        with pytest.raises(ConflictError):
+            await store.update("video_001", status="queued")
+        with pytest.raises(ConflictError):
+            await store.update("video_001", status="completed")
+        assert not await store.expired("video_001")
+        assert await store.expire("video_001", "age") and not await store.expire("video_001", "age")
+        assert await store.expired("video_001") and await store.expired("video_001", "a")
+        assert not await store.expired("video_001", "b")
+        kinds = [event["kind"] for event in await store.events("video_001")]
+        assert kinds == ["created", "in_progress", "failed", "expired"]
+        assert (await store.events("video_001"))[2]["code"] == "worker_lost"
+        with pytest.raises(sqlite3.IntegrityError, match="never changed"):
+            change = "UPDATE events SET kind = 'x'"
+            await store._run(lambda: store._table._db.execute(change))
+        await store.prune()
+        assert await store.expired("video_001")
+
+    with_store(tmp_path, scenario)
+
+
+def test_what_was_expired_is_forgotten_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(store: JobStore) -> None:
+        for number in (1, 2):
+            await store.insert(row(number))
+        await store.expire("video_001", "age")
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
+        assert not await store.expired("video_001")
+        await store.prune()
+        assert await store.events("video_001") == []
+        assert len(await store.events("video_002")) == 1
+
+    with_store(tmp_path, scenario)
+
+
+def test_all_files_are_private(tmp_path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        await store.insert(row(1))
+        for path in (folder, *folder.rglob("*")):
+            wanted = 0o700 if path.is_dir() else 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+    folder = tmp_path / "data"
+    before = os.umask(0)
+    try:
+        with_store(folder, scenario)
+    finally:
+        os.umask(before)
+
+
+def test_a_network_file_system_gets_a_rollback_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(store: JobStore) -> None:
+        await store.insert(row(1))
+        (mode,) = await store._run(
+            lambda: store._table._db.execute("PRAGMA journal_mode").fetchone()
+        )
+        modes.append(mode)
+
+    modes: list[str] = []
+    with_store(tmp_path, scenario_empty)
+    monkeypatch.setattr(jobdb, "filesystem_of", lambda path: "nfs4")
+    with_store(tmp_path, scenario)
+    assert modes == ["delete"] and "network file system (nfs4)" in caplog.text
+
+
+async def scenario_empty(store: JobStore) -> None:
+    assert await store.list("video") == []
+
+
+def test_the_kernel_names_the_file_system() -> None:
+    assert jobdb.filesystem_of(Path("/proc")) == "proc"
+
+
+def test_a_database_of_the_first_version_is_migrated(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
+    db.executescript(f"BEGIN; {jobdb._MIGRATIONS[0]} PRAGMA user_version = 1; COMMIT;")
+    db.execute(
+        "INSERT INTO jobs VALUES"
+        " ('a', 'video', 'in_progress', '{}', 5, 1, 0, 1.0, NULL, NULL, '[]')"
+    )
+    db.close()
+
+    async def scenario(store: JobStore) -> None:
+        (found,) = await store.recover()
+        assert (found.id, found.attempts, found.interruptions) == ("a", 1, 1)
+        assert (found.model, found.seeds, found.idempotency_key) == ("", [], None)
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_row_whose_sidecar_cannot_be_written_is_not_stored(tmp_path: Path) -> None:
+    async def scenario(store: JobStore) -> None:
+        shutil.rmtree(tmp_path / "jobs")
+        with pytest.raises(UnavailableError):
+            await store.insert(row(1))
+        assert await store.list("video") == []
 
     with_store(tmp_path, scenario)

@@ -93,6 +93,51 @@ def test_a_job_that_kills_every_worker_does_not_take_waiting_ones_along() -> Non
     play(scenario)
 
 
+def test_the_companions_of_a_poison_job_are_not_given_up() -> None:
+    async def scenario(coordinator: Coordinator) -> None:
+        early = [await coordinator.submit({"steps": 8, "sleep": 0.01}) for _ in range(3)]
+        poison = await coordinator.submit({"steps": 9, "at": 3, "crash": True})
+        late = [await coordinator.submit({"steps": 8, "sleep": 0.01}) for _ in range(3)]
+        await until(lambda: coordinator.health().restarts == 1)
+        newcomer = await coordinator.submit({"steps": 2})
+        with pytest.raises(WorkerLostError):
+            await poison.result()
+        for job in (*early, *late, newcomer):
+            await job.result()
+        assert {job.snapshot().attempt for job in (*early, *late)} == {2}
+        assert (poison.snapshot().attempt, newcomer.snapshot().attempt) == (2, 1)
+        assert restarts(coordinator) == {"signal": 2}
+        # Suspects ran one at a time, and the newcomer after them.
+        seen = (await coordinator.control("look", {}))["seen"]
+        assert seen == [job.id for job in (*late, newcomer)]
+
+    play(scenario)
+
+
+def test_a_suspect_that_is_cancelled_makes_room_for_the_next() -> None:
+    async def scenario(coordinator: Coordinator) -> None:
+        jobs = [await coordinator.submit(LONG) for _ in range(3)]
+        await until(lambda: all(job.snapshot().step >= 1 for job in jobs))
+        await kill_in_the_middle(coordinator, jobs[0])
+        await until(lambda: jobs[0].snapshot().step >= 1)
+        assert [job.snapshot().state for job in jobs[1:]] == ["queued", "queued"]
+        jobs[0].cancel()
+        jobs[1].cancel()
+        await jobs[2].result()
+
+    play(scenario)
+
+
+def test_a_death_under_an_earlier_server_counts() -> None:
+    async def scenario(coordinator: Coordinator) -> None:
+        poison = await coordinator.submit({"steps": 9, "at": 2, "crash": True}, attempt=2)
+        with pytest.raises(WorkerLostError):
+            await poison.result()
+        assert restarts(coordinator) == {"signal": 1}
+
+    play(scenario)
+
+
 def test_a_death_before_any_progress_is_charged_to_those_who_were_there() -> None:
     async def scenario(coordinator: Coordinator) -> None:
         poison = await coordinator.submit({"at": 0, "crash": True})

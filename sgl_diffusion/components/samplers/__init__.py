@@ -27,7 +27,8 @@ __all__ = [
 
 _PLAIN = Spacing()
 
-Builder = Callable[[Mapping[str, Any], int, float | None, Spacing], Solver]
+# From config, steps, flow shift, spacing and the first step that is run.
+Builder = Callable[[Mapping[str, Any], int, float | None, Spacing, int], Solver]
 
 # Keyed by the class a repository names in its scheduler_config.json.
 SAMPLERS: Registry[Builder] = Registry(
@@ -44,8 +45,11 @@ def make_solver(
     num_steps: int,
     flow_shift: float | None = None,
     spacing: Spacing = _PLAIN,
+    *,
+    start: int = 0,
 ) -> Solver:
-    """The solver of one job. `flow_shift` overrides the shift of the config and of `spacing`.
+    """The solver of one job. `flow_shift` overrides the shift of the config and of `spacing`;
+    `start` is the first step that is run, where denoising begins with a picture.
 
     A scheduler this package does not compute raises a ConfigError with the code `UNSUPPORTED`.
     """
@@ -65,4 +69,4 @@ def make_solver(
         raise ConfigError("The scheduler config has no _class_name.", param="scheduler")
     if name not in SAMPLERS:
         raise unsupported(f"The sampler {name} is not supported, only {', '.join(SAMPLERS)}.")
-    return SAMPLERS.get(name)(scheduler_config, num_steps, flow_shift, spacing)
+    return SAMPLERS.get(name)(scheduler_config, num_steps, flow_shift, spacing, start)

@@ -24,7 +24,11 @@ SUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 
 def build(
-    config: Mapping[str, Any], steps: int, flow_shift: float | None, spacing: Spacing
+    config: Mapping[str, Any],
+    steps: int,
+    flow_shift: float | None,
+    spacing: Spacing,
+    start: int,
 ) -> Solver:
     """The table for a FlowMatchEulerDiscreteScheduler's config."""
     check_options("FlowMatchEulerDiscreteScheduler", config, SUPPORTED, defaults={})
@@ -35,7 +39,7 @@ def build(
     table[:, COLUMNS.index("c_x")] = 1
     table[:, COLUMNS.index("p_x")] = following / now
     table[:, COLUMNS.index("p_x0")] = 1 - following / now
-    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float())
+    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float(), start)
 
 
 def _shift(config: Mapping[str, Any], flow_shift: float | None, spacing: Spacing) -> float:

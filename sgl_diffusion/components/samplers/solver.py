@@ -28,13 +28,21 @@ COLUMNS = ("sigma", "c_x", "c_last", "c_m0", "c_m1", "c_x0", "p_x", "p_x0", "p_m
 
 @dataclass(frozen=True)
 class Solver:
-    """One job's `timesteps` [n] for the model and `table` [n, 9], row i for step i; fp32, CPU."""
+    """One job's `timesteps` [n] for the model and `table` [n, 9], row i for step i; fp32, CPU.
+
+    The rows from `start` on are used; the first of them leans on no history.
+    """
 
     timesteps: Tensor
     table: Tensor
+    start: int = 0
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def sigma(self, step: int) -> float:
+        """How much of the latents is noise before `step`; behind the last step there is none."""
+        return float(self.table[step, 0]) if step < len(self) else 0.0
 
 
 class SolverState(NamedTuple):

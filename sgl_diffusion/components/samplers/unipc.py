@@ -47,7 +47,11 @@ DEFAULTS: Mapping[str, Any] = {"prediction_type": "epsilon", "use_flow_sigmas": 
 
 
 def build(
-    config: Mapping[str, Any], steps: int, flow_shift: float | None, spacing: Spacing
+    config: Mapping[str, Any],
+    steps: int,
+    flow_shift: float | None,
+    spacing: Spacing,
+    start: int,
 ) -> Solver:
     """The table for a UniPCMultistepScheduler's config."""
     check_options(NAME, config, SUPPORTED, DEFAULTS)
@@ -57,15 +61,15 @@ def build(
     sigmas, timesteps = unipc_schedule(steps, shift, int(config.get("num_train_timesteps", 1000)))
     order_cap = int(config.get("solver_order", 2))
     # Order 1 at both ends: no history at the first step, no second sigma to lean on at the last.
-    orders = [min(order_cap, steps - i, i + 1) for i in range(steps)]
+    orders = [min(order_cap, steps - i, max(i - start, 0) + 1) for i in range(steps)]
     table = np.zeros((steps, len(COLUMNS)))
     for i in range(steps):
         row = {"sigma": float(sigmas[i])}
-        row |= _corrector(sigmas, i, orders[i - 1]) if i else {"c_x": 1.0}
+        row |= _corrector(sigmas, i, orders[i - 1]) if i > start else {"c_x": 1.0}
         row |= _predictor(sigmas, i, orders[i])
         for name, value in row.items():
             table[i, COLUMNS.index(name)] = value
-    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float())
+    return Solver(torch.from_numpy(timesteps), torch.from_numpy(table).float(), start)
 
 
 def _log_snr(sigma: float) -> float:

@@ -1,0 +1,153 @@
+"""The checks of single sampling parameters; each raises a RequestError that names the argument."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from sgl_diffusion.base.errors import RequestError
+
+if TYPE_CHECKING:
+    from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+
+MAX_PROMPT_CHARS = 32_000
+MAX_PARTIAL_IMAGES = 3
+
+
+def check_texts(wish: SamplingParams) -> None:
+    if not wish.prompt.strip():
+        raise RequestError("The prompt is empty.", code="prompt_empty", param="prompt")
+    for param, text in (("prompt", wish.prompt), ("negative_prompt", wish.negative_prompt)):
+        if text is not None and len(text) > MAX_PROMPT_CHARS:
+            raise RequestError(
+                f"{param} has {len(text)} characters; the limit is {MAX_PROMPT_CHARS}.",
+                code="prompt_too_long",
+                param=param,
+            )
+        if text is not None and any("\ud800" <= char <= "\udfff" for char in text):
+            raise RequestError(
+                f"{param} is not valid Unicode.",
+                hint="On a command line it has to be UTF-8.",
+                code="invalid_unicode",
+                param=param,
+            )
+
+
+def check_pictures(card: ModelCard, wish: SamplingParams, *, video: bool) -> None:
+    """The input pictures, and what makes sense only with them."""
+    count = len(wish.images)
+    if video and count and card.edits != "native":
+        raise RequestError(
+            f"input_reference is not supported: {card.name} makes no videos from pictures.",
+            hint="Leave the picture out.",
+            code="unsupported_parameter",
+            param="images",
+        )
+    if count > card.max_images:
+        takes = f"at most {card.max_images}" if card.max_images else "no pictures"
+        raise RequestError(
+            f"{card.name} takes {takes}.",
+            hint="Send fewer." if card.max_images else "It works from a prompt alone.",
+            code="too_many_images" if card.max_images else "edits_not_supported",
+            param="images",
+        )
+    if count < card.min_images:
+        raise RequestError(
+            f"{card.name} works on a picture, and none was given.",
+            hint="Use /v1/images/edits, or --image on the command line.",
+            code="image_required",
+            param="images",
+        )
+    if wish.mask is not None and not card.masks:
+        raise _takes_no(card, "mask")
+    if wish.strength is not None and card.edits != "image-to-image":
+        raise _takes_no(card, "strength")
+    for param in ("mask", "strength"):
+        if getattr(wish, param) is not None and not count:
+            raise RequestError(
+                f"{param} needs a picture to work on.",
+                code="conflicting_parameters",
+                param=param,
+            )
+    if wish.mask is not None and video:
+        raise _takes_no(card, "mask", " for videos")
+    if wish.partial_images and (video or not card.previews):
+        raise RequestError(
+            f"{card.name} cannot show pictures that are under way.",
+            hint="Leave partial_images out.",
+            code="streaming_not_supported",
+            param="partial_images",
+        )
+
+
+def strength(card: ModelCard, wish: SamplingParams) -> float | None:
+    """Of the steps of an image-to-image job; None where denoising begins with noise."""
+    if not wish.images or card.edits != "image-to-image":
+        return None
+    # What a mask marks is made anew, unless something else is asked for.
+    default = card.defaults.strength if wish.mask is None else 1.0
+    return within("strength", default if wish.strength is None else wish.strength, 0.0, 1.0)
+
+
+def edge(card: ModelCard, param: str, value: int) -> int:
+    unit, most = card.size_multiple, card.max_edge
+    if unit <= value <= most and value % unit == 0:
+        return value
+    below = min(max(value // unit * unit, unit), most // unit * unit)
+    above = min(below + unit, most // unit * unit)
+    nearest = f"{below}" if value <= below or below == above else f"{below} or {above}"
+    raise RequestError(
+        f"{param} {value} is not a multiple of {unit} from {unit} to {most}.",
+        hint=f"Nearest: {nearest}.",
+        code="invalid_size",
+        param=param,
+    )
+
+
+def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
+    count = len(params.seeds)
+    pixels = params.width * params.height * params.num_frames * count
+    if pixels > card.max_pixels:
+        raise RequestError(
+            f"{count} x {params.num_frames} frames of {params.width}x{params.height} are "
+            f"{pixels / 1e6:.0f} million pixels; the limit is {card.max_pixels / 1e6:.0f}.",
+            hint="Ask for a smaller size, fewer frames or fewer outputs.",
+            code="request_too_large",
+        )
+
+
+def optional(
+    card: ModelCard, param: str, wish: float | None, low: float, high: float
+) -> float | None:
+    """A parameter that only some models know: those with a default for it."""
+    default: float | None = getattr(card.defaults, param)
+    if default is None and wish is not None:
+        raise _takes_no(card, param)
+    return default if wish is None else within(param, wish, low, high)
+
+
+def _takes_no(card: ModelCard, param: str, where: str = "") -> RequestError:
+    return RequestError(
+        f"{card.name} takes no {param}{where}.",
+        hint="Leave it out.",
+        code="unsupported_parameter",
+        param=param,
+    )
+
+
+def within(param: str, value: float, low: float, high: float) -> float:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(f"{param} is not a finite number.", code="not_finite", param=param)
+    if low <= value <= high:
+        return value
+    raise RequestError(
+        f"{param} is {_plain(value)}; it must be from {_plain(low)} to {_plain(high)}.",
+        code="out_of_range",
+        param=param,
+    )
+
+
+def _plain(value: float) -> str:
+    if abs(value) > 1e20:
+        return "far off"
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -1,0 +1,33 @@
+"""The errors with which the coordinator itself ends a job."""
+
+from __future__ import annotations
+
+from sgl_diffusion.base.errors import (
+    CancelledError,
+    EngineError,
+    UnavailableError,
+    WorkerLostError,
+)
+
+
+def cancelled() -> CancelledError:
+    return CancelledError("The job was cancelled.")
+
+
+def too_late(seconds: float) -> EngineError:
+    return EngineError(
+        f"The job was not done within {seconds:g} s.",
+        hint="Ask for less, or allow more time.",
+        code="deadline_exceeded",
+    )
+
+
+def worker_lost(why: str, attempts: int) -> WorkerLostError:
+    return WorkerLostError(
+        f"The worker {why} while it ran the job, {attempts} times.",
+        hint="The server's log has the details; a smaller job may work.",
+    )
+
+
+def server_stopped() -> UnavailableError:
+    return UnavailableError("The server stopped before the job ended.", code="server_restarted")
