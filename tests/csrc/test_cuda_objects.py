@@ -86,7 +86,7 @@ def test_sass_has_wide_loads_and_no_spills(kernels: dict[str, list[str]]) -> Non
 def test_sm90_attention_is_made_of_copies_and_products_of_warpgroups(
     kernels: dict[str, list[str]],
 ) -> None:
-    """Steps of 16 of head dim and keys: the first scores, those of the loop, its values, the last."""
+    """Products are 16 deep: two of scores and two of values, before, in and after the loop."""
     for text in kernels["sm90_attention_kernel"]:
         dim, keys = (128, 176) if "ILi128E" in text.split("\n", 1)[0] else (64, 128)
         products = re.findall(r"\bHGMMA\.64x(\d+)x16\.F32\.BF16\b", text)
