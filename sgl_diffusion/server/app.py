@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from sgl_diffusion import __version__
-from sgl_diffusion.server import errors, images, info, metrics, video_content, videos
+from sgl_diffusion.server import errors, image_store, images, info, metrics, video_content, videos
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.jobstore import JobStore
 
-ROUTERS = (info.router, metrics.router, images.router, videos.router, video_content.router)
+ROUTERS = (
+    info.router,
+    metrics.router,
+    images.router,
+    image_store.router,
+    videos.router,
+    video_content.router,
+)
 
 
 def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:

@@ -21,6 +21,7 @@ MAX_FILES = 20
 MAX_DEPTH = 64
 MAX_ITEMS = 10_000
 _MAX_BOUNDARY = 70  # RFC 2046
+_LISTS = frozenset({"image", "url"})  # several may come, with or without brackets
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,9 @@ def _collect(form: FormData) -> dict[str, Any]:
         _check_text(name, None)
         if isinstance(value, str):
             _check_text(value, name)
+        if name in _LISTS and not inner:
+            fields.setdefault(name, []).append(value)
+            continue
         if "[" not in key:
             clash = name in fields
             fields[name] = value

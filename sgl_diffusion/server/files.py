@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,13 @@ _PART = ".part"
 
 
 class Files:
-    """The folders `images` and `videos` under the data folder."""
+    """The folders `images`, `videos` and `inputs` under the data folder."""
 
     def __init__(self, root: Path) -> None:
         self.images = root / "images"
         self.videos = root / "videos"
-        for folder in (self.images, self.videos):
+        self._inputs = root / "inputs"
+        for folder in (self.images, self.videos, self._inputs):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
@@ -30,6 +32,13 @@ class Files:
                 ) from None
             for left_over in folder.glob(f"*{_PART}"):  # of a process that died while writing
                 left_over.unlink(missing_ok=True)
+        for left_over in self._inputs.glob("image_*"):  # image jobs end with their server
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def inputs(self, job_id: str) -> Path:
+        """The folder of the pictures that came with a job; whoever ends the job removes it."""
+        assert is_id(job_id, "image") or is_id(job_id, "video"), job_id
+        return self._inputs / job_id
 
     def video(self, video_id: str, index: int = 0, variant: str = "video") -> Path:
         """A file of a video job; `index` counts its outputs."""
@@ -40,14 +49,6 @@ class Files:
     def image(self, image_id: str, index: int, kind: str) -> Path:
         assert is_id(image_id, "image") and index >= 0 and kind in IMAGE_TYPES
         return self.images / f"{image_id}_{index}.{kind}"
-
-    def find_image(self, image_id: str, index: int) -> tuple[Path, str] | None:
-        """Path and media type of a kept image."""
-        for kind, media_type in IMAGE_TYPES.items():
-            path = self.image(image_id, index, kind)
-            if path.is_file():
-                return path, media_type
-        return None
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
