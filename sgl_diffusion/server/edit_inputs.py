@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.server.context import ServerContext
-from sgl_diffusion.server.files import write_file
+from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.schemas import EditRequest
 
 if TYPE_CHECKING:
@@ -31,23 +28,19 @@ class Pictures:
 class EditInputs:
     """The input files of one job: `images` and `mask` say where they are once `keep` is done."""
 
-    def __init__(self, folder: Path, pictures: Pictures) -> None:
-        self._folder = folder
-        self._pictures = pictures
-        names = [f"{index}.png" for index in range(len(pictures.images))]
-        self.images = tuple(str(folder / name) for name in names)
-        self.mask = None if pictures.mask is None else str(folder / "mask.png")
+    def __init__(self, files: Files, job_id: str, pictures: Pictures) -> None:
+        self._files, self._job_id, self._pictures = files, job_id, pictures
+        count = len(pictures.images)
+        self.images = tuple(str(files.input(job_id, index)) for index in range(count))
+        self.mask = None if pictures.mask is None else str(files.input(job_id, count))
 
     def keep(self) -> None:
         """Write the files. Runs in a thread."""
-        self._folder.mkdir(mode=0o700, parents=True)
-        for path, picture in zip(self.images, self._pictures.images, strict=True):
-            write_file(Path(path), partial(_save, picture))
-        if self.mask is not None:
-            write_file(Path(self.mask), partial(_save, self._pictures.mask))
+        mask = [] if self._pictures.mask is None else [self._pictures.mask]
+        self._files.write_inputs(self._job_id, [*self._pictures.images, *mask])
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._files.drop_inputs(self._job_id)
 
 
 async def read_inputs(context: ServerContext, card: ModelCard, wanted: EditRequest) -> Pictures:
@@ -94,7 +87,3 @@ async def read_inputs(context: ServerContext, card: ModelCard, wanted: EditReque
                 param="mask",
             )
     return Pictures(images, mask)
-
-
-def _save(picture: Any, path: Path) -> None:
-    picture.save(path, format="PNG", compress_level=1)

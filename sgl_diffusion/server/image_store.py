@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from sgl_diffusion.base.errors import NotFoundError, RequestError
@@ -65,7 +66,7 @@ async def content(
 
 async def _find(context: ServerContext, image_id: str) -> JobRow:
     if image_id in ("generations", "edits"):
-        raise RequestError("This route knows POST only.", code="method_not_allowed")
+        raise HTTPException(405, headers={"Allow": "POST"})
     if not is_id(image_id, KIND):
         raise _no_image()
     jobs = context.runner.jobs

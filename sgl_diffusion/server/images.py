@@ -58,7 +58,7 @@ async def edit(request: Request, context: Context) -> Response:
     finally:
         await body.close()
     image_id = new_id(KIND)
-    inputs = EditInputs(context.files.inputs(image_id), pictures)
+    inputs = EditInputs(context.files, image_id, pictures)
     wish = wanted.edit_wish(card, pictures.size, inputs.images, inputs.mask)
     params = resolve(context, wish, video=False, by_size=wanted.size is not None)
     job = ImageJob(context, image_id, wanted, params, context.model_name(card), "image_edit")
@@ -79,7 +79,7 @@ def resolve(
     except RequestError as error:
         if by_size and error.code == "invalid_size":
             error.param = "size"
-        if error.param == "images":
+        if error.param == "images" and not video:
             error.param = "image"
         raise
 

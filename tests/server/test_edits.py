@@ -79,7 +79,7 @@ def test_the_answer_is_that_of_generations(api: Any) -> None:
     "names", [["image"], ["image[]"], ["image", "image"], ["image", "image[]"]]
 )
 def test_pictures_come_under_every_name(api: Any, names: list[str]) -> None:
-    api.client.served = dataclasses.replace(api.client.served, edits="native", max_images=3)
+    api.client.model = dataclasses.replace(api.client.model, edits="native", max_images=3)
     spy = Spy(api)
     colors = [(10 * index, 0, 0) for index in range(len(names))]
     files = [(name, file(png(color=color))) for name, color in zip(names, colors, strict=True)]
@@ -89,7 +89,7 @@ def test_pictures_come_under_every_name(api: Any, names: list[str]) -> None:
 
 
 def test_urls_are_read_through_the_guard(api: Any) -> None:
-    api.client.served = dataclasses.replace(api.client.served, edits="native", max_images=3)
+    api.client.model = dataclasses.replace(api.client.model, edits="native", max_images=3)
     spy = Spy(api)
     address = "data:image/png;base64," + base64.b64encode(png(color=(1, 2, 3))).decode()
     answer = edit(api, {"image": file()}, **{"url[]": [address, address]})
@@ -196,7 +196,7 @@ def test_json_is_no_edit(api: Any) -> None:
 def test_what_the_model_cannot_do(
     api: Any, card: dict[str, Any], data: dict[str, Any], code: str
 ) -> None:
-    api.client.served = dataclasses.replace(api.client.served, **card)
+    api.client.model = dataclasses.replace(api.client.model, **card)
     files = {"image": file()}
     if "mask" in data:
         files["mask"] = file()
@@ -207,8 +207,8 @@ def test_what_the_model_cannot_do(
 
 
 def test_a_model_that_needs_a_picture_makes_none_from_words(api: Any) -> None:
-    api.client.served = dataclasses.replace(
-        api.client.served, edits="native", min_images=1, max_images=3
+    api.client.model = dataclasses.replace(
+        api.client.model, edits="native", min_images=1, max_images=3
     )
     answer = api.post("/v1/images/generations", json={"prompt": "x"})
     assert answer.json()["error"]["code"] == "image_required"
