@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,6 +19,7 @@ from sgl_diffusion.server import (
     images,
     info,
     metrics,
+    openapi,
     remix,
     video_content,
     videos,
@@ -32,6 +33,7 @@ from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.probe import Probe
+from sgl_diffusion.server.validate import check_query
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 ROUTERS = (
     info.router,
     metrics.router,
+    openapi.router,
     images.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
@@ -74,9 +77,9 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         title="sgl_diffusion",
         version=__version__,
         lifespan=lifespan,
-        # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
-        openapi_url=None,
+        openapi_url=None,  # server/openapi.py knows the bodies, the framework does not
         redirect_slashes=False,
+        dependencies=[Depends(check_query)],
         middleware=_middleware(settings),
     )
     app.state.context = context
