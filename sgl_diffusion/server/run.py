@@ -24,6 +24,7 @@ from sgl_diffusion.orchestrator.jobstore import JobStore
 from sgl_diffusion.server.app import create_app
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.ports import bind
+from sgl_diffusion.server.storage import s3_settings
 
 log = get_logger(__name__)
 
@@ -171,6 +172,7 @@ def _settings(options: ServeOptions) -> Settings:
         num_gpus=options.num_gpus,
         request_timeout=options.request_timeout,
         metadata=options.metadata,
+        s3=s3_settings(options),
         allowed_hosts=frozenset(hosts),
     )
 
