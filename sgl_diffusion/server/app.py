@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from sgl_diffusion import __version__
 from sgl_diffusion.server import (
     errors,
     events,
+    image_store,
     images,
     info,
     metrics,
@@ -22,11 +24,13 @@ from sgl_diffusion.server import (
     video_content,
     videos,
 )
+from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.inputs import Inputs
+from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.probe import Probe
 
@@ -38,6 +42,7 @@ ROUTERS = (
     info.router,
     metrics.router,
     images.router,
+    image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
     video_content.router,
@@ -74,13 +79,34 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[
-            Middleware(Outermost),
-            Middleware(HeaderGuard, allowed_hosts=settings.allowed_hosts),
-        ],
+        middleware=_middleware(settings),
     )
     app.state.context = context
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """From the outside to the inside: names and the net, browsers, keys, slow bodies."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(settings.cors_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
+    )
+    public = PUBLIC_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    return [
+        Middleware(Outermost),
+        Middleware(
+            HeaderGuard,
+            allowed_hosts=settings.allowed_hosts,
+            origins=settings.cors_origins,
+            any_address=settings.any_address,
+        ),
+        *([cors] if settings.cors_origins else []),
+        Middleware(KeyGuard, keys=settings.keys, public=public),
+        Middleware(BodyClock, pause=settings.limits.body_timeout),
+    ]

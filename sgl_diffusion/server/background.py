@@ -121,6 +121,7 @@ class VideoRunner:
             if live.handle is not None:
                 live.handle.cancel()
         remove_video_files(self._files, job_id)
+        self._files.drop_inputs(job_id)
 
     def stop_taking(self) -> None:
         """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
