@@ -16,6 +16,7 @@ from sgl_diffusion import __version__
 from sgl_diffusion.server import (
     errors,
     events,
+    image_store,
     images,
     info,
     metrics,
@@ -43,6 +44,7 @@ ROUTERS = (
     info.router,
     metrics.router,
     images.router,
+    image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
     video_content.router,
