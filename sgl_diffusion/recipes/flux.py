@@ -106,7 +106,7 @@ class Flux:
         return [*self._transformer.blocks(), *self._t5.blocks(), *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES)}
+        return {"transformer": Adaptable(self._transformer, RULES, "FluxTransformer2DModel")}
 
     def solver(self, params: ResolvedParams) -> Solver:
         tokens = params.width * params.height // self.card.size_multiple**2
