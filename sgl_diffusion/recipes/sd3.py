@@ -112,7 +112,7 @@ class Sd3:
         return [*self._transformer.blocks, *text, *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES)}
+        return {"transformer": Adaptable(self._transformer, RULES, "SD3Transformer2DModel")}
 
     def solver(self, params: ResolvedParams) -> Solver:
         steps, shift = params.num_inference_steps, params.flow_shift
