@@ -16,6 +16,7 @@ from sgl_diffusion import __version__
 from sgl_diffusion.server import (
     errors,
     events,
+    image_store,
     images,
     info,
     metrics,
@@ -33,6 +34,8 @@ from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.probe import Probe
+from sgl_diffusion.server.storage import Bucket
+from sgl_diffusion.server.uploads import Uploads
 from sgl_diffusion.server.validate import check_query
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ ROUTERS = (
     metrics.router,
     openapi.router,
     images.router,
+    image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
     video_content.router,
@@ -60,16 +64,23 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     fetcher = Fetcher(settings.fetch)
     inputs = Inputs(settings.inputs, fetcher, threads)
     probe = Probe(client)
-    context = ServerContext(client, files, inputs, runner, settings, threads, probe)
+    uploads = None
+    if settings.s3 is not None:
+        uploads = Uploads(Bucket(settings.s3), jobs, files.folder)
+    context = ServerContext(client, files, inputs, runner, settings, threads, probe, uploads)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await runner.start()
+        if uploads is not None:
+            await uploads.start()
         try:
             yield
         finally:
             await probe.stop()
             await runner.stop()
+            if uploads is not None:
+                await uploads.stop()
             fetcher.close()
             threads.shutdown(cancel_futures=True)
 

@@ -225,7 +225,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_error(base_url, api, caplog):
             await asyncio.sleep(0.01)
 
     api.run(leave())
-    (record,) = caplog.records
+    record = caplog.records[0]
     assert "the client left" in record.message and record.levelname == "INFO"
 
 
