@@ -19,7 +19,13 @@ from sgl_diffusion import __version__
 from sgl_diffusion.base.checks import MAX_PROMPT_CHARS
 from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
 from sgl_diffusion.server.context import Context
-from sgl_diffusion.server.schemas import ImageRequest, RemixRequest, VideoRequest, answers
+from sgl_diffusion.server.schemas import (
+    EditRequest,
+    ImageRequest,
+    RemixRequest,
+    VideoRequest,
+    answers,
+)
 from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
 
 router = APIRouter()
@@ -32,6 +38,9 @@ _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}
 _ORDER = {"type": "string", "enum": ["asc", "desc"], "default": "desc"}
 _FILES = ("image/png", "image/jpeg", "image/webp", "video/mp4")
 
+_PAGE = (("after", _ID), ("limit", _LIMIT), ("order", _ORDER))
+JSON, FORM = "application/json", "multipart/form-data"
+
 # Rules that the served model or our own texts check later than the types of the request models.
 _NARROWER: dict[str, Schema] = {
     "prompt": {"minLength": 1, "maxLength": MAX_PROMPT_CHARS},
@@ -39,6 +48,8 @@ _NARROWER: dict[str, Schema] = {
     "n": {"minimum": 1, "maximum": MAX_OUTPUTS},
     "num_inference_steps": {"minimum": 1, "maximum": MAX_STEPS},
     "guidance_scale": {"minimum": -100, "maximum": 100},
+    "true_cfg_scale": {"minimum": -100, "maximum": 100},
+    "guidance_scale_2": {"minimum": -100, "maximum": 100},
     "flow_shift": {"minimum": 0.01, "maximum": 100},
     "max_sequence_length": {"minimum": 1},
     "num_frames": {"minimum": 1},
@@ -61,7 +72,13 @@ _OTHER: dict[str, Schema] = {
         ]
     }
 }
-_FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+_FILE: Schema = {"type": "string", "format": "binary"}
+_FORM_FIELDS: dict[str, Schema] = {
+    "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
+    "input_reference": _FILE,
+    "mask": _FILE,
+    "url": {"anyOf": [{"type": "array", "items": _PICTURE, "minItems": 1}]},
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ class Operation:
 
     summary: str
     request: type[RequestBody] | None = None
-    form: bool = False
+    kinds: tuple[str, ...] = (JSON,)
     answer: type[BaseModel] | Schema | None = None
     media: tuple[str, ...] = ("application/json",)
     query: tuple[tuple[str, Schema], ...] = ()
@@ -94,18 +111,39 @@ OPERATIONS: dict[str, Operation] = {
     "GET /v1/models/{model_id}": Operation("One of the list.", answer=answers.Model, errors=(404,)),
     "DELETE /v1/models/{model_id}": Operation("Refused.", errors=(404,)),
     "POST /v1/images/generations": Operation(
-        "Make images and wait for them.", ImageRequest, answer=answers.Images, errors=(404,)
+        "Make images and wait for them.",
+        ImageRequest,
+        answer=answers.Images,
+        media=("application/json", "text/event-stream"),
+        errors=(404,),
     ),
     "GET /v1/images/{image_id}/content": Operation(
         "A kept image.", media=_FILES[:3], query=(("variant", _WHOLE),), errors=(400, 404, 416)
     ),
     "POST /v1/videos": Operation(
-        "Queue a video.", VideoRequest, form=True, answer=answers.Video, errors=(404,)
+        "Queue a video.", VideoRequest, kinds=(JSON, FORM), answer=answers.Video, errors=(404,)
+    ),
+    "POST /v1/images/edits": Operation(
+        "Make images from pictures.",
+        EditRequest,
+        kinds=(FORM,),
+        answer=answers.Images,
+        media=("application/json", "text/event-stream"),
+        errors=(404,),
+    ),
+    "GET /v1/images": Operation(
+        "List kept images.", answer=answers.KeptImages, query=_PAGE, errors=(400,)
+    ),
+    "GET /v1/images/{image_id}": Operation(
+        "A kept image.", answer=answers.KeptImage, errors=(404, 405)
+    ),
+    "DELETE /v1/images/{image_id}": Operation(
+        "Forget it and its files.", answer=answers.Deleted, errors=(404, 405)
     ),
     "GET /v1/videos": Operation(
         "List videos.",
         answer=answers.Videos,
-        query=(("after", _ID), ("limit", _LIMIT), ("order", _ORDER)),
+        query=_PAGE,
         errors=(400,),
     ),
     "GET /v1/videos/{video_id}": Operation(
@@ -192,10 +230,10 @@ def _operation(
         "responses": _responses(key, row, components),
     }
     if row.request is not None:
-        content = {"application/json": {"schema": _request(row.request, components)}}
-        if row.form:
-            schema = _request(row.request, components, form=True)
-            content["multipart/form-data"] = {"schema": schema}
+        content = {
+            kind: {"schema": _request(row.request, components, form=kind == FORM)}
+            for kind in row.kinds
+        }
         described["requestBody"] = {"required": True, "content": content}
     if secured and not row.public:
         described["security"] = [{"key": []}]
@@ -213,7 +251,8 @@ def _responses(key: str, row: Operation, components: dict[str, Any]) -> dict[str
             schema = row.answer
         elif row.answer is not None:
             schema = {"$ref": _answer(row.answer, components)}
-        content = {kind: {"schema": schema} for kind in row.media}
+        text: Schema = {"type": "string"}
+        content = {kind: {"schema": schema if kind == JSON else text} for kind in row.media}
         responses["200"] = {"description": row.summary, "content": content}
     for code in sorted(codes):
         responses[str(code)] = {"description": "An error; see docs/api.md.", "content": error}
@@ -239,8 +278,9 @@ def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool 
     A form says "not given" by leaving a field out: it knows no null."""
     schema = kind.model_json_schema(ref_template=_REF)
     properties, required = schema["properties"], schema.get("required", [])
-    for name in set(properties) & set(_OTHER):
-        properties[name] = _FILE if form else copy.deepcopy(_OTHER[name])
+    other = _FORM_FIELDS if form else _OTHER
+    for name in set(properties) & set(other):
+        properties[name] = copy.deepcopy(other[name])
     for name, found in properties.items():
         _narrow(found, _NARROWER.get(name, {}))
         if name not in required:
@@ -248,11 +288,14 @@ def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool 
     for name, values in kind.neutral.items():
         if values or not form:
             properties[name] = {"enum": [*values] if form else [*values, None]}
-    for other, name in SPELLINGS.items():
+    for spelling, name in SPELLINGS.items():
         if name in properties:
-            properties[other] = properties[name]
+            properties[spelling] = properties[name]
     if form:
         _spread_lists(properties)
+        if "image" in properties:
+            ways = ("image", "image[]", "url", "url[]")
+            schema["anyOf"] = [{"required": [name]} for name in ways]
     # The top level wins over what they hold, so no schema can say what is wrong inside.
     for container in CONTAINERS:
         properties[container] = {"type": "object"} if form else {"type": ["object", "null"]}
@@ -267,7 +310,7 @@ def _spread_lists(properties: dict[str, Schema]) -> None:
         lists = [branch for branch in branches if branch.get("type") == "array"]
         if lists:
             rest = [branch for branch in branches if branch not in lists]
-            properties[name] = {**found, "anyOf": rest}
+            properties[name] = {**found, "anyOf": rest or lists}
             properties[f"{name}[]"] = lists[0]
 
 

@@ -41,6 +41,28 @@ class Images(BaseModel):
     quality: str = ""
 
 
+class KeptImage(BaseModel):
+    id: str
+    object: Literal["image"]
+    status: str
+    model: str
+    created_at: int
+    expires_at: int | None
+    prompt: str
+    size: str = Field(pattern=r"^[0-9]+x[0-9]+$")
+    output_format: Literal["png", "jpeg", "webp"]
+    seeds: list[int]
+    data: list[Image]
+
+
+class KeptImages(BaseModel):
+    object: Literal["list"]
+    data: list[KeptImage]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class Video(BaseModel):
     id: str
     object: Literal["video"]
