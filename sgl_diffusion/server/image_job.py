@@ -5,14 +5,15 @@ Everything that takes time (PNG, base64, JSON, the disk) happens in threads.
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.responses import Response
 
 from sgl_diffusion.base.params import ResolvedParams
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sgl_diffusion.server.media import Array
 
 KIND = "image"
+_UPLOAD_SECONDS = 10.0  # an answer waits so long for the address in the bucket
 _ECHOED = ("low", "medium", "high", "xhigh", "max")  # what the OpenAI SDK can read back
 # The SDK's types want it in the last event; nothing is counted, and nobody is charged.
 _NO_USAGE = {
@@ -64,29 +66,23 @@ class ImageJob:
         }
         if self.wanted.quality in _ECHOED:
             body["quality"] = self.wanted.quality
-        data = await self.context.in_thread(lambda: json.dumps(body).encode())
+        data = await self.context.in_thread(partial(msgspec.json.encode, body))
         return Response(data, media_type="application/json")
 
     async def finish(self, generation: Generation) -> list[dict[str, Any]]:
         """One entry per image. Those that get a URL are on disk, and in the job table, by then."""
-        encoded = [
-            await self.context.in_thread(partial(self._encode, index, clip[0]))
-            for index, clip in enumerate(generation.clips)
-        ]
-        kept = self.wanted.response_format != "b64_json"
-        if kept:
-            await self._keep(encoded)
-        with_b64 = self.wanted.response_format != "url" or self.wanted.stream
-        b64 = await self.context.in_thread(
-            lambda: [base64.b64encode(data).decode() if with_b64 else None for data in encoded]
+        encoded = await asyncio.gather(
+            *(
+                self.context.in_thread(partial(self._encode, index, clip[0]))
+                for index, clip in enumerate(generation.clips)
+            )
         )
+        urls: list[str | None] = [None] * len(encoded)
+        if self.wanted.response_format != "b64_json":
+            urls = await self._keep([data for data, _ in encoded])
         return [
-            {
-                "b64_json": text,
-                "url": self.url(index) if kept else None,
-                "revised_prompt": None,
-            }
-            for index, text in enumerate(b64)
+            {"b64_json": text, "url": url, "revised_prompt": None}
+            for (_, text), url in zip(encoded, urls, strict=True)
         ]
 
     async def partial(self, index: int, row: int, picture: Array) -> dict[str, Any]:
@@ -107,9 +103,6 @@ class ImageJob:
         more = {"image_index": index, "id": self.id, "seed": self.params.seeds[index]}
         return self._event("completed") | entry | more | {"usage": _NO_USAGE}
 
-    def url(self, index: int) -> str:
-        return image_url(self.context, self.id, index, len(self.params.seeds))
-
     def _event(self, name: str) -> dict[str, Any]:
         quality = self.wanted.quality if self.wanted.quality in _ECHOED else "auto"
         about = {"type": f"{self.event}.{name}", "created_at": self.created, "quality": quality}
@@ -122,16 +115,19 @@ class ImageJob:
             "size": f"{self.params.width}x{self.params.height}",
         }
 
-    def _encode(self, index: int, picture: Array) -> bytes:
+    def _encode(self, index: int, picture: Array) -> tuple[bytes, str | None]:
+        """The file, and its text where the answer holds it: together, a thread is a long way."""
         settings = None
         if self.context.settings.metadata:
             settings = settings_text(self.params, self.model, index)
-        return encode_image(
+        data = encode_image(
             picture, self.wanted.output_format, self.wanted.file_quality(), settings
         )
+        shown = self.wanted.response_format != "url" or self.wanted.stream
+        return data, base64.b64encode(data).decode() if shown else None
 
-    async def _keep(self, encoded: list[bytes]) -> None:
-        """Write the files, then the row that makes them known."""
+    async def _keep(self, encoded: list[bytes]) -> list[str | None]:
+        """Write the files, then the row that makes them known; returns where each can be had."""
         kind, files = self.wanted.output_format, self.context.files
         paths = [files.image(self.id, index, kind) for index in range(len(encoded))]
 
@@ -163,12 +159,20 @@ class ImageJob:
             for path in paths:
                 path.unlink(missing_ok=True)
             raise
+        if self.context.uploads is not None:
+            await self.context.uploads.settled(self.id, _UPLOAD_SECONDS)
+            row = await self.context.runner.jobs.get(self.id) or row
+        return [image_url(self.context, row, index) for index in range(len(paths))]
 
 
-def image_url(context: ServerContext, image_id: str, index: int, count: int) -> str:
+def image_url(context: ServerContext, row: JobRow, index: int) -> str:
+    """Where an image can be had: in the bucket if it is there, else here."""
+    remote = context.remote_url(row.files[index])
+    if remote is not None:
+        return remote
     base = (context.settings.public_base_url or "").rstrip("/")
-    variant = f"?variant={index}" if count > 1 else ""
-    return f"{base}/v1/images/{image_id}/content{variant}"
+    variant = f"?variant={index}" if len(row.files) > 1 else ""
+    return f"{base}/v1/images/{row.id}/content{variant}"
 
 
 def _put(encoded: bytes, path: Path) -> None:
