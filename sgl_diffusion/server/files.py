@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sgl_diffusion.base.errors import EngineError, SetupError, UnavailableError
 from sgl_diffusion.server.ids import is_id
@@ -15,12 +17,15 @@ _PART = ".part"
 
 
 class Files:
-    """The folders `images` and `videos` under the data folder."""
+    """The folders `images`, `videos` and `inputs` under the data folder."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.images = root / "images"
         self.videos = root / "videos"
-        for folder in (self.images, self.videos):
+        self.inputs = root / "inputs"
+        self.folders = (self.images, self.videos, self.inputs)
+        for folder in self.folders:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
@@ -48,6 +53,29 @@ class Files:
             if path.is_file():
                 return path, media_type
         return None
+
+    def has(self, entries: list[dict[str, Any]]) -> bool:
+        """Whether the files of a row are all here; those that were stored elsewhere are."""
+        return all(
+            "remote" in entry or self._folder(entry["name"]).joinpath(entry["name"]).is_file()
+            for entry in entries
+        )
+
+    def remove(self, job_id: str) -> None:
+        """Everything that a job can have left: results, parts of them, inputs."""
+        assert is_id(job_id, "video") or is_id(job_id, "image"), job_id
+        for folder in self.folders:
+            for path in (*folder.glob(f"{job_id}*"), *folder.glob(f".{job_id}*")):
+                self.discard(path)
+
+    def discard(self, path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _folder(self, name: str) -> Path:
+        return self.videos if name.startswith("video_") else self.images
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
