@@ -9,7 +9,7 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test test-slow check format bench gpu-check clean
+.PHONY: setup serve test test-slow check format bench bench-kernels gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -59,6 +59,10 @@ format: $(READY)
 
 bench: $(READY)  ## every benchmark, with its peer, on an idle machine
 	for bench in benchmarks/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
+
+# Kernels beside their peers; ARGS=--save keeps the results, the table and the picture in docs/.
+bench-kernels: $(READY)  ## the CPU kernels' table with every bar
+	$(BIN)/python benchmarks/bench_kernels.py $(ARGS)
 
 # On a machine with a GPU: make gpu-check PART=build|correct|norms|attention|lora
 PART ?= correct

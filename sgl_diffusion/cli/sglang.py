@@ -1,4 +1,4 @@
-"""`sglang`: serve, generate, config. Subcommands are imported only when they run."""
+"""`sglang`: serve, generate, config, bench. Subcommands are imported only when they run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "serve a model over HTTP",
     "generate": "make one image or video without a server",
     "config": "show the options that a serve command would use",
+    "bench": "time the kernels on this machine",
 }
 HELP = f"""usage: sglang COMMAND [options]
 
@@ -91,5 +92,9 @@ def _run(argv: list[str]) -> int:
         from sgl_diffusion.cli import serve
 
         return serve.show_config(rest)
+    if name == "bench":
+        from sgl_diffusion.cli import bench
+
+        return bench.main(rest)
     what = "option" if name.startswith("-") else "command"
     raise UsageError(f"sglang has no {what} {name!r}.", hint=suggest(name, COMMANDS))

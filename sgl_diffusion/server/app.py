@@ -12,19 +12,37 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from sgl_diffusion import __version__
-from sgl_diffusion.server import errors, images, info, metrics, video_content, videos
+from sgl_diffusion.server import (
+    errors,
+    events,
+    images,
+    info,
+    metrics,
+    remix,
+    video_content,
+    videos,
+)
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
+from sgl_diffusion.server.probe import Probe
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.jobstore import JobStore
 
-ROUTERS = (info.router, metrics.router, images.router, videos.router, video_content.router)
+ROUTERS = (
+    info.router,
+    metrics.router,
+    images.router,
+    remix.router,  # before the videos: its fixed names are no ids
+    videos.router,
+    video_content.router,
+    events.router,
+)
 
 
 def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
@@ -35,7 +53,8 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     runner = VideoRunner(client, jobs, files, settings, threads)
     fetcher = Fetcher(settings.fetch)
     inputs = Inputs(settings.inputs, fetcher, threads)
-    context = ServerContext(client, files, inputs, runner, settings, threads)
+    probe = Probe(client)
+    context = ServerContext(client, files, inputs, runner, settings, threads, probe)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -43,6 +62,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            await probe.stop()
             await runner.stop()
             fetcher.close()
             threads.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sgl_diffusion.server.background import VideoRunner
     from sgl_diffusion.server.files import Files
     from sgl_diffusion.server.inputs import Inputs
+    from sgl_diffusion.server.probe import Probe
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class ServerContext:
     runner: VideoRunner
     settings: Settings
     threads: ThreadPoolExecutor
+    probe: Probe
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
 

@@ -36,6 +36,7 @@ STATUS: tuple[tuple[type[errors.SglError], int], ...] = (
 STATUS_BY_CODE = {
     "host_not_allowed": 403,
     "origin_not_allowed": 403,
+    "model_not_deletable": 403,
     "method_not_allowed": 405,
     "body_too_large": 413,
     "file_too_large": 413,

@@ -1,18 +1,22 @@
-"""Health, and what is served: /health /livez /readyz /models /v1/models."""
+"""Health, and what is served: /health /livez /readyz /models /model_info /server_info /stats."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
+from sgl_diffusion import __version__
+from sgl_diffusion.base.errors import BusyError, RequestError
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.errors import envelope
 
 router = APIRouter()
 
 
+@router.get("/liveness")
 @router.get("/livez")
 async def livez() -> dict[str, str]:
     """The event loop answers; says nothing about the worker."""
@@ -24,17 +28,31 @@ async def livez() -> dict[str, str]:
 async def readyz(context: Context) -> Response:
     """200 when a job would run now."""
     health = context.client.health()
-    state = "draining" if context.draining else health.state
     if health.ready and not context.draining:
         return JSONResponse({"status": "ok", "running": True, "restarts": health.restarts})
+    state = "draining" if context.draining else health.state
     reason = health.reason or f"The server is {state}."
-    body = envelope(503, reason, "draining" if context.draining else "not_ready")
-    body |= {
-        "status": state,
-        "running": False,
-        "reason": reason,
-        "restarts": health.restarts,
-    }
+    return _unhealthy(context, state, reason, "draining" if context.draining else "not_ready")
+
+
+@router.get("/health_generate")
+async def health_generate(context: Context) -> Response:
+    """200 when the smallest picture was made just now. A full queue is 429: that is no illness."""
+    if context.draining:
+        return await readyz(context)
+    finding = await context.probe.ask()
+    if finding.error is None:
+        seconds = round(finding.seconds, 3)
+        return JSONResponse({"status": "ok", "running": True, "inference_time_s": seconds})
+    if isinstance(finding.error, BusyError):
+        raise finding.error
+    return _unhealthy(context, "unhealthy", str(finding.error), finding.error.code)
+
+
+def _unhealthy(context: ServerContext, state: str, reason: str, code: str) -> Response:
+    body = envelope(503, reason, code)
+    restarts = context.client.health().restarts
+    body |= {"status": state, "running": False, "reason": reason, "restarts": restarts}
     return JSONResponse(body, status_code=503, headers={"retry-after": "1"})
 
 
@@ -68,6 +86,61 @@ async def served(context: Context) -> dict[str, Any]:
     }
 
 
+@router.get("/model_info")
+async def model_info(context: Context) -> dict[str, Any]:
+    """What kind of model it is, in SGLang's words."""
+    card = context.card()
+    kinds = {"V": "video", "I": "image"}
+    outputs = list(dict.fromkeys(kinds[task[-1]] for task in card.tasks if task[-1] in kinds))
+    return {
+        "model_path": card.path,
+        "is_generation": True,
+        "model_type": "diffusion",
+        "architectures": [card.pipeline_class],
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "task_type": card.tasks[0],
+        "supported_task_types": list(card.tasks),
+        "output_types": outputs,
+        "is_image_gen": "image" in outputs,
+    }
+
+
+@router.get("/v1/model_info")
+async def model_path(context: Context) -> dict[str, Any]:
+    return {"model_path": context.card().path}
+
+
+@router.get("/server_info")
+async def server_info(context: Context) -> dict[str, Any]:
+    card = context.card()
+    return {
+        "model_path": card.path,
+        "served_model_name": context.model_name(card),
+        "tp_size": 1,
+        "dp_size": 1,
+        "num_gpus": context.settings.num_gpus,
+        "version": __version__,
+    }
+
+
+@router.get("/stats")
+async def stats(context: Context) -> dict[str, Any]:
+    """The samples of /metrics as JSON, for people with curl."""
+    health = context.client.health()
+    card = context.client.card()
+    return {
+        "status": "draining" if context.draining else health.state,
+        "model_path": card.path if card else context.settings.model_path,
+        "uptime_s": int(time.time()) - context.started_at,
+        "restarts": health.restarts,
+        "samples": [
+            {"name": sample.name, "labels": sample.labels, "value": sample.value}
+            for sample in context.samples()
+        ],
+    }
+
+
 @router.get("/v1/models")
 async def list_models(context: Context) -> dict[str, Any]:
     return {"object": "list", "data": [_model(context)]}
@@ -77,6 +150,12 @@ async def list_models(context: Context) -> dict[str, Any]:
 async def retrieve_model(context: Context, model_id: str) -> dict[str, Any]:
     context.check_model(model_id, context.card())
     return _model(context)
+
+
+@router.delete("/v1/models/{model_id:path}")
+async def delete_model(context: Context, model_id: str) -> None:
+    context.check_model(model_id, context.card())
+    raise RequestError("The served model cannot be deleted.", code="model_not_deletable")
 
 
 def _model(context: ServerContext) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from sgl_diffusion.base.errors import ConflictError, NotFoundError, RequestError
+from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.media import VIDEO_VARIANTS
 from sgl_diffusion.server.sendfile import file_response
-from sgl_diffusion.server.video_view import find_video
+from sgl_diffusion.server.video_view import completed, find_video
 
 router = APIRouter(prefix="/v1/videos")
 
@@ -27,12 +27,7 @@ async def content(
         raise RequestError(f"variant must be {', '.join(VIDEO_VARIANTS)}.", param="variant")
     if not (index.isascii() and index.isdigit() and len(index) <= 2):
         raise RequestError("index is the number of an output, from 0.", param="index")
-    if row.status == "failed":
-        raise ConflictError(
-            "The video failed.", hint="Its error field says why.", code="video_failed"
-        )
-    if row.status != "completed":
-        raise ConflictError("The video is not ready yet.", code="video_not_ready")
+    completed(row)
     if int(index) >= len(row.payload["params"]["seeds"]):
         raise NotFoundError(
             "The job has fewer outputs.", code="variant_not_available", param="index"

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from sgl_diffusion.base.errors import ConflictError
 from sgl_diffusion.orchestrator.jobstore import JobRow
 from sgl_diffusion.server.background import no_video
 from sgl_diffusion.server.context import ServerContext
@@ -21,6 +22,16 @@ async def find_video(context: ServerContext, video_id: str) -> JobRow:
     if row is None or row.kind != KIND:
         raise no_video()
     return row
+
+
+def completed(row: JobRow) -> None:
+    """ConflictError for a video that has no files, or not yet."""
+    if row.status == "failed":
+        raise ConflictError(
+            "The video failed.", hint="Its error field says why.", code="video_failed"
+        )
+    if row.status != "completed":
+        raise ConflictError("The video is not ready yet.", code="video_not_ready")
 
 
 def respond(context: ServerContext, row: JobRow) -> Response:
@@ -40,25 +51,35 @@ def describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
         "progress": row.progress,
         "created_at": int(row.created_at),
         "completed_at": None if row.completed_at is None else int(row.completed_at),
-        "expires_at": None,
+        "expires_at": None if row.expires_at is None else int(row.expires_at),
         "prompt": params["prompt"],
-        "remixed_from_video_id": None,
-        "seconds": str(round(params["num_frames"] / params["fps"])),
+        "remixed_from_video_id": row.payload.get("remixed_from"),
+        "seconds": str(max(round(params["num_frames"] / params["fps"]), 1)),
         "size": f"{params['width']}x{params['height']}",
         "error": row.error,
         "url": None,
+        "urls": None,
         "fps": params["fps"],
         "num_frames": params["num_frames"],
+        "num_outputs": len(params["seeds"]),
         "seed": params["seeds"][0],
         "attempt": max(row.attempts, 1),
     }
     if row.status == "completed":
-        base = (context.settings.public_base_url or "").rstrip("/")
-        video["url"] = f"{base}/v1/videos/{row.id}/content"
+        video["urls"] = _urls(context, row)
+        video["url"] = video["urls"][0]
         video["inference_time_s"] = round(sum(row.files[0]["seconds"].values()), 3)
     elif row.status != "failed":
         video |= _live(context, row)
     return video
+
+
+def _urls(context: ServerContext, row: JobRow) -> list[str]:
+    """Where the mp4 of each output is."""
+    base = (context.settings.public_base_url or "").rstrip("/")
+    content = f"{base}/v1/videos/{row.id}/content"
+    count = len(row.payload["params"]["seeds"])
+    return [f"{content}?index={index}" if index else content for index in range(count)]
 
 
 def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from sgl_diffusion.base.errors import NotFoundError, RequestError
+from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.orchestrator.jobstore import JobRow
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
@@ -36,14 +36,8 @@ async def create(request: Request, context: Context) -> Response:
     context.check_model(wanted.model, card)
     wish = wanted.wish(card)
     params = resolve(context, wish, video=True, by_size=wanted.size is not None)
-    payload = {
-        "params": asdict(params),
-        "model": context.model_name(card),
-        "quality": wanted.file_quality(),
-    }
-    row = JobRow(id=new_id(KIND), kind=KIND, payload=payload, created_at=time.time())
-    await context.runner.add(row)
-    return respond(context, row)
+    how = {"quality": wanted.file_quality(), "preset": wanted.x264_preset}
+    return await start(context, params, how)
 
 
 @router.get("")
@@ -78,6 +72,21 @@ async def delete(context: Context, video_id: str) -> dict[str, Any]:
     await find_video(context, video_id)
     await context.runner.delete(video_id)
     return {"id": video_id, "object": "video.deleted", "deleted": True}
+
+
+async def start(context: ServerContext, params: ResolvedParams, how: dict[str, Any]) -> Response:
+    """Commit a video job and answer with its object. `how` is what the files are made with."""
+    model = context.model_name(context.card())
+    row = JobRow(
+        id=new_id(KIND),
+        kind=KIND,
+        payload={"params": asdict(params), "model": model, **how},
+        model=model,
+        seeds=list(params.seeds),
+        adapters=[asdict(use) for use in params.loras],
+    )
+    await context.runner.add(row)
+    return respond(context, row)
 
 
 async def _page(context: ServerContext, after: str | None, limit: int, order: str) -> list[JobRow]:

@@ -25,6 +25,7 @@ RANKS = {
     "apps": 7,
     "client": 8,
     "server": 9,
+    "bench": 9,
     "cli": 10,
 }
 TORCH_FREE = ("base", "orchestrator", "apps", "client", "server", "cli")

@@ -99,12 +99,12 @@ VIDEO_ROWS = [
     ({"num_frames": 0}, "out_of_range", "num_frames"),
     ({"num_frames": 81, "seconds": "2"}, "conflicting_parameters", "num_frames"),
     ({"seed": [1, 2]}, "mismatched_lengths", "seed"),
-    ({"n": 2}, "unsupported_parameter", "n"),
+    ({"n": 11}, "out_of_range", "n"),
     ({"size": "1000x1000"}, "invalid_size", "size"),
     ({"input_reference": "/etc/passwd"}, "unsupported_parameter", "input_reference"),
     ({"input_reference": {"image_url": "x"}}, "unsupported_parameter", "input_reference"),
     ({"enable_frame_interpolation": True}, "unsupported_parameter", "enable_frame_interpolation"),
-    ({"x264_preset": "placebo"}, "unsupported_parameter", "x264_preset"),
+    ({"x264_preset": "placebo"}, "invalid_value", "x264_preset"),
     ({"response_format": "url"}, "unknown_parameter", "response_format"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -17,7 +18,8 @@ def test_healthy(api):
         answer = api.get(path)
         assert answer.status_code == 200
         assert answer.json()["status"] == "ok" and answer.json()["running"] is True
-    assert api.get("/livez").json() == {"status": "ok"}
+    for path in ("/livez", "/liveness"):
+        assert api.get(path).json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize("state", ["loading", "restarting", "failed", "stopped"])
@@ -61,9 +63,95 @@ def test_sglang_info(api):
     assert info["task_type"] == "T2V" and info["pipeline_class"] == "WanPipeline"
 
 
+def test_info_in_the_words_of_sglang(api):
+    info = api.get("/model_info").json()
+    assert info == {
+        "model_path": "/models/tiny-wan",
+        "is_generation": True,
+        "model_type": "diffusion",
+        "architectures": ["WanPipeline"],
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "task_type": "T2V",
+        "supported_task_types": ["T2V", "T2I"],
+        "output_types": ["video", "image"],
+        "is_image_gen": True,
+    }
+    assert api.get("/v1/model_info").json() == {"model_path": "/models/tiny-wan"}
+    server = api.get("/server_info").json()
+    assert (server["served_model_name"], server["tp_size"], server["dp_size"]) == ("tiny", 1, 1)
+    assert server["model_path"] == "/models/tiny-wan" and server["version"]
+
+
+def test_stats(api):
+    stats = api.get("/stats").json()
+    assert stats["status"] == "ready" and stats["model_path"] == "/models/tiny-wan"
+    assert isinstance(stats["uptime_s"], int) and stats["restarts"] == 0
+    assert {"name": "running", "labels": {}, "value": 1} in stats["samples"]
+    api.client.loaded = False
+    api.client.state = "loading"
+    assert api.get("/stats").json()["status"] == "loading"
+
+
+def test_health_generate_makes_a_picture(api):
+    answer = api.get("/health_generate")
+    assert answer.status_code == 200 and answer.json()["status"] == "ok"
+    made = api.client.submitted
+    assert len(made) == 1 and (made[0].width, made[0].height) == (16, 16)
+    assert made[0].num_inference_steps == 1 and made[0].num_frames == 1
+    for _ in range(5):
+        assert api.get("/health_generate").status_code == 200
+    assert len(made) == 1  # the first answer counts for some seconds
+
+
+def test_health_generate_asks_again(api, monkeypatch):
+    monkeypatch.setattr("sgl_diffusion.server.probe.KEEP_SECONDS", 0.0)
+    for count in (1, 2):
+        api.get("/health_generate")
+        assert len(api.client.submitted) == count
+
+
+def test_probes_at_the_same_time_share_a_picture(api):
+    api.client.step_seconds = 0.2
+
+    async def ask_ten():
+        return await asyncio.gather(*(api.http.get("/health_generate") for _ in range(10)))
+
+    assert [answer.status_code for answer in api.run(ask_ten())] == [200] * 10
+    assert len(api.client.submitted) == 1
+
+
+def test_health_generate_of_a_sick_engine(api):
+    api.client.fail_with = base_errors.OutOfMemoryError("It needs 9 GB.")
+    answer = api.get("/health_generate")
+    assert answer.status_code == 503 and answer.json()["status"] == "unhealthy"
+    assert answer.json()["error"]["code"] == "out_of_memory"
+    assert "9 GB" in answer.json()["reason"]
+
+
+def test_health_generate_without_a_worker_or_room(api):
+    api.client.refuse_with = base_errors.BusyError("Full.", retry_after=7)
+    answer = api.get("/health_generate")
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "7"
+    api.context.draining = True
+    assert api.get("/health_generate").json()["error"]["code"] == "draining"
+
+
+def test_health_generate_while_loading(api):
+    api.client.loaded = False
+    assert api.get("/health_generate").status_code == 503
+
+
+def test_the_served_model_stays(api):
+    answer = api.request("DELETE", "/v1/models/tiny")
+    assert answer.status_code == 403 and answer.json()["error"]["type"] == "permission_error"
+    assert api.request("DELETE", "/v1/models/other").status_code == 404
+
+
 def test_loading_models_is_503(api):
     api.client.loaded = False
-    for path in ("/models", "/v1/models", "/v1/models/tiny"):
+    paths = "/models /v1/models /v1/models/tiny /model_info /v1/model_info /server_info"
+    for path in paths.split():
         assert api.get(path).status_code == 503
 
 

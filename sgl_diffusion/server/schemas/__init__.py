@@ -4,6 +4,6 @@ docs/api.md lists every field; a test compares it with these tables.
 """
 
 from sgl_diffusion.server.schemas.images import ImageRequest
-from sgl_diffusion.server.schemas.videos import VideoRequest
+from sgl_diffusion.server.schemas.videos import RemixRequest, VideoRequest
 
-__all__ = ["ImageRequest", "VideoRequest"]
+__all__ = ["ImageRequest", "RemixRequest", "VideoRequest"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.params import ModelCard, SamplingParams
+from sgl_diffusion.base.params import MAX_OUTPUTS, ModelCard, SamplingParams
 from sgl_diffusion.server.media import VIDEO_QUALITY
 from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Sampling
-from sgl_diffusion.server.validate import Int
+from sgl_diffusion.server.validate import Int, RequestBody
 
 _MAX_SECONDS = 3_600
+Count = Annotated[int, Field(ge=1, le=MAX_OUTPUTS)]
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
+]  # fmt: skip
 
 
 class VideoRequest(Sampling):
@@ -24,20 +28,20 @@ class VideoRequest(Sampling):
         "frame_interpolation_model_path": (),
         "frame_interpolation_scale": (1.0,),
         "input_reference": (),
-        "n": (1,),
-        "num_outputs_per_prompt": (1,),
         "quality": ("auto", "standard"),
         "reference_url": (),
         "task_type": ("T2V",),
         "video_path": (),
         "video_reference": (),
         "video_url": (),
-        "x264_preset": ("fast",),
     }
 
     seconds: str | Int | None = None
     fps: Annotated[int, Field(ge=1, le=120)] | None = None
     num_frames: Int | None = None
+    n: Count | None = None
+    num_outputs_per_prompt: Count | None = None
+    x264_preset: Preset = "fast"
 
     @field_validator("seconds")
     @classmethod
@@ -55,6 +59,17 @@ class VideoRequest(Sampling):
             )
         return number
 
+    @model_validator(mode="after")
+    def _agree(self) -> VideoRequest:
+        if self.n and self.num_outputs_per_prompt and self.n != self.num_outputs_per_prompt:
+            raise RequestError(
+                "n and num_outputs_per_prompt are two names of one number.",
+                hint="Send one of the two.",
+                code="conflicting_parameters",
+                param="num_outputs_per_prompt",
+            )
+        return self
+
     def wish(self, card: ModelCard) -> SamplingParams:
         """`card` is the served model: its rate turns seconds into frames."""
         width, height = self.edges()
@@ -69,6 +84,7 @@ class VideoRequest(Sampling):
             guidance_scale=self.guidance_scale,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
+            num_outputs=self.n or self.num_outputs_per_prompt or 1,
             seed=self.seeds(),
         )
 
@@ -101,3 +117,9 @@ class VideoRequest(Sampling):
         if self.output_compression is not None:
             return self.output_compression
         return PRESETS.get(self.output_quality, VIDEO_QUALITY)
+
+
+class RemixRequest(RequestBody):
+    """POST /v1/videos/{id}/remix"""
+
+    prompt: str
