@@ -67,6 +67,10 @@ class JobStore:
         the same owner and body within ten minutes. It is on disk when this returns."""
         return await self._run(lambda: self._table.insert(row, retried))
 
+    async def earlier(self, row: JobRow, *, retried: bool = False) -> JobRow | None:
+        """What `insert` would return instead of storing `row`."""
+        return await self._run(lambda: self._table.earlier(row, retried))
+
     async def update(
         self, job_id: str, *, why: dict[str, Any] | None = None, **changes: Any
     ) -> JobRow:

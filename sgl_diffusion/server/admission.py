@@ -30,10 +30,17 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class _Bounds:
-    waiting: int | None
-    unfinished: int | None
-    per_key: int
-    flags: tuple[str, str]
+    """`all` jobs of a kind are counted, or those that wait; the names are those of the options."""
+
+    all: bool
+    queue: str
+    per_key: str
+
+
+_BOUNDS = {
+    "image": _Bounds(True, "max_queue", "max_images_per_key"),
+    "video": _Bounds(False, "max_queued_videos", "max_videos_per_key"),
+}
 
 
 class Ticket:
@@ -52,6 +59,10 @@ class Ticket:
     def close(self, code: str = "") -> None:
         """The job is over: completed, or failed with `code`. A second call changes nothing."""
         self._admission._left(self, code, self._since)
+
+    def drop(self) -> None:
+        """Give the place back without an outcome: the job goes on elsewhere, or never was."""
+        self._admission._tickets.discard(self)
 
     def __enter__(self) -> Ticket:
         return self
@@ -73,34 +84,21 @@ class Ticket:
 class Admission:
     def __init__(self, options: JobOptions, space: Space) -> None:
         self._space = space
-        self._bounds = {
-            "image": _Bounds(
-                None, options.max_queue, options.max_images_per_key, ("queue", "images-per-key")
-            ),
-            "video": _Bounds(
-                options.max_queued_videos,
-                None,
-                options.max_videos_per_key,
-                ("queued-videos", "videos-per-key"),
-            ),
-        }
+        self._options = options
         self._tickets: set[Ticket] = set()
-        self._paces = {kind: Pace() for kind in self._bounds}
+        self._paces = {kind: Pace() for kind in _BOUNDS}
         self._ended: Counter[tuple[str, str]] = Counter()
 
     def enter(self, kind: str, owner: str) -> Ticket:
         """A place for one job; BusyError with the time to come back, or UnavailableError."""
         self._space.check()
-        bounds = self._bounds[kind]
+        bounds = _BOUNDS[kind]
         mine = [ticket for ticket in self._tickets if ticket.kind == kind]
-        waiting = sum(ticket.waits for ticket in mine)
-        if bounds.waiting is not None and waiting >= bounds.waiting:
-            raise self._full(kind, waiting, f"{waiting} {kind}s are waiting", bounds.flags[0])
-        if bounds.unfinished is not None and len(mine) >= bounds.unfinished:
-            raise self._full(kind, len(mine), f"{len(mine)} {kind}s are unfinished", bounds.flags[0])
-        own = sum(ticket.owner == owner for ticket in mine)
-        if owner != ANYBODY and own >= bounds.per_key:
-            raise self._full(kind, own, f"{own} {kind}s of this key are unfinished", bounds.flags[1])
+        queued = sum(bounds.all or ticket.waits for ticket in mine)
+        self._check(kind, queued, bounds.queue, "unfinished" if bounds.all else "waiting")
+        if owner != ANYBODY:
+            own = sum(ticket.owner == owner for ticket in mine)
+            self._check(kind, own, bounds.per_key, "unfinished under this key")
         return self.readmit(kind, owner)
 
     def readmit(self, kind: str, owner: str) -> Ticket:
@@ -113,10 +111,10 @@ class Admission:
         depth = Counter(ticket.kind for ticket in self._tickets if ticket.waits)
         running = Counter(ticket.kind for ticket in self._tickets if not ticket.waits)
         return [
-            *(Metric("queue_depth", depth[kind], {"kind": kind}, "gauge") for kind in self._bounds),
+            *(Metric("queue_depth", depth[kind], {"kind": kind}, "gauge") for kind in _BOUNDS),
             *(
                 Metric("jobs_in_progress", running[kind], {"kind": kind}, "gauge")
-                for kind in self._bounds
+                for kind in _BOUNDS
             ),
             *(
                 Metric("job_total", count, {"kind": kind, "outcome": _outcome(code), "code": code})
@@ -124,13 +122,15 @@ class Admission:
             ),
         ]
 
-    def _full(self, kind: str, ahead: int, what: str, flag: str) -> BusyError:
+    def _check(self, kind: str, count: int, option: str, state: str) -> None:
+        if count < getattr(self._options, option):
+            return
         pace = self._paces[kind]
-        eta, wait = pace.eta(ahead), pace.retry_after(ahead)
+        eta, wait = pace.eta(count), pace.retry_after(count)
         about = "" if eta is None else f"; they take about {eta:.0f} s"
-        return BusyError(
-            f"{what}, which is the limit{about}.",
-            hint=f"Try again in {wait} s; the operator sets the limit with --max-{flag}.",
+        raise BusyError(
+            f"The queue is full: {count} {kind}s are {state}{about}.",
+            hint=f"Try again in {wait} s; the operator may raise --{option.replace('_', '-')}.",
             retry_after=wait,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,17 +13,23 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from sgl_diffusion.base.config import JobOptions
 from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.base.params import ModelCard
+from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.fetch import FetchRules
 from sgl_diffusion.server.inputs import InputRules
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
-    from sgl_diffusion.orchestrator.messages import Metric
+    from sgl_diffusion.orchestrator.jobstore import JobStore
+    from sgl_diffusion.server.admission import Admission
     from sgl_diffusion.server.background import VideoRunner
     from sgl_diffusion.server.files import Files
+    from sgl_diffusion.server.flights import Flights
+    from sgl_diffusion.server.gauges import Gauges
     from sgl_diffusion.server.inputs import Inputs
+    from sgl_diffusion.server.keeper import Keeper
     from sgl_diffusion.server.probe import Probe
 
 T = TypeVar("T")
@@ -37,9 +44,7 @@ class Settings:
     model_path: str | None = None
     public_base_url: str | None = None
     num_gpus: int = 1
-    request_timeout: float = 550.0
-    video_timeout: float = 7200.0
-    max_waiting_videos: int = 64
+    jobs: JobOptions = JobOptions()
     metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
     fetch: FetchRules = FetchRules()
@@ -55,11 +60,28 @@ class ServerContext:
     settings: Settings
     threads: ThreadPoolExecutor
     probe: Probe
+    jobs: JobStore
+    admission: Admission
+    keeper: Keeper
+    flights: Flights
+    gauges: Gauges
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:
-        return [*self.client.metrics(), *self.runner.metrics()]
+        rejected = [
+            Metric("rejected_total", count, {"code": code})
+            for code, count in sorted(self.rejected.items())
+        ]
+        return [
+            *self.client.metrics(),
+            *self.admission.metrics(),
+            *self.keeper.metrics(),
+            *self.jobs.metrics(),
+            *self.gauges.metrics(),
+            *rejected,
+        ]
 
     def card(self) -> ModelCard:
         """The served model; UnavailableError until a worker has told it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from functools import partial
@@ -17,14 +16,16 @@ from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.files import write_file
 from sgl_diffusion.server.ids import is_id, new_id
+from sgl_diffusion.server.kept_images import earlier_answer, keep_image
 from sgl_diffusion.server.media import encode_image
 from sgl_diffusion.server.metadata import settings_text
+from sgl_diffusion.server.repeats import Origin, origin_of
 from sgl_diffusion.server.schemas import ImageRequest
 from sgl_diffusion.server.sendfile import file_response
 from sgl_diffusion.server.validate import parse
 
 if TYPE_CHECKING:
-    from sgl_diffusion.client.types import Generation, GenerationHandle
+    from sgl_diffusion.client.types import Generation
 
 router = APIRouter()
 
@@ -35,18 +36,37 @@ _CLIENT_GONE = 499
 @router.post("/v1/images/generations")
 async def generate(request: Request, context: Context) -> Response:
     context.check_open()
-    wanted = parse(ImageRequest, await read_body(request, form=False))
+    body = await read_body(request, form=False)
+    origin = await origin_of(request, body)
+    wanted = parse(ImageRequest, body)
     context.check_model(wanted.model, context.card())
     params = resolve(context, wanted.wish(), video=False, by_size=wanted.size is not None)
+    answer = await earlier_answer(context, origin)
+    if answer is None:
+        make = partial(_make, context, origin, wanted, params)
+        answer = await context.flights.answer(request, origin, make)
+    return Response(status_code=_CLIENT_GONE) if answer is None else JSONResponse(answer)
+
+
+async def _make(
+    context: ServerContext, origin: Origin, wanted: ImageRequest, params: ResolvedParams
+) -> dict[str, Any]:
+    """The whole work of one request; cancelling it cancels the job."""
     image_id = new_id("image")
-    handle = await context.client.submit(
-        params, job_id=image_id, deadline=context.settings.request_timeout
-    )
-    generation = await _result_while_connected(request, handle)
-    if generation is None:
-        return Response(status_code=_CLIENT_GONE)
-    data = await _encode(context, image_id, wanted, generation)
-    return JSONResponse(_answer(context, image_id, wanted, generation, data))
+    with context.admission.enter("image", origin.owner) as ticket:
+        ticket.handle = handle = await context.client.submit(
+            params, job_id=image_id, deadline=context.settings.jobs.request_timeout
+        )
+        try:
+            generation = await handle.result()
+        finally:
+            handle.cancel()  # does nothing to a job that has ended
+        keep = wanted.response_format != "b64_json" or origin.key is not None
+        data, files = await _encode(context, image_id, wanted, generation, keep=keep)
+        answer = _answer(context, image_id, wanted, generation, data)
+        if files:
+            await keep_image(context, origin, params, answer, files)
+    return answer
 
 
 @router.api_route("/v1/images/{image_id}/content", methods=["GET", "HEAD"])
@@ -79,28 +99,18 @@ def resolve(
         raise
 
 
-async def _result_while_connected(request: Request, handle: GenerationHandle) -> Generation | None:
-    """The result, or None when the client went away; then the job is cancelled."""
-    result = asyncio.ensure_future(handle.result())
-    # The body is read, so the next message can only be the end of the connection.
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await result if result.done() else None
-    finally:
-        handle.cancel()  # does nothing to a job that has ended
-        for task in (result, gone):
-            task.cancel()
-        await asyncio.gather(result, gone, return_exceptions=True)
-
-
 async def _encode(
-    context: ServerContext, image_id: str, wanted: ImageRequest, generation: Generation
-) -> list[dict[str, Any]]:
-    """One entry per image; those that get a URL are written to disk first."""
+    context: ServerContext,
+    image_id: str,
+    wanted: ImageRequest,
+    generation: Generation,
+    *,
+    keep: bool,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One entry per image, and the files of those that are kept."""
     kind, quality = wanted.output_format, wanted.file_quality()
     base = (context.settings.public_base_url or "").rstrip("/")
-    data = []
+    data, files = [], []
     for index, clip in enumerate(generation.clips):
         settings = None
         if context.settings.metadata:
@@ -110,13 +120,15 @@ async def _encode(
         entry: dict[str, Any] = {"b64_json": None, "url": None, "revised_prompt": None}
         if wanted.response_format != "url":
             entry["b64_json"] = base64.b64encode(encoded).decode()
-        if wanted.response_format != "b64_json":
+        if keep:
             path = context.files.image(image_id, index, kind)
             await context.in_thread(partial(write_file, path, partial(_put, encoded)))
+            files.append({"name": path.name, "bytes": len(encoded)})
+        if wanted.response_format != "b64_json":
             variant = f"?variant={index}" if len(generation.clips) > 1 else ""
             entry["url"] = f"{base}/v1/images/{image_id}/content{variant}"
         data.append(entry)
-    return data
+    return data, files
 
 
 def _put(encoded: bytes, path: Any) -> None:

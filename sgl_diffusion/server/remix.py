@@ -13,6 +13,7 @@ from sgl_diffusion.base.errors import ConflictError, NotFoundError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context
+from sgl_diffusion.server.repeats import origin_of
 from sgl_diffusion.server.schemas import RemixRequest
 from sgl_diffusion.server.validate import parse
 from sgl_diffusion.server.video_view import find_video
@@ -37,7 +38,9 @@ async def not_supported() -> Response:
 async def remix(request: Request, context: Context, video_id: str) -> Response:
     """The settings and seeds of a completed video, with another prompt."""
     context.check_open()
-    wanted = parse(RemixRequest, await read_body(request, form=False))
+    body = await read_body(request, form=False)
+    origin = await origin_of(request, body)
+    wanted = parse(RemixRequest, body)
     row = await find_video(context, video_id)
     if row.status != "completed":
         raise ConflictError(
@@ -48,7 +51,7 @@ async def remix(request: Request, context: Context, video_id: str) -> Response:
         )
     params = context.client.resolve(_wish(row.payload["params"], wanted.prompt), video=True)
     how = {"quality": row.payload["quality"], "preset": row.payload.get("preset", "fast")}
-    return await start(context, params, {**how, "remixed_from": row.id})
+    return await start(context, origin, params, {**how, "remixed_from": row.id})
 
 
 def _wish(params: dict[str, Any], prompt: str) -> SamplingParams:

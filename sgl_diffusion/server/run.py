@@ -20,8 +20,11 @@ from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.errors import OutOfMemoryError, SetupError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.client.client import Client
+from sgl_diffusion.client.types import Limits
 from sgl_diffusion.orchestrator.jobstore import JobStore
+from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.server.app import create_app
+from sgl_diffusion.server.background import IN_FLIGHT
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.ports import bind
 
@@ -35,17 +38,21 @@ _TINY_NOTE = (
 )
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until a signal comes; returns the exit code."""
+def serve(options: ServeOptions, stages: App | None = None) -> int:
+    """Serve until a signal comes; returns the exit code. `stages` replaces those of the model."""
+    os.umask(0o077)  # whatever is written here, by the workers too, is nobody else's business
     with bind(options.host, options.port) as listener:
-        return asyncio.run(_serve(options, listener))
+        return asyncio.run(_serve(options, stages or diffusion_app(options), listener))
 
 
-async def _serve(options: ServeOptions, listener: socket.socket) -> int:
+async def _serve(options: ServeOptions, stages: App, listener: socket.socket) -> int:
     assert options.data_dir is not None, "the command line resolves the data folder"
     jobs = await JobStore.open(Path(options.data_dir))
     client = Client(
-        diffusion_app(options), max_queue=options.max_queue, log_level=options.log_level
+        stages,
+        max_queue=options.max_queue + IN_FLIGHT,
+        log_level=options.log_level,
+        limits=Limits(silence=options.worker_timeout),
     )
     try:
         app = create_app(client, jobs, _settings(options))
@@ -169,7 +176,7 @@ def _settings(options: ServeOptions) -> Settings:
         model_path=options.model_path,
         public_base_url=options.public_base_url,
         num_gpus=options.num_gpus,
-        request_timeout=options.request_timeout,
+        jobs=options,
         metadata=options.metadata,
         allowed_hosts=frozenset(hosts),
     )
