@@ -82,7 +82,61 @@ class JobOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(EngineOptions, JobOptions):
+class AccessOptions:
+    """Who may call the server, and what it fetches for them."""
+
+    api_key_file: str | None = option(
+        None, "File with one API key per line; SGLD_API_KEY gives one, too."
+    )
+    admin_key_file: str | None = option(
+        None, "File with keys for adapters, weights, profiles; SGLD_ADMIN_KEY gives one, too."
+    )
+    insecure_no_auth: bool = option(
+        False, "Listen beyond this machine without a key: only behind a proxy that checks one."
+    )
+    public_metrics: bool = option(False, "Answer /metrics without a key.")
+    allowed_hosts: str = option("", "Further names of this server, separated by commas.")
+    cors_origins: str = option("", "Web origins that may call the server, separated by commas.")
+    media_urls: str = option(
+        "public",
+        "URLs of pictures in requests: any public host, only --allow-media-host, or none.",
+        choices=("public", "listed", "off"),
+    )
+    allow_media_host: str = option(
+        "", "Hosts (NAME or NAME:PORT) that may be private, separated by commas."
+    )
+    allowed_media_path: str = option(
+        "", "Folders whose files a request may name, separated by commas."
+    )
+    lenient: bool = option(False, "Ignore unknown fields; a header of the answer names them.")
+    log_prompts: bool = option(False, "Log prompts as text, not as hash and length.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What one request or connection may cost the server."""
+
+    max_json_mb: int = option(64, "Largest JSON body in MB.", least=1)
+    max_form_mb: int = option(600, "Largest multipart body in MB.", least=1)
+    max_files: int = option(20, "Most files in a form.", least=0)
+    max_fields: int = option(100, "Most text fields in a form.", least=1)
+    max_field_kb: int = option(1024, "Largest text field in kB; data URLs do not count.", least=1)
+    max_json_depth: int = option(64, "Deepest nesting of JSON.", least=1)
+    max_json_items: int = option(10_000, "Most items of a JSON list or object.", least=1)
+    max_image_mb: int = option(50, "Largest picture in a request in MB.", least=1)
+    max_image_megapixels: int = option(40, "Most million pixels of such a picture.", least=1)
+    max_images: int = option(16, "Most pictures in a request.", least=1)
+    max_video_mb: int = option(512, "Largest video in a request in MB.", least=1)
+    max_header_kb: int = option(64, "Most kB of request line and headers.", least=1)
+    max_headers: int = option(100, "Most headers of a request.", least=1)
+    header_timeout: float = option(60.0, "Seconds a client has to send its headers.", least=0.1)
+    body_timeout: float = option(10.0, "Seconds a body may pause.", least=0.1)
+    keep_alive: int = option(5, "Seconds an unused connection stays open.", least=0)
+    max_connections: int = option(512, "Most connections at a time.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     """`sglang serve`."""
 
     host: str = option("127.0.0.1", "Address to listen on.")

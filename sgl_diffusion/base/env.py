@@ -44,7 +44,12 @@ TABLE = {
         Variable(
             "SGLD_LOG_LEVEL", str, "", "Default of `--log-level`: debug, info, warning, error."
         ),
+        Variable(
+            "SGLD_LOG_FORMAT", str, "", "text or json; text on a terminal, json everywhere else."
+        ),
         Variable("SGLD_DATA_DIR", str, "", "Default of `--data-dir`."),
+        Variable("SGLD_API_KEY", str, "", "A key of `sglang serve`, beside `--api-key-file`."),
+        Variable("SGLD_ADMIN_KEY", str, "", "An admin key, beside `--admin-key-file`."),
         Variable("SGLD_DEBUG", _flag, False, "Show tracebacks on the command line."),
         Variable("OMP_WAIT_POLICY", str, "PASSIVE", "How idle CPU threads of a worker wait."),
         Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),
@@ -53,6 +58,9 @@ TABLE = {
         Variable("XDG_DATA_HOME", str, "", "Where the default data folder goes."),
     )
 }
+
+
+_SECRET = frozenset({"SGLD_API_KEY", "SGLD_ADMIN_KEY"})
 
 
 def get(name: str) -> Any:
@@ -70,8 +78,10 @@ def get(name: str) -> Any:
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment a worker process starts with.
 
-    Its threads sleep where they wait: spinning ones stall as soon as another process wants a core
-    (docs/measured.md). The variable must be there before the thread library is loaded.
+    It needs no keys of clients. Its threads sleep where they wait: spinning ones stall as soon as
+    another process wants a core (docs/measured.md). The variable must be there before the thread
+    library is loaded.
     """
     waiting = {"OMP_WAIT_POLICY": str(get("OMP_WAIT_POLICY"))}
-    return {**os.environ, **waiting, **(extra or {})}
+    kept = {name: text for name, text in os.environ.items() if name not in _SECRET}
+    return {**kept, **waiting, **(extra or {})}

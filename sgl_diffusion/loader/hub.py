@@ -58,9 +58,28 @@ def resolve_model(
             hint=_close(path.name, _folders(path.parent)) or "Check the path.",
         )
     repo = _Repo(path_or_id, revision, cache_dir, note)
-    if env.get("HF_HUB_OFFLINE"):
-        return repo.cached("HF_HUB_OFFLINE is set")
-    return repo.download(allow)
+
+    def choose(names: Sequence[str]) -> list[str]:
+        _refuse_only_pickle(path_or_id, names)
+        return choose_files(names, allow)
+
+    return repo.folder(choose)
+
+
+def fetch_files(
+    repository: str,
+    choose: Callable[[Sequence[str]], list[str]],
+    revision: str | None = None,
+    *,
+    cache_dir: Path | None = None,
+    note: Note = _log.info,
+) -> Path:
+    """The local folder with the files that `choose` takes from the names in a repository."""
+    repo = _Repo(repository, revision, cache_dir, note)
+    folder = repo.folder(choose)
+    # A folder from the cache may hold less than the repository.
+    choose([str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()])
+    return folder
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,13 @@ class _Repo:
     cache_dir: Path | None
     note: Note
 
-    def download(self, allow: Sequence[str] | None) -> Path:
+    def folder(self, choose: Callable[[Sequence[str]], list[str]]) -> Path:
+        """The folder with the chosen files, from the hub or from an earlier download."""
+        if env.get("HF_HUB_OFFLINE"):
+            return self.cached("HF_HUB_OFFLINE is set")
+        return self.download(choose)
+
+    def download(self, choose: Callable[[Sequence[str]], list[str]]) -> Path:
         from huggingface_hub import HfApi, snapshot_download
 
         endpoint, token = env.get("HF_ENDPOINT") or None, env.get("HF_TOKEN") or None
@@ -83,8 +108,7 @@ class _Repo:
                 )
             )
             names = [sibling.rfilename for sibling in info.siblings or []]
-            _refuse_only_pickle(self.id, names)
-            files = choose_files(names, allow)
+            files = choose(names)
             if not files:
                 raise SetupError(f"The repository {self.id} holds no file this program can use.")
         except _UnreachableError:

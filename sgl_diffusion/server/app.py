@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from sgl_diffusion import __version__
 from sgl_diffusion.server import (
@@ -23,6 +24,7 @@ from sgl_diffusion.server import (
     videos,
 )
 from sgl_diffusion.server.admission import Admission
+from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
@@ -31,6 +33,7 @@ from sgl_diffusion.server.flights import Flights
 from sgl_diffusion.server.gauges import Gauges
 from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.keeper import Keeper
+from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.outcomes import Outcomes
 from sgl_diffusion.server.probe import Probe
@@ -101,13 +104,34 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
         openapi_url=None,
         redirect_slashes=False,
-        middleware=[
-            Middleware(Outermost),
-            Middleware(HeaderGuard, allowed_hosts=settings.allowed_hosts),
-        ],
+        middleware=_middleware(settings),
     )
     app.state.context = context
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(own_rows)])
     return app
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """From the outside to the inside: names and the net, browsers, keys, slow bodies."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(settings.cors_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
+    )
+    public = PUBLIC_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    return [
+        Middleware(Outermost),
+        Middleware(
+            HeaderGuard,
+            allowed_hosts=settings.allowed_hosts,
+            origins=settings.cors_origins,
+            any_address=settings.any_address,
+        ),
+        *([cors] if settings.cors_origins else []),
+        Middleware(KeyGuard, keys=settings.keys, public=public),
+        Middleware(BodyClock, pause=settings.limits.body_timeout),
+    ]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Request
 
-from sgl_diffusion.base.config import JobOptions
+from sgl_diffusion.base.config import JobOptions, LimitOptions
 from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.fetch import FetchRules
 from sgl_diffusion.server.inputs import InputRules
+from sgl_diffusion.server.keys import Keys
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -47,6 +48,13 @@ class Settings:
     jobs: JobOptions = JobOptions()
     metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
+    any_address: bool = False
+    cors_origins: frozenset[str] = frozenset()
+    public_metrics: bool = False
+    lenient: bool = False
+    log_prompts: bool = False
+    keys: Keys = Keys()
+    limits: LimitOptions = LimitOptions()
     fetch: FetchRules = FetchRules()
     inputs: InputRules = InputRules()
 

@@ -34,6 +34,9 @@ STATUS: tuple[tuple[type[errors.SglError], int], ...] = (
 )
 # Requests that are wrong in a way HTTP has its own number for.
 STATUS_BY_CODE = {
+    "missing_api_key": 401,
+    "invalid_api_key": 401,
+    "admin_key_required": 403,
     "host_not_allowed": 403,
     "origin_not_allowed": 403,
     "model_not_deletable": 403,

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sgl_diffusion.base.errors import EngineError, SetupError, UnavailableError
+from sgl_diffusion.base.errors import EngineError, NotFoundError, SetupError, UnavailableError
 from sgl_diffusion.server.ids import is_id
 from sgl_diffusion.server.media import IMAGE_TYPES, VIDEO_VARIANTS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _PART = ".part"
 
 
 class Files:
-    """The folders `images`, `videos` and `inputs` under the data folder."""
+    """The folders `images` and `videos`, and `inputs` with a folder per job, in the data folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -45,6 +49,35 @@ class Files:
     def image(self, image_id: str, index: int, kind: str) -> Path:
         assert is_id(image_id, "image") and index >= 0 and kind in IMAGE_TYPES
         return self.images / f"{image_id}_{index}.{kind}"
+
+    def input(self, job_id: str, index: int) -> Path:
+        """An input picture of a job; `drop_inputs` removes them together."""
+        return self._inputs(job_id) / f"{index}.png"
+
+    def write_inputs(self, job_id: str, pictures: Iterable[Image]) -> None:
+        """Keep the pictures as `input` names them. Runs in a thread."""
+        self._inputs(job_id).mkdir(mode=0o700, exist_ok=True)
+        _flush(self.inputs)
+        for index, picture in enumerate(pictures):
+            save = partial(picture.save, format="png", compress_level=1)
+            write_file(self.input(job_id, index), save)
+
+    def copy_inputs(self, source_id: str, job_id: str) -> None:
+        """Give a job the pictures of another; NotFoundError when they are gone."""
+        try:
+            shutil.copytree(self._inputs(source_id), self._inputs(job_id))
+        except OSError:
+            self.drop_inputs(job_id)
+            raise NotFoundError(
+                "The input pictures of this video are gone.", code="video_expired"
+            ) from None
+
+    def drop_inputs(self, job_id: str) -> None:
+        shutil.rmtree(self._inputs(job_id), ignore_errors=True)
+
+    def _inputs(self, job_id: str) -> Path:
+        assert is_id(job_id, job_id.partition("_")[0]), job_id
+        return self.inputs / job_id
 
     def find_image(self, image_id: str, index: int) -> tuple[Path, str] | None:
         """Path and media type of a kept image."""
@@ -78,7 +111,7 @@ class Files:
         return self.videos if name.startswith("video_") else self.images
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file, then give it its name for good."""
     part = path.with_name(f".{path.name}{_PART}")
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,10 +14,11 @@ from sgl_diffusion.base.errors import ConflictError, NotFoundError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context
+from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.repeats import origin_of
 from sgl_diffusion.server.schemas import RemixRequest
 from sgl_diffusion.server.validate import parse
-from sgl_diffusion.server.video_view import find_video
+from sgl_diffusion.server.video_view import KIND, find_video
 from sgl_diffusion.server.videos import start
 
 router = APIRouter(prefix="/v1/videos")
@@ -36,7 +38,7 @@ async def not_supported() -> Response:
 
 @router.post("/{video_id}/remix")
 async def remix(request: Request, context: Context, video_id: str) -> Response:
-    """The settings and seeds of a completed video, with another prompt."""
+    """The settings, seeds and pictures of a completed video, with another prompt."""
     context.check_open()
     body = await read_body(request, form=False)
     origin = await origin_of(request, body)
@@ -49,9 +51,15 @@ async def remix(request: Request, context: Context, video_id: str) -> Response:
             code="video_not_completed",
             param="video_id",
         )
-    params = context.client.resolve(_wish(row.payload["params"], wanted.prompt), video=True)
+    wish = _wish(row.payload["params"], wanted.prompt)
+    video_id = new_id(KIND)
+    sources = wish.images
+    pictures = tuple(str(context.files.input(video_id, i)) for i in range(len(sources)))
+    params = context.client.resolve(replace(wish, images=pictures), video=True)
+    if sources:
+        await context.in_thread(partial(context.files.copy_inputs, row.id, video_id))
     how = {"quality": row.payload["quality"], "preset": row.payload.get("preset", "fast")}
-    return await start(context, origin, params, {**how, "remixed_from": row.id})
+    return await start(context, origin, video_id, params, {**how, "remixed_from": row.id})
 
 
 def _wish(params: dict[str, Any], prompt: str) -> SamplingParams:

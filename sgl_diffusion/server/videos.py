@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from sgl_diffusion.base.errors import NotFoundError, RequestError
-from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.orchestrator.jobstore import JobRow
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
@@ -33,14 +34,45 @@ async def create(request: Request, context: Context) -> Response:
     try:
         origin = await origin_of(request, body)
         wanted = parse(VideoRequest, body)
+        card = context.card()
+        context.check_model(wanted.model, card)
+        video_id = new_id(KIND)
+        wish = wanted.wish(card)
+        reference = wanted.reference()
+        if reference is None:
+            params = resolve(context, wish, video=True, by_size=wanted.size is not None)
+        else:
+            params = await _with_picture(context, video_id, wanted, wish, reference)
     finally:
         await body.close()
-    card = context.card()
-    context.check_model(wanted.model, card)
-    wish = wanted.wish(card)
-    params = resolve(context, wish, video=True, by_size=wanted.size is not None)
     how = {"quality": wanted.file_quality(), "preset": wanted.x264_preset}
-    return await start(context, origin, params, how)
+    return await start(context, origin, video_id, params, how)
+
+
+async def _with_picture(
+    context: ServerContext,
+    video_id: str,
+    wanted: VideoRequest,
+    wish: SamplingParams,
+    reference: tuple[str, Any],
+) -> ResolvedParams:
+    """Keep the picture of a request and resolve its wish with it."""
+    param, source = reference
+    wish = replace(wish, images=(str(context.files.input(video_id, 0)),))
+    by_size = wanted.size is not None
+    try:
+        resolve(context, wish, video=True, by_size=by_size)  # nothing is fetched for nothing
+    except RequestError as error:
+        if error.param == "images":
+            error.param = param.partition(".")[0]
+        raise
+    picture = await context.inputs.picture(source, param=param)
+    if wanted.edges() == (None, None):
+        width, height = context.card().size_like(picture.width, picture.height)
+        wish = replace(wish, width=width, height=height)
+    params = resolve(context, wish, video=True, by_size=by_size)
+    await context.in_thread(partial(context.files.write_inputs, video_id, [picture]))
+    return params
 
 
 @router.get("")
@@ -82,18 +114,29 @@ async def delete(context: Context, video_id: str) -> dict[str, Any]:
 
 
 async def start(
-    context: ServerContext, origin: Origin, params: ResolvedParams, how: dict[str, Any]
+    context: ServerContext,
+    origin: Origin,
+    video_id: str,
+    params: ResolvedParams,
+    how: dict[str, Any],
 ) -> Response:
-    """Commit a video job and answer with its object. `how` is what the files are made with."""
+    """Commit a video job and answer with its object. `how` is what the files are made with; a job
+    that is refused, or was made before, leaves no input pictures behind."""
     model = context.model_name(context.card())
     row = JobRow(
-        id=new_id(KIND),
+        id=video_id,
         kind=KIND,
         payload={"params": asdict(params), "model": model, **how},
         seeds=list(params.seeds),
         adapters=[asdict(use) for use in params.loras],
     )
-    return respond(context, await context.runner.add(row, origin))
+    stored = None
+    try:
+        stored = await context.runner.add(row, origin)
+    finally:
+        if stored is None or stored.id != video_id:
+            context.files.drop_inputs(video_id)
+    return respond(context, stored)
 
 
 async def _page(

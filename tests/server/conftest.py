@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sgl_diffusion.client.types import Event, Generation, Health, Snapshot
 from sgl_diffusion.orchestrator.jobstore import JobStore
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.app import create_app
+from sgl_diffusion.server.connection import connection_class
 from sgl_diffusion.server.context import Settings
 
 CARD = ModelCard(
@@ -122,13 +124,14 @@ class FakeClient:
         self.fail_with: SglError | None = None
         self.refuse_with: Exception | None = None
         self.state = "ready"
+        self.model = CARD
         self.cancelled: list[str] = []
         self.submitted: list[ResolvedParams] = []
         self.handles: dict[str, FakeHandle] = {}
         self.loaded = True
 
     def card(self) -> ModelCard | None:
-        return CARD if self.loaded else None
+        return self.model if self.loaded else None
 
     def health(self) -> Health:
         return Health(self.state, "" if self.state == "ready" else "loading weights", 0, 1.0)
@@ -143,7 +146,7 @@ class FakeClient:
     def resolve(self, wish: SamplingParams, *, video: bool) -> ResolvedParams:
         if not self.loaded:
             raise UnavailableError("The model is loading.")
-        return CARD.resolve(wish, video=video)
+        return self.model.resolve(wish, video=video)
 
     async def submit(
         self,
@@ -255,8 +258,20 @@ def api(make_api: Callable[..., Api]) -> Api:
 @pytest.fixture
 def base_url(api: Api) -> Iterator[str]:
     """The same app behind a real socket."""
+    with listening(api) as url:
+        yield url
+
+
+@contextmanager
+def listening(api: Api) -> Iterator[str]:
+    """Serve `api` on a free port."""
     config = uvicorn.Config(
-        api.app, port=0, http="httptools", ws="none", lifespan="off", log_config=None
+        api.app,
+        port=0,
+        http=connection_class(api.context.settings.limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
     )
     server = uvicorn.Server(config)
     server.config.load()

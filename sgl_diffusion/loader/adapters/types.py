@@ -161,13 +161,16 @@ class Kron:
 
 @dataclass(frozen=True, eq=False)
 class Dora:
-    """DoRA: each row of `base + strength * change` gets the length that `magnitude` [out] says."""
+    """DoRA: `base + strength * change`, each row with the length that `magnitude` [out, 1] says.
+
+    A magnitude [1, in] says the lengths of the columns; such a layer has no segments of rows.
+    """
 
     kind: ClassVar[str] = "DoRA"
     per_request: ClassVar[bool] = False
     parameter: ClassVar[str] = "weight"
 
-    change: LowRank | Hada | Kron
+    change: LowRank | FullDelta | Hada | Kron
     magnitude: Tensor
 
     @property
@@ -187,10 +190,16 @@ class Dora:
         assert base is not None, "DoRA is relative to the weight it changes"
         old = base.float().flatten(1)
         new = old + self.change.delta(strength=strength)
-        length = torch.linalg.vector_norm(new, dim=1, keepdim=True)
-        return new * (self.magnitude.float()[:, None] / length) - old
+        length = torch.linalg.vector_norm(new, dim=0 if self.by_column else 1, keepdim=True)
+        # A row of zeros has no direction, and stays one.
+        return new * (self.magnitude.float() / torch.where(length == 0, 1.0, length)) - old
+
+    @property
+    def by_column(self) -> bool:
+        return self.magnitude.shape[0] == 1 < self.shape[0]
 
     def rows(self, start: int, stop: int) -> Dora:
+        assert not self.by_column, "the length of a column is that of all its rows"
         return Dora(self.change.rows(start, stop), self.magnitude[start:stop])
 
 

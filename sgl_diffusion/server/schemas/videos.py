@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import MAX_OUTPUTS, ModelCard, SamplingParams
+from sgl_diffusion.server.body import parse_json
 from sgl_diffusion.server.media import VIDEO_QUALITY
 from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Sampling
 from sgl_diffusion.server.validate import Int, RequestBody
@@ -27,10 +28,8 @@ class VideoRequest(Sampling):
         "frame_interpolation_exp": (1,),
         "frame_interpolation_model_path": (),
         "frame_interpolation_scale": (1.0,),
-        "input_reference": (),
         "quality": ("auto", "standard"),
-        "reference_url": (),
-        "task_type": ("T2V",),
+        "task_type": ("T2V", "I2V", "TI2V"),
         "video_path": (),
         "video_reference": (),
         "video_url": (),
@@ -42,6 +41,8 @@ class VideoRequest(Sampling):
     n: Count | None = None
     num_outputs_per_prompt: Count | None = None
     x264_preset: Preset = "fast"
+    input_reference: Any = None
+    reference_url: str | None = None
 
     @field_validator("seconds")
     @classmethod
@@ -68,7 +69,26 @@ class VideoRequest(Sampling):
                 code="conflicting_parameters",
                 param="num_outputs_per_prompt",
             )
+        self.reference()
         return self
+
+    def reference(self) -> tuple[str, Any] | None:
+        """The picture to begin with, as a file or a text, and the name to blame for it."""
+        given, param = self.input_reference, "input_reference"
+        if isinstance(given, str) and given.lstrip().startswith("{"):  # an object as form text
+            given = parse_json(given)
+        if isinstance(given, dict):
+            given, param = _of_object(given)
+        if self.reference_url is None:
+            return None if given is None else (param, given)
+        if given is not None:
+            raise RequestError(
+                "input_reference and reference_url are two names of one picture.",
+                hint="Send one of the two.",
+                code="conflicting_parameters",
+                param="reference_url",
+            )
+        return "reference_url", self.reference_url
 
     def wish(self, card: ModelCard) -> SamplingParams:
         """`card` is the served model: its rate turns seconds into frames."""
@@ -117,6 +137,26 @@ class VideoRequest(Sampling):
         if self.output_compression is not None:
             return self.output_compression
         return PRESETS.get(self.output_quality, VIDEO_QUALITY)
+
+
+def _of_object(given: dict[str, Any]) -> tuple[Any, str]:
+    """OpenAI's {"image_url"} or {"file_id"}."""
+    param = "input_reference"
+    if given.get("file_id") is not None:
+        raise RequestError(
+            "This server keeps no files that a request could name.",
+            hint="Send the picture itself, or its image_url.",
+            code="unsupported_parameter",
+            param=f"{param}.file_id",
+        )
+    rest = set(given) - {"file_id", "image_url"}
+    if rest or not isinstance(given.get("image_url"), str):
+        raise RequestError(
+            "input_reference must be a file, a URL, or an object with image_url.",
+            code="invalid_type",
+            param=param,
+        )
+    return given["image_url"], f"{param}.image_url"
 
 
 class RemixRequest(RequestBody):

@@ -23,7 +23,7 @@ def _kinds() -> list[Delta]:
         Hada(_draw(OUT, 2), _draw(2, IN), _draw(OUT, RANK), _draw(RANK, IN), 0.25),
         Kron((_draw(3, 2),), (_draw(4, 4),), 0.5),
         Kron((_draw(3, 2),), (_draw(4, RANK), _draw(RANK, 4)), 0.5),
-        Dora(low, _draw(OUT).abs()),
+        Dora(low, _draw(OUT, 1).abs()),
     ]
 
 
@@ -47,7 +47,10 @@ def test_dora_gives_the_rows_their_length() -> None:
     base, dora = _draw(OUT, IN), _kinds()[-1]
     assert isinstance(dora, Dora)
     merged = base + dora.delta(base)
-    torch.testing.assert_close(merged.norm(dim=1), dora.magnitude)
+    torch.testing.assert_close(merged.norm(dim=1, keepdim=True), dora.magnitude)
+    columns = Dora(dora.change, _draw(1, IN).abs())
+    merged = base + columns.delta(base)
+    torch.testing.assert_close(merged.norm(dim=0, keepdim=True), columns.magnitude)
 
 
 def test_an_adapter_counts_a_shared_tensor_once() -> None:

@@ -1,0 +1,1 @@
+"""How the files of each model family name its layers: one table per family."""
