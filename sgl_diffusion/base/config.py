@@ -50,6 +50,15 @@ class EngineOptions:
         "auto", "Attention implementation: auto, flash, native or sdpa."
     )
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
+    lora_path: tuple[str, ...] = option(
+        (), "Adapter (LoRA) to begin with: a .safetensors file, a folder or a hub id. Repeatable."
+    )
+    lora_nickname: tuple[str, ...] = option((), "Its nickname; default: default. Repeatable.")
+    lora_scale: tuple[float, ...] = option((), "Its strength; default: 1. Repeatable.")
+    lora_weight_name: tuple[str, ...] = option(
+        (), "The file to take where a folder or repository holds several. Repeatable."
+    )
+    max_lora_memory: float = option(4.0, "GiB that loaded adapters may take.", least=0)
     data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")
     log_level: str = option("info", "debug, info, warning or error.")
 
@@ -143,6 +152,13 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    s3_bucket: str | None = option(None, "S3 bucket that results are copied to.")
+    s3_endpoint_url: str | None = option(None, "S3 service; without it Amazon's.")
+    s3_region: str | None = option(None, "Region of the bucket.")
+    s3_prefix: str = option("", "What the names of objects begin with, such as results/.")
+    s3_url_seconds: int = option(
+        0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
+    )
     metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
 
 
@@ -186,6 +202,10 @@ def _coerce(name: str, where: str, value: Any, kind: Any, rules: Mapping[str, An
     if value is None and type(None) in allowed:
         return None
     target = next(t for t in allowed if t is not type(None))
+    if typing.get_origin(target) is tuple:  # several values: a list, or one of them alone
+        each = typing.get_args(target)[0]
+        given = value if isinstance(value, list | tuple) else [value]
+        return tuple(_coerce(name, where, item, each, rules) for item in given)
     if target is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):

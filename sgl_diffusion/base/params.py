@@ -229,15 +229,23 @@ class ModelCard:
         check_pixels(self, params)
         return params
 
-    def size_like(self, width: int, height: int) -> tuple[int, int]:
-        """The size with the default's area and the aspect of a `width` x `height` picture."""
+    def size_like(
+        self, across: int, down: int, *, width: int | None = None, height: int | None = None
+    ) -> tuple[int, int]:
+        """The size with the aspect of an `across` x `down` picture: with the default's area, or
+        with the one edge that is given."""
         unit, area = self.size_multiple, self.defaults.width * self.defaults.height
         most = self.max_edge // unit
 
-        def nearest(ratio: float) -> int:
-            return min(max(round(math.sqrt(area * ratio) / unit), 1), most) * unit
+        def nearest(edge: float) -> int:
+            return min(max(round(edge / unit), 1), most) * unit
 
-        return nearest(width / height), nearest(height / width)
+        if width is not None:
+            return width, nearest(width * down / across)
+        if height is not None:
+            return nearest(height * across / down), height
+        ratio = math.sqrt(across / down)
+        return nearest(math.sqrt(area) * ratio), nearest(math.sqrt(area) / ratio)
 
     def _loras(self, wish: SamplingParams) -> tuple[LoraUse, ...]:
         check_uses(wish.loras)

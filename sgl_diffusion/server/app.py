@@ -16,6 +16,7 @@ from sgl_diffusion import __version__
 from sgl_diffusion.server import (
     errors,
     events,
+    image_store,
     images,
     info,
     metrics,
@@ -38,6 +39,8 @@ from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.outcomes import Outcomes
 from sgl_diffusion.server.probe import Probe
 from sgl_diffusion.server.rows import own_rows
+from sgl_diffusion.server.storage import Bucket
+from sgl_diffusion.server.uploads import Uploads
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -47,6 +50,7 @@ ROUTERS = (
     info.router,
     metrics.router,
     images.router,
+    image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
     video_content.router,
@@ -67,6 +71,9 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     inputs = Inputs(settings.inputs, fetcher, threads)
     probe = Probe(client)
     gauges = Gauges()
+    uploads = None
+    if settings.s3 is not None:
+        uploads = Uploads(Bucket(settings.s3), jobs, files.folder)
     context = ServerContext(
         client,
         files,
@@ -80,6 +87,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         keeper,
         Flights(),
         gauges,
+        uploads,
     )
 
     @asynccontextmanager
@@ -87,6 +95,8 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         gauges.start()
         await keeper.start()
         await runner.start()
+        if uploads is not None:
+            await uploads.start()
         try:
             yield
         finally:
@@ -94,6 +104,8 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
             await runner.stop()
             await keeper.stop()
             await gauges.stop()
+            if uploads is not None:
+                await uploads.stop()
             fetcher.close()
             threads.shutdown(cancel_futures=True)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sgl_diffusion.server.inputs import Inputs
     from sgl_diffusion.server.keeper import Keeper
     from sgl_diffusion.server.probe import Probe
+    from sgl_diffusion.server.storage import S3Settings
+    from sgl_diffusion.server.uploads import Uploads
 
 T = TypeVar("T")
 
@@ -57,6 +59,7 @@ class Settings:
     limits: LimitOptions = LimitOptions()
     fetch: FetchRules = FetchRules()
     inputs: InputRules = InputRules()
+    s3: S3Settings | None = None
 
 
 @dataclass
@@ -73,11 +76,13 @@ class ServerContext:
     keeper: Keeper
     flights: Flights
     gauges: Gauges
+    uploads: Uploads | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:
+        uploads = [] if self.uploads is None else self.uploads.metrics()
         rejected = [
             Metric("rejected_total", count, {"code": code})
             for code, count in sorted(self.rejected.items())
@@ -88,8 +93,13 @@ class ServerContext:
             *self.keeper.metrics(),
             *self.jobs.metrics(),
             *self.gauges.metrics(),
+            *uploads,
             *rejected,
         ]
+
+    def remote_url(self, entry: dict[str, Any]) -> str | None:
+        """Where else a file of a row can be had; None where it is only here."""
+        return None if self.uploads is None else self.uploads.url(entry)
 
     def card(self) -> ModelCard:
         """The served model; UnavailableError until a worker has told it."""

@@ -39,6 +39,12 @@ class Files:
                 ) from None
             for left_over in folder.glob(f"*{_PART}"):  # of a process that died while writing
                 left_over.unlink(missing_ok=True)
+        for left_over in self.inputs.glob("image_*"):  # image jobs end with their server
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def folder(self, kind: str) -> Path:
+        """Where the results of a job of this kind are."""
+        return {"image": self.images, "video": self.videos}[kind]
 
     def video(self, video_id: str, index: int = 0, variant: str = "video") -> Path:
         """A file of a video job; `index` counts its outputs."""
@@ -79,18 +85,10 @@ class Files:
         assert is_id(job_id, job_id.partition("_")[0]), job_id
         return self.inputs / job_id
 
-    def find_image(self, image_id: str, index: int) -> tuple[Path, str] | None:
-        """Path and media type of a kept image."""
-        for kind, media_type in IMAGE_TYPES.items():
-            path = self.image(image_id, index, kind)
-            if path.is_file():
-                return path, media_type
-        return None
-
     def has(self, entries: list[dict[str, Any]]) -> bool:
         """Whether the files of a row are all here; those that were stored elsewhere are."""
         return all(
-            "remote" in entry or self._folder(entry["name"]).joinpath(entry["name"]).is_file()
+            "remote" in entry or (self._folder(entry["name"]) / entry["name"]).is_file()
             for entry in entries
         )
 
