@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.client.types import partial_of
 from sgl_diffusion.server.body import read_body
@@ -68,6 +68,15 @@ async def edit(request: Request, context: Context) -> Response:
     except BaseException:
         inputs.remove()
         raise
+
+
+@router.post("/variations")
+async def variations() -> None:
+    raise NotFoundError(
+        "There are no variations.",
+        hint="Use /v1/images/edits with a strength.",
+        code="not_supported",
+    )
 
 
 def resolve(
