@@ -125,6 +125,13 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    s3_bucket: str | None = option(None, "S3 bucket that results are copied to.")
+    s3_endpoint_url: str | None = option(None, "S3 service; without it Amazon's.")
+    s3_region: str | None = option(None, "Region of the bucket.")
+    s3_prefix: str = option("", "What the names of objects begin with, such as results/.")
+    s3_url_seconds: int = option(
+        0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
+    )
     metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
     max_queue: int = option(
         128, "Most unfinished jobs at a time; more are refused with 429.", least=1

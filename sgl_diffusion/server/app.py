@@ -33,6 +33,8 @@ from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.probe import Probe
+from sgl_diffusion.server.storage import Bucket
+from sgl_diffusion.server.uploads import Uploads
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -59,16 +61,23 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     fetcher = Fetcher(settings.fetch)
     inputs = Inputs(settings.inputs, fetcher, threads)
     probe = Probe(client)
-    context = ServerContext(client, files, inputs, runner, settings, threads, probe)
+    uploads = None
+    if settings.s3 is not None:
+        uploads = Uploads(Bucket(settings.s3), jobs, files.folder)
+    context = ServerContext(client, files, inputs, runner, settings, threads, probe, uploads)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await runner.start()
+        if uploads is not None:
+            await uploads.start()
         try:
             yield
         finally:
             await probe.stop()
             await runner.stop()
+            if uploads is not None:
+                await uploads.stop()
             fetcher.close()
             threads.shutdown(cancel_futures=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sgl_diffusion.server.files import Files
     from sgl_diffusion.server.inputs import Inputs
     from sgl_diffusion.server.probe import Probe
+    from sgl_diffusion.server.storage import S3Settings
+    from sgl_diffusion.server.uploads import Uploads
 
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class Settings:
     limits: LimitOptions = LimitOptions()
     fetch: FetchRules = FetchRules()
     inputs: InputRules = InputRules()
+    s3: S3Settings | None = None
 
 
 @dataclass
@@ -64,11 +67,17 @@ class ServerContext:
     settings: Settings
     threads: ThreadPoolExecutor
     probe: Probe
+    uploads: Uploads | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
 
     def samples(self) -> list[Metric]:
-        return [*self.client.metrics(), *self.runner.metrics()]
+        uploads = [] if self.uploads is None else self.uploads.metrics()
+        return [*self.client.metrics(), *self.runner.metrics(), *uploads]
+
+    def remote_url(self, entry: dict[str, Any]) -> str | None:
+        """Where else a file of a row can be had; None where it is only here."""
+        return None if self.uploads is None else self.uploads.url(entry)
 
     def card(self) -> ModelCard:
         """The served model; UnavailableError until a worker has told it."""

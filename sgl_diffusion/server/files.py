@@ -40,6 +40,10 @@ class Files:
         for left_over in self.inputs.glob("image_*"):  # image jobs end with their server
             shutil.rmtree(left_over, ignore_errors=True)
 
+    def folder(self, kind: str) -> Path:
+        """Where the results of a job of this kind are."""
+        return {"image": self.images, "video": self.videos}[kind]
+
     def video(self, video_id: str, index: int = 0, variant: str = "video") -> Path:
         """A file of a video job; `index` counts its outputs."""
         assert is_id(video_id, "video") and index >= 0, video_id

@@ -75,11 +75,14 @@ def describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
 
 
 def _urls(context: ServerContext, row: JobRow) -> list[str]:
-    """Where the mp4 of each output is."""
+    """Where the mp4 of each output is: in the bucket as soon as it is there, else here."""
     base = (context.settings.public_base_url or "").rstrip("/")
     content = f"{base}/v1/videos/{row.id}/content"
     count = len(row.payload["params"]["seeds"])
-    return [f"{content}?index={index}" if index else content for index in range(count)]
+    here = [f"{content}?index={index}" if index else content for index in range(count)]
+    return [
+        context.remote_url(entry) or url for entry, url in zip(row.files[:count], here, strict=True)
+    ]
 
 
 def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:
