@@ -132,7 +132,7 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions):
     s3_url_seconds: int = option(
         0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
     )
-    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
+    metadata: bool = option(True, "Write the settings into the files.")
     max_queue: int = option(
         128, "Most unfinished jobs at a time; more are refused with 429.", least=1
     )
