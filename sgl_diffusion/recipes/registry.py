@@ -28,6 +28,7 @@ NATIVE: Registry[str] = Registry(
     {
         "FluxKontextPipeline": "sgl_diffusion.recipes.flux",
         "FluxPipeline": "sgl_diffusion.recipes.flux",
+        "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
         "WanPipeline": "sgl_diffusion.recipes.wan",
     },
 )
