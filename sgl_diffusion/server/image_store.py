@@ -90,7 +90,7 @@ def _describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
         "id": row.id,
         "object": "image",
         "status": row.status,
-        "model": row.model,
+        "model": row.payload["model"],
         "created_at": int(row.created_at),
         "expires_at": None if row.expires_at is None else int(row.expires_at),
         "prompt": params["prompt"],

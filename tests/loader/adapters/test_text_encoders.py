@@ -70,7 +70,6 @@ def test_clip(convention: str, tmp_path: Path) -> None:
     shapes = {key: tuple(value.shape) for key, value in before.items()}
     adapter = read(path, FLUX)
     found = match(adapter, {"text_encoder": shapes})
-    found.check("it")
     assert len(found.matched["text_encoder"]) == 4 and not found.misfits
     ours = dict(before)
     for module, deltas in found.matched["text_encoder"].items():
