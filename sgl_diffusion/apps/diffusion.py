@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.config import EngineOptions
@@ -13,18 +14,20 @@ if TYPE_CHECKING:
     from sgl_diffusion.orchestrator.stage import Outbox, Worker
 
 
-def diffusion_app(options: EngineOptions) -> App:
-    """The stages of a served diffusion model. Imports no torch: the stage process does."""
+def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> App:
+    """The stages of a served diffusion model. Imports no torch: the stage process does.
+
+    `lora_state` is a file by which a worker that dies leaves its adapters to the next.
+    """
     names = [field.name for field in dataclasses.fields(EngineOptions)]
     config = {name: getattr(options, name) for name in names}
-    return App(
+    state = None if lora_state is None else str(lora_state)
+    stage = StageSpec(
         name="diffusion",
-        stages=(
-            StageSpec(
-                name="diffusion", entry="sgl_diffusion.apps.diffusion:make_worker", config=config
-            ),
-        ),
+        entry="sgl_diffusion.apps.diffusion:make_worker",
+        config={"options": config, "lora_state": state},
     )
+    return App(name="diffusion", stages=(stage,))
 
 
 def make_worker(config: Payload, outbox: Outbox) -> Worker:
@@ -32,5 +35,11 @@ def make_worker(config: Payload, outbox: Outbox) -> Worker:
     from sgl_diffusion.engine.worker import DiffusionWorker
     from sgl_diffusion.recipes.registry import open_pipeline
 
-    options = EngineOptions(**config)
-    return DiffusionWorker(lambda note: open_pipeline(options, note), options, outbox)
+    options = EngineOptions(**config["options"])
+    state = config["lora_state"]
+    return DiffusionWorker(
+        lambda note: open_pipeline(options, note),
+        options,
+        outbox,
+        lora_state=None if state is None else Path(state),
+    )

@@ -72,7 +72,7 @@ class TritonBackend(_GpuRows):
 
 class NativeBackend(_GpuRows):
     name = "native"
-    rows = ("cuda",)
+    rows = ("cuda_sm90", "cuda")
 
     def supports(
         self, device: torch.device, head_dim: int, dtype: torch.dtype, needs_lse: bool

@@ -50,26 +50,116 @@ class EngineOptions:
         "auto", "Attention implementation: auto, flash, native or sdpa."
     )
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
+    lora_path: tuple[str, ...] = option(
+        (), "Adapter (LoRA) to begin with: a .safetensors file, a folder or a hub id. Repeatable."
+    )
+    lora_nickname: tuple[str, ...] = option((), "Its nickname; default: default. Repeatable.")
+    lora_scale: tuple[float, ...] = option((), "Its strength; default: 1. Repeatable.")
+    lora_weight_name: tuple[str, ...] = option(
+        (), "The file to take where a folder or repository holds several. Repeatable."
+    )
+    max_lora_memory: float = option(4.0, "GiB that loaded adapters may take.", least=0)
     data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")
     log_level: str = option("info", "debug, info, warning or error.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(EngineOptions):
+class JobOptions:
+    """How much may wait, for how long, and what is kept of it."""
+
+    max_queue: int = option(
+        128, "Most unfinished image requests at a time; more are refused with 429.", least=1
+    )
+    max_queued_videos: int = option(
+        64, "Most videos that wait; more are refused with 429.", least=1
+    )
+    max_images_per_key: int = option(8, "Most unfinished image requests of one API key.", least=1)
+    max_videos_per_key: int = option(16, "Most unfinished videos of one API key.", least=1)
+    request_timeout: float = option(
+        550.0, "Seconds after which a waiting image request fails.", least=1
+    )
+    video_timeout: float = option(
+        7200.0, "Seconds a video may take from its turn to its end.", least=1
+    )
+    worker_timeout: float = option(
+        120.0, "Seconds of silence after which a worker is replaced; at least three steps.", least=1
+    )
+    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.", least=0)
+    retention_hours: float = option(72.0, "Hours for which finished jobs are kept.", least=0)
+    max_disk_gb: float = option(50.0, "GB of kept files; the oldest go first.", least=0)
+    min_free_gb: float = option(2.0, "GB of free disk below which no job is taken.", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Who may call the server, and what it fetches for them."""
+
+    api_key_file: str | None = option(
+        None, "File with one API key per line; SGLD_API_KEY gives one, too."
+    )
+    admin_key_file: str | None = option(
+        None, "File with keys for adapters, weights, profiles; SGLD_ADMIN_KEY gives one, too."
+    )
+    insecure_no_auth: bool = option(
+        False, "Listen beyond this machine without a key: only behind a proxy that checks one."
+    )
+    public_metrics: bool = option(False, "Answer /metrics without a key.")
+    allowed_hosts: str = option("", "Further names of this server, separated by commas.")
+    cors_origins: str = option("", "Web origins that may call the server, separated by commas.")
+    media_urls: str = option(
+        "public",
+        "URLs of pictures in requests: any public host, only --allow-media-host, or none.",
+        choices=("public", "listed", "off"),
+    )
+    allow_media_host: str = option(
+        "", "Hosts (NAME or NAME:PORT) that may be private, separated by commas."
+    )
+    allowed_media_path: str = option(
+        "", "Folders whose files a request may name, separated by commas."
+    )
+    lenient: bool = option(False, "Ignore unknown fields; a header of the answer names them.")
+    log_prompts: bool = option(False, "Log prompts as text, not as hash and length.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """What one request or connection may cost the server."""
+
+    max_json_mb: int = option(64, "Largest JSON body in MB.", least=1)
+    max_form_mb: int = option(600, "Largest multipart body in MB.", least=1)
+    max_files: int = option(20, "Most files in a form.", least=0)
+    max_fields: int = option(100, "Most text fields in a form.", least=1)
+    max_field_kb: int = option(1024, "Largest text field in kB; data URLs do not count.", least=1)
+    max_json_depth: int = option(64, "Deepest nesting of JSON.", least=1)
+    max_json_items: int = option(10_000, "Most items of a JSON list or object.", least=1)
+    max_image_mb: int = option(50, "Largest picture in a request in MB.", least=1)
+    max_image_megapixels: int = option(40, "Most million pixels of such a picture.", least=1)
+    max_images: int = option(16, "Most pictures in a request.", least=1)
+    max_video_mb: int = option(512, "Largest video in a request in MB.", least=1)
+    max_header_kb: int = option(64, "Most kB of request line and headers.", least=1)
+    max_headers: int = option(100, "Most headers of a request.", least=1)
+    header_timeout: float = option(60.0, "Seconds a client has to send its headers.", least=0.1)
+    body_timeout: float = option(10.0, "Seconds a body may pause.", least=0.1)
+    keep_alive: int = option(5, "Seconds an unused connection stays open.", least=0)
+    max_connections: int = option(512, "Most connections at a time.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     """`sglang serve`."""
 
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
-    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
-    max_queue: int = option(
-        128, "Most unfinished jobs at a time; more are refused with 429.", least=1
+    s3_bucket: str | None = option(None, "S3 bucket that results are copied to.")
+    s3_endpoint_url: str | None = option(None, "S3 service; without it Amazon's.")
+    s3_region: str | None = option(None, "Region of the bucket.")
+    s3_prefix: str = option("", "What the names of objects begin with, such as results/.")
+    s3_url_seconds: int = option(
+        0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
     )
-    request_timeout: float = option(
-        550.0, "Seconds after which a waiting image request fails.", least=1
-    )
-    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.", least=0)
+    metadata: bool = option(True, "Write the settings into the files.")
 
 
 C = TypeVar("C")
@@ -112,6 +202,10 @@ def _coerce(name: str, where: str, value: Any, kind: Any, rules: Mapping[str, An
     if value is None and type(None) in allowed:
         return None
     target = next(t for t in allowed if t is not type(None))
+    if typing.get_origin(target) is tuple:  # several values: a list, or one of them alone
+        each = typing.get_args(target)[0]
+        given = value if isinstance(value, list | tuple) else [value]
+        return tuple(_coerce(name, where, item, each, rules) for item in given)
     if target is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):

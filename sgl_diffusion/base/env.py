@@ -44,8 +44,31 @@ TABLE = {
         Variable(
             "SGLD_LOG_LEVEL", str, "", "Default of `--log-level`: debug, info, warning, error."
         ),
+        Variable(
+            "SGLD_LOG_FORMAT", str, "", "text or json; text on a terminal, json everywhere else."
+        ),
         Variable("SGLD_DATA_DIR", str, "", "Default of `--data-dir`."),
+        Variable("SGLD_API_KEY", str, "", "A key of `sglang serve`, beside `--api-key-file`."),
+        Variable("SGLD_ADMIN_KEY", str, "", "An admin key, beside `--admin-key-file`."),
         Variable("SGLD_DEBUG", _flag, False, "Show tracebacks on the command line."),
+        Variable("SGLD_S3_BUCKET", str, "", "Default of `--s3-bucket`."),
+        Variable("SGLD_S3_ENDPOINT_URL", str, "", "Default of `--s3-endpoint-url`."),
+        Variable("SGLD_S3_REGION", str, "", "Default of `--s3-region`."),
+        Variable("SGLD_S3_ACCESS_KEY_ID", str, "", "Key of the S3 bucket."),
+        Variable("SGLD_S3_SECRET_ACCESS_KEY", str, "", "Secret of the S3 bucket's key."),
+        Variable(
+            "SGLANG_CLOUD_STORAGE_TYPE", str, "", "`s3` makes the five variables below count."
+        ),
+        Variable("SGLANG_S3_BUCKET_NAME", str, "", "SGLang's name of `SGLD_S3_BUCKET`."),
+        Variable("SGLANG_S3_ENDPOINT_URL", str, "", "SGLang's name of `SGLD_S3_ENDPOINT_URL`."),
+        Variable("SGLANG_S3_REGION_NAME", str, "", "SGLang's name of `SGLD_S3_REGION`."),
+        Variable("SGLANG_S3_ACCESS_KEY_ID", str, "", "SGLang's name of `SGLD_S3_ACCESS_KEY_ID`."),
+        Variable(
+            "SGLANG_S3_SECRET_ACCESS_KEY",
+            str,
+            "",
+            "SGLang's name of `SGLD_S3_SECRET_ACCESS_KEY`.",
+        ),
         Variable("OMP_WAIT_POLICY", str, "PASSIVE", "How idle CPU threads of a worker wait."),
         Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),
         Variable("HF_HUB_OFFLINE", _flag, False, "Never ask the hub; use its cache only."),
@@ -53,6 +76,9 @@ TABLE = {
         Variable("XDG_DATA_HOME", str, "", "Where the default data folder goes."),
     )
 }
+
+
+_SECRET = frozenset({"SGLD_API_KEY", "SGLD_ADMIN_KEY"})
 
 
 def get(name: str) -> Any:
@@ -70,8 +96,10 @@ def get(name: str) -> Any:
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment a worker process starts with.
 
-    Its threads sleep where they wait: spinning ones stall as soon as another process wants a core
-    (docs/measured.md). The variable must be there before the thread library is loaded.
+    It needs no keys of clients. Its threads sleep where they wait: spinning ones stall as soon as
+    another process wants a core (docs/measured.md). The variable must be there before the thread
+    library is loaded.
     """
     waiting = {"OMP_WAIT_POLICY": str(get("OMP_WAIT_POLICY"))}
-    return {**os.environ, **waiting, **(extra or {})}
+    kept = {name: text for name, text in os.environ.items() if name not in _SECRET}
+    return {**kept, **waiting, **(extra or {})}

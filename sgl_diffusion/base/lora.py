@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.errors import ConfigError, RequestError
 
 TARGETS = ("all", "transformer", "transformer_2", "critic")
 MERGE_MODES = ("auto", "merge", "dynamic")
@@ -30,13 +30,15 @@ class LoraUse:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSetting:
-    """One adapter of the set that all jobs have. `alpha` replaces the one of the file."""
+    """One adapter of the set that all jobs have. `alpha` replaces the one of the file;
+    `weight_name` is the file to take where the path holds several."""
 
     nickname: str
     path: str | None = None
     target: str = "all"
     strength: float = 1.0
     alpha: float | None = None
+    weight_name: str | None = None
 
 
 def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
@@ -73,6 +75,7 @@ def line_up_settings(
     target: str | Sequence[str] = "all",
     strength: float | Sequence[float] = 1.0,
     lora_alpha: float | Sequence[float | None] | None = None,
+    lora_weight_name: str | Sequence[str | None] | None = None,
 ) -> tuple[LoraSetting, ...]:
     """Settings from scalars and lists: lists have as many items as there are nicknames, and a
     single target or strength is everybody's."""
@@ -88,16 +91,48 @@ def line_up_settings(
     alphas = _items("lora_alpha", lora_alpha, count, shared=lora_alpha is None)
     targets = _items("target", target, count, shared=True)
     strengths = _items("strength", strength, count, shared=True)
+    files = _items("lora_weight_name", lora_weight_name, count, shared=lora_weight_name is None)
     settings = tuple(
-        LoraSetting(nickname=name, path=path, target=where, strength=force, alpha=alpha)
-        for name, path, where, force, alpha in zip(
-            names, paths, targets, strengths, alphas, strict=True
+        LoraSetting(
+            nickname=name, path=path, target=where, strength=force, alpha=alpha, weight_name=file
+        )
+        for name, path, where, force, alpha, file in zip(
+            names, paths, targets, strengths, alphas, files, strict=True
         )
     )
     for setting in settings:
         _check_setting(setting)
     _check_twice(settings)
     return settings
+
+
+def settings_to_begin_with(
+    paths: Sequence[str],
+    nicknames: Sequence[str],
+    strengths: Sequence[float],
+    weight_names: Sequence[str],
+) -> tuple[LoraSetting, ...]:
+    """Settings from the flags of a command: --lora-path and those that go with it."""
+    if not paths:
+        for flag, given in (
+            ("nickname", nicknames),
+            ("scale", strengths),
+            ("weight-name", weight_names),
+        ):
+            if given:
+                raise ConfigError(f"--lora-{flag} is about an adapter; there is no --lora-path.")
+        return ()
+    if not nicknames:
+        nicknames = ["default", *(f"default_{n}" for n in range(2, len(paths) + 1))]
+    try:
+        return line_up_settings(
+            lora_nickname=nicknames,
+            lora_path=paths,
+            strength=strengths[0] if len(strengths) == 1 else strengths or 1.0,
+            lora_weight_name=weight_names or None,
+        )
+    except RequestError as error:
+        raise ConfigError(f"--lora-path: {error.message}", hint=error.hint) from None
 
 
 def check_target(target: str) -> None:
@@ -147,6 +182,7 @@ def _check_setting(setting: LoraSetting) -> None:
                 param="lora_alpha",
             )
     _check_path(setting.path, "lora_path")
+    _check_path(setting.weight_name, "lora_weight_name")
 
 
 def _check_number(name: str, value: float, param: str) -> None:

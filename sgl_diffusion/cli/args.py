@@ -60,7 +60,7 @@ def parser_for(kind: type[Any], prog: str, description: str) -> Parser:
 def _add(parser: Parser, field: dataclasses.Field[Any], hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"]
-    if field.default is not None:
+    if field.default not in (None, ()):
         text += f" Default: {field.default}."
     text = text.replace("%", "%%")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -69,6 +69,11 @@ def _add(parser: Parser, field: dataclasses.Field[Any], hint: Any) -> None:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         return
     choices = field.metadata["choices"] or None
+    if typing.get_origin(wanted) is tuple:
+        each = typing.get_args(wanted)[0]
+        metavar = each.__name__.upper()
+        parser.add_argument(flag, type=each, action="append", metavar=metavar, help=text)
+        return
     metavar = None if choices else wanted.__name__.upper()
     parser.add_argument(flag, type=wanted, choices=choices, metavar=metavar, help=text)
 

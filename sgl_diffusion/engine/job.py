@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sgl_diffusion.components.samplers import Solver, SolverState
     from sgl_diffusion.engine.beginning import Origin
+    from sgl_diffusion.engine.lora.rows import Blend
     from sgl_diffusion.engine.previews import Preview
 
 _order = itertools.count()
@@ -57,6 +58,7 @@ class Job:
     solver: Solver | None = None
     condition: Any = None
     negative: Any = None
+    blend: Blend | None = None  # the adapters that are applied to its rows
     origin: Origin | None = None
     cancelled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)

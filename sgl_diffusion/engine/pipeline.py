@@ -76,10 +76,15 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True)
 class Adaptable:
-    """A component that adapters can change; `rules` lead from the names of diffusers to its own."""
+    """A component that adapters can change.
+
+    `rules` lead from the names of diffusers to its own; `diffusers_class` says which names those
+    are.
+    """
 
     module: torch.nn.Module
-    rules: Rules = Rules()
+    rules: Rules
+    diffusers_class: str
 
 
 @runtime_checkable

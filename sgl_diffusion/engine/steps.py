@@ -20,6 +20,7 @@ from sgl_diffusion.engine.denoise import ShapeKey, denoise
 from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.lineup import Batch, line_up
+from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.pictures import open_picture
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import take_preview
@@ -48,6 +49,7 @@ class StepRunner:
         self._turns = Turns()
         self._contexts = Contexts(pipeline)
         self._reduced: dict[ShapeKey, int] = {}
+        self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
@@ -102,9 +104,10 @@ class StepRunner:
         if pictures and (not native or params.mask is not None):
             job.origin = Origin.of(pipeline, params, pictures[0])
         parts = pictures if native else []
-        job.condition = pipeline.encode(params.prompt, params, parts)
-        if params.guided:
-            job.negative = pipeline.encode(params.negative_prompt, params, parts)
+        with self.adapters.of([job.blend]):  # the prompts, too, go through adapted layers
+            job.condition = pipeline.encode(params.prompt, params, parts)
+            if params.guided:
+                job.negative = pipeline.encode(params.negative_prompt, params, parts)
         for row in job.rows:
             noise = pipeline.noise(params, row.seed)
             row.state = first_state(job.origin, noise, solver)
@@ -117,7 +120,8 @@ class StepRunner:
         start = time.perf_counter()
         fresh = [row for row in rows if row.ran == 0]
         try:
-            denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
+            with self.adapters.of([row.job.blend for row in rows]):
+                denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
         except Exception as error:
             if is_out_of_memory(error) and len(rows) > 1:
                 self._reduce(batch.key, len(rows) // 2)

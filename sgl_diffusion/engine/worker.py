@@ -8,6 +8,7 @@ fallback.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import torch
@@ -19,6 +20,7 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
+from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
 from sgl_diffusion.engine.whole import WholeRunner
@@ -34,11 +36,20 @@ _WARM_UP = "warm-up"
 class DiffusionWorker:
     """Implements `orchestrator.stage.Worker`."""
 
-    def __init__(self, open_pipeline: OpenPipeline, options: EngineOptions, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        open_pipeline: OpenPipeline,
+        options: EngineOptions,
+        outbox: Outbox,
+        lora_state: Path | None = None,
+    ) -> None:
+        """`lora_state` is the file that keeps the adapters in use for the next worker."""
         self._open = open_pipeline
+        self._lora_state = lora_state
         self._options = options
         self._outbox = outbox
         self._runner: StepRunner | WholeRunner | None = None
+        self._loras: LoraControl | None = None
         self._load_error: SglError | None = None
 
     def load(self) -> Payload:
@@ -60,7 +71,11 @@ class DiffusionWorker:
             self._warm_up(pipeline.card)
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
-        return dataclasses.asdict(pipeline.card)
+        self._loras = lora_control(
+            pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
+        )
+        card = dataclasses.replace(pipeline.card, lora_targets=self._loras.targets)
+        return {**dataclasses.asdict(card), "loras": self._loras.report()}
 
     def _warm_up(self, card: ModelCard) -> None:
         """The smallest picture in one step: what cannot work here fails now, not in every job, and
@@ -82,12 +97,20 @@ class DiffusionWorker:
             error = RequestError("The job's parameters do not fit this version of the engine.")
             self._outbox.failed(job_id, error)
             return
-        self._active.add(Job(job_id, params))
+        job = Job(job_id, params)
+        try:
+            job.blend = self._adapters.blend(params.loras)
+        except Exception as error:
+            self._outbox.failed(job_id, explain(error, job))
+            return
+        self._active.add(job)
 
     def cancel(self, job_id: str) -> None:
         self._active.drop(job_id)
 
     def control(self, action: str, payload: Payload) -> Payload:
+        if self._adapters.knows(action):
+            return self._adapters.run(action, payload)
         raise RequestError(f"This worker has no control action {action!r}.", code="not_supported")
 
     def step(self) -> bool:
@@ -106,6 +129,11 @@ class DiffusionWorker:
             for (op, implementation), count in ops.counts().items()
         ]
         return calls + self._active.counters.metrics()
+
+    @property
+    def _adapters(self) -> LoraControl:
+        assert self._loras is not None, "the worker is not loaded"
+        return self._loras
 
     @property
     def _active(self) -> StepRunner | WholeRunner:

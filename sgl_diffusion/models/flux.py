@@ -115,6 +115,10 @@ class FluxTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
 
+    def blocks(self) -> list[nn.Module]:
+        """In the order in which they run."""
+        return [*self.double_blocks, *self.single_blocks]
+
     def prepare(
         self, text: Tensor, pooled: Tensor, guidance: float, references: Sequence[Tensor] = ()
     ) -> FluxContext:

@@ -23,7 +23,16 @@ log = get_logger(__name__)
 Note = Callable[[str], None]
 
 # Pipeline class to the module whose `open_pipeline(index, options, name)` assembles it natively.
-NATIVE: Registry[str] = Registry("native recipe", {"WanPipeline": "sgl_diffusion.recipes.wan"})
+NATIVE: Registry[str] = Registry(
+    "native recipe",
+    {
+        "FluxKontextPipeline": "sgl_diffusion.recipes.flux",
+        "FluxPipeline": "sgl_diffusion.recipes.flux",
+        "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
+        "ZImagePipeline": "sgl_diffusion.recipes.z_image",
+        "WanPipeline": "sgl_diffusion.recipes.wan",
+    },
+)
 
 TINY_NAME = "tiny-random-wan"
 TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt"

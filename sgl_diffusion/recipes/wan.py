@@ -113,7 +113,7 @@ class Wan:
         return [*self._transformer.blocks, *self._text.blocks(), *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES)}
+        return {"transformer": Adaptable(self._transformer, RULES, "WanTransformer3DModel")}
 
     def solver(self, params: ResolvedParams) -> Solver:
         steps, shift = params.num_inference_steps, params.flow_shift

@@ -1,34 +1,39 @@
-"""Reading request bodies: capped while they stream, JSON and multipart to plain values."""
+"""Reading request bodies: capped while they stream, JSON to plain values. Forms: `forms.py`."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import FormData
 
+from sgl_diffusion.base.config import LimitOptions
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.server.forms import read_form
+from sgl_diffusion.server.middleware import Notes
+from sgl_diffusion.server.text import check_text, field_too_large
 
-MAX_JSON_BYTES = 64 * 2**20
-MAX_FORM_BYTES = 600 * 2**20
-MAX_FIELD_BYTES = 2**20
-MAX_FIELDS = 100
-MAX_FILES = 20
-MAX_DEPTH = 64
-MAX_ITEMS = 10_000
-_MAX_BOUNDARY = 70  # RFC 2046
+_LARGE = 2**18  # bytes of JSON that are parsed in a thread
+_MAX_SEPARATORS = 200_000
+_DEFAULTS = LimitOptions()
 
 
 @dataclass(frozen=True)
 class Body:
-    """The fields of a request; from a form every value is text, a list, a dict or a file."""
+    """The fields of a request; from a form every value is text, a list, a dict or a file.
+
+    `lenient` says what happens to unknown fields, `notes` goes into the log and the answer."""
 
     fields: dict[str, Any]
     form: FormData | None = None
+    lenient: bool = False
+    log_prompts: bool = False
+    notes: Notes = field(default_factory=Notes)
 
     async def close(self) -> None:
         """Drop the temporary files of a form."""
@@ -36,33 +41,52 @@ class Body:
             await self.form.close()
 
 
-async def read_body(request: Request, *, form: bool) -> Body:
-    """Read JSON, or with `form` also multipart/form-data."""
+async def read_body(request: Request, *, form: bool, any_type: bool = False) -> Body:
+    """Read JSON, or with `form` also multipart/form-data; with `any_type` JSON under any name."""
+    settings = request.app.state.context.settings
+    limits: LimitOptions = settings.limits
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise RequestError(
             "Compressed request bodies are not read.",
+            hint="Send the body as it is.",
             code="unsupported_content_encoding",
         )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return Body(parse_json(await _read_all(request)))
+    files = None
     if form and kind == "multipart/form-data":
-        return await _read_form(request)
-    accepted = "application/json or multipart/form-data" if form else "application/json"
-    raise RequestError(
-        "The body has the wrong content type.",
-        hint=f"Send {accepted} and say so in the Content-Type header.",
-        code="unsupported_media_type",
+        body = _stream(request, limits.max_form_mb, "form")
+        fields, files = await read_form(request, body, limits)
+    elif kind == "application/json" or any_type:
+        data = b"".join([chunk async for chunk in _stream(request, limits.max_json_mb, "json")])
+        fields = await _parse_aside(request, data, limits)
+    else:
+        accepted = "application/json or multipart/form-data" if form else "application/json"
+        raise RequestError(
+            "The body has the wrong content type.",
+            hint=f"Send {accepted} and say so in the Content-Type header.",
+            code="unsupported_media_type",
+        )
+    return Body(
+        fields,
+        files,
+        settings.lenient,
+        settings.log_prompts,
+        request.state.notes,
     )
 
 
-async def _stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces; ends with an error as soon as it is larger than `limit`."""
+async def _stream(request: Request, limit_mb: int, kind: str) -> AsyncGenerator[bytes, None]:
+    """The body in pieces; ends with an error as soon as it is larger than the limit."""
+    limit = limit_mb * 2**20
     declared = request.headers.get("content-length", "")
     total = int(declared) if declared.isascii() and declared.isdigit() else 0
     received = 0
-    too_large = RequestError(f"The body is larger than {limit // 2**20} MB.", code="body_too_large")
+    too_large = RequestError(
+        f"The body is larger than {limit_mb} MB.",
+        hint=f"The operator sets the limit with --max-{kind}-mb.",
+        code="body_too_large",
+    )
     if total > limit:
         raise too_large
     async for chunk in request.stream():
@@ -72,11 +96,19 @@ async def _stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-async def _read_all(request: Request) -> bytes:
-    return b"".join([chunk async for chunk in _stream(request, MAX_JSON_BYTES)])
+async def _parse_aside(request: Request, data: bytes, limits: LimitOptions) -> dict[str, Any]:
+    """Large bodies are parsed in a thread: others must not wait for them."""
+    if len(data) < _LARGE:
+        return parse_json(data, limits)
+    work = partial(parse_json, data, limits)
+    result: dict[str, Any] = await request.app.state.context.in_thread(work)
+    return result
 
 
-def parse_json(data: bytes | str) -> dict[str, Any]:
+def parse_json(data: bytes | str, limits: LimitOptions = _DEFAULTS) -> dict[str, Any]:
+    separators = data.count(b",") if isinstance(data, bytes) else data.count(",")
+    if separators > _MAX_SEPARATORS:  # small values cost a hundred times their text as objects
+        raise RequestError("The JSON holds too many values.", code="out_of_range")
     try:
         value = json.loads(data)
     except RecursionError:
@@ -85,124 +117,38 @@ def parse_json(data: bytes | str) -> dict[str, Any]:
         raise RequestError("The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.", code="body_not_object")
-    _check_values(value)
+    _check_values(value, limits)
     return value
 
 
-def _check_values(root: dict[str, Any]) -> None:
+def _check_values(root: dict[str, Any], limits: LimitOptions) -> None:
     """Refuse what JSON can say and we cannot use: depth, endless numbers, broken unicode."""
     stack: list[tuple[Any, str, int]] = [(root, "", 1)]
     while stack:
         value, path, depth = stack.pop()
         if isinstance(value, dict | list):
-            if depth > MAX_DEPTH:
+            if depth > limits.max_json_depth:
                 raise RequestError(
-                    f"The JSON is nested more than {MAX_DEPTH} deep.",
+                    f"The JSON is nested more than {limits.max_json_depth} deep.",
+                    hint="The operator sets the limit with --max-json-depth.",
                     code="json_too_deep",
                 )
-            if len(value) > MAX_ITEMS:
+            if len(value) > limits.max_json_items:
                 raise RequestError(
-                    f"A list or object has more than {MAX_ITEMS} items.",
+                    f"A list or object has more than {limits.max_json_items} items.",
+                    hint="The operator sets the limit with --max-json-items.",
                     code="out_of_range",
                     param=path or None,
                 )
             if isinstance(value, dict):
                 for key, child in value.items():
-                    _check_text(key, None)
+                    check_text(key, None)
                     stack.append((child, f"{path}.{key}".lstrip("."), depth + 1))
             else:
                 stack.extend((child, path, depth + 1) for child in value)
         elif isinstance(value, str):
-            _check_text(value, path)
+            check_text(value, path)
+            if len(value) > limits.max_field_kb * 1024 and value[:5].lower() != "data:":
+                raise field_too_large(limits, path)
         elif isinstance(value, float) and not math.isfinite(value):
             raise RequestError("Not a finite number.", code="not_finite", param=path)
-
-
-def _check_text(text: str, param: str | None) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RequestError(
-            "A text holds half a surrogate pair.", code="invalid_unicode", param=param
-        ) from None
-
-
-async def _read_form(request: Request) -> Body:
-    """Fields of a multipart body: text, list of texts for `name[]`, or an uploaded file."""
-    from python_multipart.exceptions import FormParserError
-    from starlette.formparsers import MultiPartException, MultiPartParser
-
-    broken = RequestError(
-        "The multipart body cannot be read.",
-        hint="It needs UTF-8 text, a boundary, and the closing boundary at its end.",
-        code="invalid_multipart",
-    )
-    content_type = request.headers.get("content-type", "")
-    boundary = _parameter(content_type, "boundary")
-    charset = _parameter(content_type, "charset") or "utf-8"
-    if not 0 < len(boundary) <= _MAX_BOUNDARY or charset.lower() != "utf-8":
-        raise broken
-    closing = f"--{boundary}--".encode("latin-1")
-    tail = b""
-
-    async def counted() -> AsyncGenerator[bytes, None]:
-        nonlocal tail
-        async for chunk in _stream(request, MAX_FORM_BYTES):
-            tail = (tail + chunk)[-4096:]
-            yield chunk
-
-    parser = MultiPartParser(
-        request.headers,
-        counted(),
-        max_files=MAX_FILES,
-        max_fields=MAX_FIELDS,
-        max_part_size=MAX_FIELD_BYTES,
-    )
-    try:
-        form = await parser.parse()
-    except (MultiPartException, FormParserError, ValueError, LookupError):
-        raise broken from None
-    # The parser forgets a part that was cut off; the caller must not get a job without it.
-    if closing not in tail:
-        await form.close()
-        raise broken
-    try:
-        return Body(_collect(form), form)
-    except RequestError:
-        await form.close()
-        raise
-
-
-def _collect(form: FormData) -> dict[str, Any]:
-    """`a` is a value, `a[]` an item of a list, `a[b]` of a dict: as the OpenAI SDK sends."""
-    fields: dict[str, Any] = {}
-    for key, value in form.multi_items():
-        name, _, inner = key.partition("[")
-        inner = inner.removesuffix("]")
-        _check_text(name, None)
-        if isinstance(value, str):
-            _check_text(value, name)
-        if "[" not in key:
-            clash = name in fields
-            fields[name] = value
-        elif inner:
-            items = fields.setdefault(name, {})
-            clash = not isinstance(items, dict) or inner in items
-            if not clash:
-                items[inner] = value
-        else:
-            items = fields.setdefault(name, [])
-            clash = not isinstance(items, list)
-            if not clash:
-                items.append(value)
-        if clash:
-            raise RequestError(f"{name[:64]} is given twice.", code="invalid_value")
-    return fields
-
-
-def _parameter(content_type: str, wanted: str) -> str:
-    for parameter in content_type.split(";")[1:]:
-        name, _, value = parameter.strip().partition("=")
-        if name.lower() == wanted:
-            return value.strip('"')
-    return ""

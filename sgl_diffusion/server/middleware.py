@@ -5,6 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+import time
+from dataclasses import dataclass, field
+from logging import DEBUG, INFO
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,8 +25,17 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+@dataclass
+class Notes:
+    """What a route says beside its answer: fields of the log line, warnings for the client."""
+
+    logged: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
 class Outermost:
-    """Gives answers `x-request-id` and `nosniff`, and foreign exceptions one constant sentence."""
+    """Gives answers `x-request-id` and `nosniff`, foreign exceptions one constant sentence, and
+    the log one line per request. Routes leave notes for both in `request.state.notes`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -33,15 +46,19 @@ class Outermost:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        started = False
+        started, status, began = False, 0, time.monotonic()
+        notes = Notes()
+        scope.setdefault("state", {})["notes"] = notes
 
         async def send_marked(message: Message) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
+                if notes.warnings:
+                    headers["x-sgld-warning"] = "; ".join(notes.warnings)
             await send(message)
 
         try:
@@ -53,31 +70,62 @@ class Outermost:
             if started:
                 raise  # the server must cut the connection: half an answer is no answer
             await internal_response()(scope, receive, send_marked)
+        finally:
+            quiet = scope["method"] in ("GET", "HEAD") and status < 400
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": status,
+                "ms": round((time.monotonic() - began) * 1000, 1),
+                "key": getattr(scope["state"].get("caller"), "key_id", None),
+                **notes.logged,
+            }
+            log.log(DEBUG if quiet else INFO, "request", extra={"fields": fields})
 
 
 class HeaderGuard:
-    """Refuses foreign `Host` names (DNS rebinding) and foreign `Origin`s (web pages elsewhere)."""
+    """Refuses foreign `Host` names (DNS rebinding) and foreign `Origin`s (web pages elsewhere).
 
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+    `any_address` lets every numeric host pass: a server that listens on all interfaces has many,
+    and a rebinding page cannot have one as its name.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        allowed_hosts: frozenset[str],
+        origins: frozenset[str] = frozenset(),
+        any_address: bool = False,
+    ) -> None:
         self.app = app
         self.allowed = allowed_hosts | _LOOPBACK_NAMES
+        self.origins = origins
+        self.any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             try:
-                self._check(headers.get("host", ""), headers.get("origin"))
+                self._check(headers.getlist("host"), headers.get("origin"))
             except RequestError as error:
                 await to_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _check(self, host: str, origin: str | None) -> None:
-        if _hostname(host) not in self.allowed:
-            raise RequestError("This server has another name.", code="host_not_allowed")
-        if origin is not None and _netloc(origin) != host.lower():
+    def _check(self, hosts: list[str], origin: str | None) -> None:
+        host = hosts[0] if len(hosts) == 1 else ""
+        name = _hostname(host)
+        if name not in self.allowed and not (self.any_address and _is_address(name)):
+            raise RequestError(
+                "This server has another name.",
+                hint="The operator can add names with --allowed-hosts.",
+                code="host_not_allowed",
+            )
+        if origin is not None and origin not in self.origins and _netloc(origin) != host.lower():
             raise RequestError(
                 "Web pages of other origins may not call this server.",
+                hint="The operator can allow some with --cors-origins.",
                 code="origin_not_allowed",
             )
 
@@ -94,6 +142,14 @@ def _netloc(origin: str) -> str:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -13,18 +13,22 @@ from sgl_diffusion.server.middleware import is_loopback
 _LISTEN = "0A"
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one."""
-    if not is_loopback(host):
+def bind(host: str, port: int, *, open_to_others: bool = False) -> socket.socket:
+    """A bound socket; port 0 takes a free one. `open_to_others`: keys are checked, or somebody
+    has said that none are needed."""
+    if not is_loopback(host) and not open_to_others:
         raise ConfigError(
-            f"Refusing to listen on {host}: this version checks no API keys, "
-            "so every machine that reaches the port could use it.",
-            hint="Use --host 127.0.0.1, and a proxy or an SSH tunnel from other machines.",
+            f"Refusing to listen on {host} without a key.",
+            hint="Use --api-key-file, or --insecure-no-auth if a proxy protects you.",
             param="host",
         )
     if not 0 <= port <= 65_535:
         raise ConfigError(f"port is {port}; it must be from 0 to 65535.", param="port")
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise ConfigError(f"There is no address {host!r} to listen on.", param="host") from None
+    family, kind, protocol, _, address = found[0]
     try:
         server = socket.socket(family, kind, protocol)
     except OSError as error:  # no IPv6 here, or no descriptor left

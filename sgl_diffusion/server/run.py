@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -20,10 +19,16 @@ from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.errors import OutOfMemoryError, SetupError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.client.client import Client
+from sgl_diffusion.client.types import Limits
 from sgl_diffusion.orchestrator.jobstore import JobStore
+from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.server.app import create_app
+from sgl_diffusion.server.background import IN_FLIGHT
+from sgl_diffusion.server.connection import connection_class
 from sgl_diffusion.server.context import ServerContext, Settings
+from sgl_diffusion.server.middleware import is_loopback
 from sgl_diffusion.server.ports import bind
+from sgl_diffusion.server.settings import settings_of
 
 log = get_logger(__name__)
 
@@ -35,33 +40,42 @@ _TINY_NOTE = (
 )
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until a signal comes; returns the exit code."""
-    with bind(options.host, options.port) as listener:
-        return asyncio.run(_serve(options, listener))
+def serve(options: ServeOptions, stages: App | None = None) -> int:
+    """Serve until a signal comes; returns the exit code. `stages` replaces those of the model."""
+    os.umask(0o077)  # whatever is written here, by the workers too, is nobody else's business
+    settings = settings_of(options)
+    allowed = settings.keys.required or options.insecure_no_auth
+    with bind(options.host, options.port, open_to_others=allowed) as listener:
+        return asyncio.run(_serve(options, settings, stages or diffusion_app(options), listener))
 
 
-async def _serve(options: ServeOptions, listener: socket.socket) -> int:
+async def _serve(
+    options: ServeOptions, settings: Settings, stages: App, listener: socket.socket
+) -> int:
     assert options.data_dir is not None, "the command line resolves the data folder"
     jobs = await JobStore.open(Path(options.data_dir))
     client = Client(
-        diffusion_app(options), max_queue=options.max_queue, log_level=options.log_level
+        stages,
+        max_queue=options.max_queue + IN_FLIGHT,
+        log_level=options.log_level,
+        limits=Limits(silence=options.worker_timeout),
     )
     try:
-        app = create_app(client, jobs, _settings(options))
+        app = create_app(client, jobs, settings)
         server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=connection_class(settings.limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=settings.limits.keep_alive,
                 timeout_graceful_shutdown=_CONNECTIONS_SECONDS,
             )
         )
-        _say(f"{_url(listener)}  model: {_name(options)}  key: none, this machine only")
+        _say(f"{_url(listener)}  model: {_name(options)}  {_access(options, settings)}")
         if options.model_path is None:
             _say(_TINY_NOTE)
         run = _Run(client, server, app.state.context, options.drain_timeout)
@@ -152,32 +166,15 @@ class _Run:
         self._server.should_exit = True
 
 
-def _settings(options: ServeOptions) -> Settings:
-    hosts = {options.host}
-    if options.public_base_url:
-        name = urlsplit(options.public_base_url).hostname
-        if name is None:
-            raise SetupError(
-                f"public_base_url {options.public_base_url!r} is not a URL.",
-                hint="For example https://images.example.org.",
-            )
-        hosts.add(name)
-    assert options.data_dir is not None
-    return Settings(
-        data_dir=Path(options.data_dir),
-        served_model_name=options.served_model_name,
-        model_path=options.model_path,
-        public_base_url=options.public_base_url,
-        num_gpus=options.num_gpus,
-        request_timeout=options.request_timeout,
-        metadata=options.metadata,
-        allowed_hosts=frozenset(hosts),
-    )
-
-
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _access(options: ServeOptions, settings: Settings) -> str:
+    if settings.keys.required:
+        return "key: required"
+    return "key: none, this machine only" if is_loopback(options.host) else "key: NONE, OPEN TO ALL"
 
 
 def _name(options: ServeOptions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import typing
 from types import UnionType
@@ -68,9 +69,13 @@ def parse(kind: type[B], body: Body) -> B:
         fields = {name: _from_text(kind, name, value) for name, value in fields.items()}
     merged = {_SPELLINGS.get(name, name): value for name, value in (nested | fields).items()}
     try:
-        return kind.model_validate(_screen(kind, merged))
+        wanted = kind.model_validate(_screen(kind, merged, body))
     except ValidationError as error:
         raise _translate(error) from None
+    prompt = merged.get("prompt")
+    if isinstance(prompt, str):
+        body.notes.logged["prompt"] = prompt if body.log_prompts else _fingerprint(prompt)
+    return wanted
 
 
 def _container(name: str, value: Any) -> dict[str, Any]:
@@ -82,7 +87,12 @@ def _container(name: str, value: Any) -> dict[str, Any]:
     return inner
 
 
-def _screen(kind: type[RequestBody], fields: dict[str, Any]) -> dict[str, Any]:
+def _fingerprint(prompt: str) -> str:
+    """Tells prompts apart in a log without giving them away."""
+    return f"sha256:{hashlib.sha256(prompt.encode()).hexdigest()[:16]} {len(prompt)} characters"
+
+
+def _screen(kind: type[RequestBody], fields: dict[str, Any], body: Body) -> dict[str, Any]:
     """Drop what changes nothing, refuse what is not known or not done here."""
     kept: dict[str, Any] = {}
     for name, value in fields.items():
@@ -94,6 +104,10 @@ def _screen(kind: type[RequestBody], fields: dict[str, Any]) -> dict[str, Any]:
             _check_neutral(name, value, kind.neutral[name])
         else:
             shown = "".join(c for c in name[:64] if c.isprintable())
+            if body.lenient:
+                word = shown.encode("ascii", "replace").decode()
+                body.notes.warnings.append(f"unknown parameter ignored: {word}")
+                continue
             raise RequestError(
                 f"There is no parameter {shown!r}.",
                 hint=_suggestion(shown, [*kind.model_fields, *kind.neutral]),

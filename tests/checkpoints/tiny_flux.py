@@ -80,7 +80,7 @@ def build(
     )
     vae = small_vae(scaling=0.3611, shift=0.1159)
     generator = torch.Generator().manual_seed(seed)
-    for model in (clip, t5, transformer, vae):
+    for model in (clip, t5, transformer):
         draw_weights(model, generator, SelfAttention__q__weight=0.35)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
         shift=3.0 if dev else 1.0, use_dynamic_shifting=dev, base_shift=0.5, max_shift=1.15
@@ -101,7 +101,7 @@ def small_vae(*, scaling: float, shift: float, channels: int = 16) -> Any:
     """The image VAE of FLUX.1, SD3 and Z-Image, with few channels."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -113,3 +113,5 @@ def small_vae(*, scaling: float, shift: float, channels: int = 16) -> Any:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+    draw_weights(vae, torch.Generator().manual_seed(0))
+    return vae

@@ -67,7 +67,7 @@ def test_no_command_shows_the_help():
         (["serve", "--port", "70000"], ["port is 70000"]),
         (["serve", "--device", "gpu"], ["--device", "choose from"]),
         (["serve", "--config", "/nothing.yaml"], ["Cannot read /nothing.yaml"]),
-        (["serve", "--host", "0.0.0.0"], ["Refusing to listen on 0.0.0.0", "--host 127.0.0.1"]),
+        (["serve", "--host", "0.0.0.0"], ["Refusing to listen on 0.0.0.0", "--api-key-file"]),
         (["serve", "--log-level", "loud"], ["no log level 'loud'"]),
         (["serve", "--public-base-url", "x"], ["public_base_url"]),
         (["serve", "--max-batch-rows", "0"], ["max_batch_rows is 0", "at least 1"]),

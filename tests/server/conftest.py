@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from sgl_diffusion.base.errors import (
 )
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults, SamplingParams
 from sgl_diffusion.client.types import Event, Generation, Health, Snapshot
+from sgl_diffusion.orchestrator.job import JobOutput
 from sgl_diffusion.orchestrator.jobstore import JobStore
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.app import create_app
+from sgl_diffusion.server.connection import connection_class
 from sgl_diffusion.server.context import Settings
 
 CARD = ModelCard(
@@ -36,6 +39,10 @@ CARD = ModelCard(
     defaults=SamplingDefaults(
         width=64, height=48, num_inference_steps=4, guidance_scale=5.0, num_frames=17, fps=16
     ),
+    edits="image-to-image",
+    max_images=1,
+    masks=True,
+    previews=True,
 )
 
 
@@ -84,7 +91,7 @@ class FakeHandle:
         )
 
     async def events(self) -> AsyncIterator[Event]:
-        seen = -1
+        seen, shown = -1, 0
         while not self._done.is_set():
             async with self._moved:
                 while self._step == seen and not self._done.is_set():
@@ -92,7 +99,22 @@ class FakeHandle:
             seen = self._step
             if not self._done.is_set():
                 yield Event("progress", self.snapshot())
+            if self._error is None:
+                for event in self._parts(shown, seen):
+                    yield event
+                shown = seen
+        if self._error is None:  # the last steps may have been quicker than the reader
+            for event in self._parts(shown, self._step):
+                yield event
         yield Event("failed" if self._error else "done", self.snapshot(), None, self._error)
+
+    def _parts(self, done: int, now: int) -> Iterator[Event]:
+        """After each of the first steps a picture of each output, darker than the final one."""
+        for step in range(done + 1, min(now, self.params.partial_images) + 1):
+            for row, seed in enumerate(self.params.seeds):
+                clip = picture_of(self.params, seed) // 2
+                meta = {"partial": step - 1, "row": row, "step": step}
+                yield Event("output", self.snapshot(), JobOutput([clip], meta))
 
     async def result(self) -> Generation:
         await self._done.wait()
@@ -256,8 +278,20 @@ def api(make_api: Callable[..., Api]) -> Api:
 @pytest.fixture
 def base_url(api: Api) -> Iterator[str]:
     """The same app behind a real socket."""
+    with listening(api) as url:
+        yield url
+
+
+@contextmanager
+def listening(api: Api) -> Iterator[str]:
+    """Serve `api` on a free port."""
     config = uvicorn.Config(
-        api.app, port=0, http="httptools", ws="none", lifespan="off", log_config=None
+        api.app,
+        port=0,
+        http=connection_class(api.context.settings.limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
     )
     server = uvicorn.Server(config)
     server.config.load()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sgl_diffusion.base.config import LimitOptions
+
 IMAGES = "/v1/images/generations"
 VIDEOS = "/v1/videos"
 
@@ -65,8 +67,9 @@ IMAGE_ROWS = [
     ({"output_compression": 101}, 400, "out_of_range", "output_compression"),
     ({"output_compression": "high"}, 400, "invalid_type", "output_compression"),
     ({"output_quality": "best"}, 400, "invalid_value", "output_quality"),
-    ({"stream": True}, 400, "streaming_not_supported", "stream"),
-    ({"stream": True, "partial_images": 2}, 400, "streaming_not_supported", "stream"),
+    ({"stream": False, "partial_images": 2}, 400, "conflicting_parameters", "partial_images"),
+    ({"stream": True, "partial_images": 4}, 400, "out_of_range", "partial_images"),
+    ({"true_cfg_scale": 4.0}, 400, "unsupported_parameter", "true_cfg_scale"),
     ({"partial_images": 2}, 400, "conflicting_parameters", "partial_images"),
     ({"model": "gpt-image-1"}, 404, "model_not_found", "model"),
     ({"model": 5}, 400, "invalid_type", "model"),
@@ -231,11 +234,11 @@ def test_multipart_is_not_for_images(api):
 
 def test_too_many_form_fields(api):
     files = [("prompt", (None, "x")), *((f"f{i}", (None, "1")) for i in range(150))]
-    check(api, api.post(VIDEOS, files=files), 400, "invalid_multipart")
+    check(api, api.post(VIDEOS, files=files), 400, "too_many_parts")
 
 
-def test_a_body_without_a_length_is_counted(api, monkeypatch):
-    monkeypatch.setattr("sgl_diffusion.server.body.MAX_JSON_BYTES", 2**20)
+def test_a_body_without_a_length_is_counted(make_api):
+    api = make_api(limits=LimitOptions(max_json_mb=1))
 
     async def endless():
         for _ in range(64):

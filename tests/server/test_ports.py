@@ -56,3 +56,10 @@ def test_a_machine_without_ipv6_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("sgl_diffusion.server.ports.socket.socket", none)
     with pytest.raises(ConfigError, match="Cannot listen on ::1:0: Address family not supported"):
         bind("::1", 0)
+
+
+def test_other_machines_only_where_it_was_decided():
+    with bind("0.0.0.0", 0, open_to_others=True) as listener:
+        assert listener.getsockname()[0] == "0.0.0.0"
+    with pytest.raises(ConfigError, match="no address"):
+        bind("no-such-name.invalid", 0, open_to_others=True)

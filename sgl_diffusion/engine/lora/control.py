@@ -1,0 +1,161 @@
+"""The control messages about adapters, and how a worker makes its manager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ConflictError, RequestError, SetupError
+from sgl_diffusion.base.lora import LoraSetting, LoraUse, settings_to_begin_with
+from sgl_diffusion.engine.lora.fit import Source
+from sgl_diffusion.engine.lora.manager import Loras, ReadFile
+from sgl_diffusion.engine.lora.rows import Blend
+from sgl_diffusion.engine.lora.state import StateFile
+from sgl_diffusion.engine.pipeline import Adaptable, AdaptablePipeline, Pipeline, WholePipeline
+from sgl_diffusion.engine.steps import StepRunner
+from sgl_diffusion.engine.whole import WholeRunner
+from sgl_diffusion.loader.adapters.families.registry import family_of
+from sgl_diffusion.loader.adapters.read import read_adapter
+from sgl_diffusion.loader.adapters.types import Adapter
+from sgl_diffusion.orchestrator.messages import Payload
+
+T = TypeVar("T")
+
+_GIB = 2**30
+
+
+class LoraControl:
+    """Answers `lora_*` messages; without a manager it says why there is none."""
+
+    def __init__(self, manager: Loras | None, busy: Callable[[], bool], why_not: str = "") -> None:
+        self.manager = manager
+        self._busy = busy
+        self._why_not = why_not
+        self._actions: Mapping[str, Callable[[Loras, Payload], Payload | None]] = {
+            "lora_prepare": self._prepare,
+            "lora_set": self._set,
+            "lora_merge": self._merge,
+            "lora_unmerge": self._unmerge,
+            "lora_delete": self._delete,
+            "lora_list": lambda *_: None,
+        }
+
+    def run(self, action: str, payload: Payload) -> Payload:
+        """Do it and report how things are now."""
+        if action == "lora_list" and self.manager is None:
+            return self.report()
+        answer = self._actions[action](self._manager(), payload)
+        return self.report() if answer is None else answer
+
+    def knows(self, action: str) -> bool:
+        return action in self._actions
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The components that adapters can change."""
+        return () if self.manager is None else self.manager.targets
+
+    def report(self) -> Payload:
+        if self.manager is None:
+            return {"loaded_adapters": [], "active": {}, "unmerged": {}, "targets": []}
+        return self.manager.report()
+
+    def blend(self, uses: Sequence[LoraUse]) -> Blend | None:
+        """What a job gets that names these adapters."""
+        if self.manager is None and not uses:
+            return None
+        return self._manager().blend(uses)
+
+    def _manager(self) -> Loras:
+        if self.manager is None:
+            raise RequestError(self._why_not, code="lora_not_supported", param="lora")
+        return self.manager
+
+    def _prepare(self, manager: Loras, payload: Payload) -> Payload:
+        """Answers `ready`: false means ask again."""
+        return {"ready": manager.prepare(_read(payload["settings"], list[LoraSetting]))}
+
+    def _set(self, manager: Loras, payload: Payload) -> None:
+        self._check_idle()
+        settings = _read(payload["settings"], list[LoraSetting])
+        manager.replace(settings, _read(payload["merge_mode"], str))
+
+    def _merge(self, manager: Loras, payload: Payload) -> None:
+        self._check_idle()
+        manager.merge(_read(payload["target"], str), _read(payload["strength"], float))
+
+    def _unmerge(self, manager: Loras, payload: Payload) -> None:
+        self._check_idle()
+        manager.unmerge(_read(payload["target"], str))
+
+    def _delete(self, manager: Loras, payload: Payload) -> None:
+        manager.delete(_read(payload["nickname"], str))
+
+    def _check_idle(self) -> None:
+        if self._busy():
+            raise ConflictError("Jobs are running; the weights change between jobs only.")
+
+
+def lora_control(
+    pipeline: Pipeline | WholePipeline,
+    runner: StepRunner | WholeRunner,
+    options: EngineOptions,
+    state: Path | None,
+    note: Callable[[str], None],
+) -> LoraControl:
+    """The adapters of a pipeline that was just opened, with those it begins with in use."""
+
+    def busy() -> bool:
+        return runner.running() > 0
+
+    settings = settings_to_begin_with(
+        options.lora_path, options.lora_nickname, options.lora_scale, options.lora_weight_name
+    )
+    if not isinstance(pipeline, AdaptablePipeline) or not isinstance(runner, StepRunner):
+        card = pipeline.card
+        why = f"{card.name} takes no adapters: it is served through the {card.backend} backend."
+        if settings:
+            raise SetupError(why, hint="Leave --lora-path out.")
+        return LoraControl(None, busy, why)
+    components = dict(pipeline.adaptables())
+    manager = Loras(
+        components,
+        reader(components),
+        rows=runner.adapters,
+        budget=int(options.max_lora_memory * _GIB),
+        state=StateFile(state, pipeline.card.name),
+        in_use=lambda: (job.blend for job in runner.jobs() if job.blend is not None),
+    )
+    if settings:
+        note("loading adapters")
+    manager.start(settings)
+    return LoraControl(manager, busy)
+
+
+def reader(components: Mapping[str, Adaptable]) -> ReadFile:
+    """Reads the files of adapters for these components."""
+    transformer = components["transformer"]
+    family = family_of(transformer.diffusers_class)
+    experts = "transformer_2" in components
+
+    def read(source: Source) -> Adapter:
+        return read_adapter(
+            source.path,
+            family,
+            weight_name=source.weight_name,
+            experts=experts,
+            alpha=source.alpha,
+        )
+
+    return read
+
+
+def _read(value: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        raise RequestError("The message does not fit this version of the engine.") from None

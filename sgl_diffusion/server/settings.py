@@ -1,0 +1,100 @@
+"""From the options of the command to what HTTP needs to know."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sgl_diffusion.base import env
+from sgl_diffusion.base.config import LimitOptions, ServeOptions
+from sgl_diffusion.base.errors import ConfigError, SetupError
+from sgl_diffusion.server.context import Settings
+from sgl_diffusion.server.fetch import FetchRules
+from sgl_diffusion.server.inputs import InputRules
+from sgl_diffusion.server.keys import Keys, read_keys
+from sgl_diffusion.server.middleware import is_loopback
+from sgl_diffusion.server.storage import s3_settings
+
+_WILDCARDS = ("0.0.0.0", "::", "")
+
+
+def settings_of(options: ServeOptions) -> Settings:
+    """The settings of a server; reads the key files."""
+    assert options.data_dir is not None
+    names = {field.name for field in dataclasses.fields(LimitOptions)}
+    limits = LimitOptions(**{name: getattr(options, name) for name in names})
+    return Settings(
+        data_dir=Path(options.data_dir),
+        served_model_name=options.served_model_name,
+        model_path=options.model_path,
+        public_base_url=options.public_base_url,
+        num_gpus=options.num_gpus,
+        jobs=options,
+        metadata=options.metadata,
+        allowed_hosts=_hosts(options),
+        any_address=options.host in _WILDCARDS,
+        cors_origins=_origins(options.cors_origins),
+        public_metrics=options.public_metrics,
+        lenient=options.lenient,
+        log_prompts=options.log_prompts,
+        s3=s3_settings(options),
+        keys=_keys(options),
+        limits=limits,
+        fetch=FetchRules(
+            mode=options.media_urls,
+            hosts=frozenset(map(str.lower, _list(options.allow_media_host))),
+        ),
+        inputs=InputRules(
+            image_bytes=limits.max_image_mb * 2**20,
+            image_pixels=limits.max_image_megapixels * 10**6,
+            image_count=limits.max_images,
+            local_roots=_folders(options.allowed_media_path),
+        ),
+    )
+
+
+def _keys(options: ServeOptions) -> Keys:
+    users = read_keys(options.api_key_file, env.get("SGLD_API_KEY"), "api_key_file")
+    admins = read_keys(options.admin_key_file, env.get("SGLD_ADMIN_KEY"), "admin_key_file")
+    return Keys.of(users, admins, local=is_loopback(options.host))
+
+
+def _hosts(options: ServeOptions) -> frozenset[str]:
+    hosts = {options.host.lower(), *map(str.lower, _list(options.allowed_hosts))}
+    if options.public_base_url:
+        name = urlsplit(options.public_base_url).hostname
+        if name is None:
+            raise SetupError(
+                f"public_base_url {options.public_base_url!r} is not a URL.",
+                hint="For example https://images.example.org.",
+            )
+        hosts.add(name)
+    return frozenset(hosts - {""})
+
+
+def _origins(text: str) -> frozenset[str]:
+    for origin in _list(text):
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+            raise ConfigError(
+                f"cors_origins: {origin!r} is not an origin.",
+                hint="For example https://studio.example.org.",
+                param="cors_origins",
+            )
+    return frozenset(_list(text))
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    folders = tuple(Path(entry) for entry in _list(text))
+    for folder in folders:
+        if not folder.is_absolute() or not folder.is_dir():
+            raise ConfigError(
+                f"allowed_media_path: {folder} is not an absolute path of a folder.",
+                param="allowed_media_path",
+            )
+    return folders
+
+
+def _list(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]

@@ -1,0 +1,139 @@
+"""Limits below HTTP, over a real socket: headers, time, number of connections."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import closing
+
+import httpx
+import pytest
+
+from sgl_diffusion.base.config import LimitOptions
+from tests.server.conftest import listening
+
+LIMITS = LimitOptions(
+    header_timeout=0.4, body_timeout=0.4, max_connections=4, max_header_kb=8, max_headers=20
+)
+
+
+@pytest.fixture
+def address(make_api):
+    api = make_api(limits=LIMITS)
+    with listening(api) as url:
+        yield ("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+def talk(address, *parts: bytes, pause: float = 0.0) -> tuple[int, dict]:
+    """Send `parts`, read to the end: status and JSON body; (0, {}) for a closed connection."""
+    with closing(socket.create_connection(address, timeout=5)) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        data = b""
+        while chunk := connection.recv(65_536):
+            data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    return (int(head.split()[1]), json.loads(body)) if head else (0, {})
+
+
+def head(*lines: str, end: str = "\r\n\r\n") -> bytes:
+    return "\r\n".join([*lines]).encode("latin-1") + end.encode()
+
+
+def code(answer: tuple[int, dict]) -> tuple[int, str]:
+    assert set(answer[1]) == {"error", "detail"}
+    return answer[0], answer[1]["error"]["code"]
+
+
+HOST = "Host: 127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40,
+        head("GET /livez HTTP/1.1", HOST, "Content-Length: 5", "Content-Length: 6"),
+        head("GET /livez HTTP/1.1", HOST, "Content-Length: 5", "Transfer-Encoding: chunked"),
+        head("GET /livez HTTP/1.1", HOST, "Content-Length: -1"),
+        head("GET /livez HTTP/1.1", HOST, "Bad Header: 1"),
+        head("GET /livez\x01 HTTP/1.1", HOST),
+        head("POST /livez HTTP/1.1", HOST, "Transfer-Encoding: chunked") + b"zz\r\n",
+        head("GET /" + "a" * 70_000 + " HTTP/1.1", HOST),
+    ],
+)  # fmt: skip
+def test_what_is_no_http(address, request_head):
+    status, body = talk(address, request_head)
+    assert status in (400, 431)
+    assert body["error"]["code"] in ("invalid_http", "headers_too_large")
+
+
+def test_header_bytes_and_count(address):
+    many = [f"X-{i}: 1" for i in range(40)]
+    assert code(talk(address, head("GET /livez HTTP/1.1", HOST, *many))) == (
+        431,
+        "too_many_headers",
+    )
+    long = head("GET /livez HTTP/1.1", HOST, "X: " + "a" * 9_000)
+    assert code(talk(address, long)) == (431, "headers_too_large")
+    endless = head("GET /livez HTTP/1.1", HOST, "X: " + "a" * 400_000, end="")
+    assert code(talk(address, endless)) == (431, "headers_too_large")
+
+
+def test_headers_have_a_deadline(address):
+    began = time.monotonic()
+    assert code(talk(address, b"GET /livez HTTP/1.1\r\nHos")) == (400, "headers_too_slow")
+    assert talk(address) == (0, {})
+    drip = [b"G", b"E", b"T", b" ", b"/", b"l"]
+    assert code(talk(address, *drip, pause=0.1))[1] == "headers_too_slow"
+    assert time.monotonic() - began < 4
+
+
+def test_the_second_request_of_a_connection_has_one_too(address):
+    with closing(socket.create_connection(address, timeout=5)) as connection:
+        connection.sendall(head("GET /livez HTTP/1.1", HOST))
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /livez HT")
+        assert b"headers_too_slow" in connection.recv(65_536)
+
+
+def test_a_body_that_pauses(address):
+    post = head("POST /v1/images/generations HTTP/1.1", HOST, "Content-Type: application/json",
+                "Content-Length: 100", "Connection: close")  # fmt: skip
+    assert code(talk(address, post, b'{"prompt"')) == (400, "body_too_slow")
+
+
+def test_slow_clients_do_not_keep_others_out(address):
+    slow = [socket.create_connection(address, timeout=5) for _ in range(4)]
+    time.sleep(0.1)
+    assert code(talk(address, head("GET /livez HTTP/1.1", HOST))) == (503, "too_many_connections")
+    time.sleep(0.6)  # their headers did not come in time
+    url = f"http://{address[0]}:{address[1]}"
+    assert httpx.get(f"{url}/livez").status_code == 200
+    for connection in slow:
+        connection.close()
+
+
+def test_pipelined_requests_and_keep_alive(address):
+    get = head("GET /livez HTTP/1.1", HOST)
+    with closing(socket.create_connection(address, timeout=5)) as connection:
+        connection.sendall(get * 3)
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 3:
+            data += connection.recv(65_536)
+
+
+def test_a_body_nobody_reads_ends_the_connection(address):
+    post = head("POST /nothing HTTP/1.1", HOST, "Content-Length: 100000000")
+    with closing(socket.create_connection(address, timeout=5)) as connection:
+        connection.sendall(post)
+        answer = connection.recv(65_536)
+        assert b"HTTP/1.1 404" in answer
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 5:
+                connection.sendall(b"x" * 65_536)
+                time.sleep(0.01)
+        assert time.monotonic() - began < 4
