@@ -68,7 +68,7 @@ async def content(
 
 
 async def _find(context: ServerContext, image_id: str) -> JobRow:
-    if image_id in ("generations", "edits"):
+    if image_id in ("generations", "edits", "variations"):
         raise HTTPException(405, headers={"Allow": "POST"})
     if not is_id(image_id, KIND):
         raise _no_image()
