@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 from sgl_diffusion import ops
 from sgl_diffusion.base.errors import EngineError
 from sgl_diffusion.ops import LoraDelta, LoraRecord, library
+from tests.isa import at_level
 from tests.refs.lora import lora_merge_ as reference
 from tests.refs.lora import random_weight
 from tests.refs.norm_modulate import rounding_error
@@ -28,18 +29,9 @@ def computing(level: str) -> Iterator[None]:
     name, _, isa = level.partition("-")
     if name == "cuda" and library.without_cuda():
         pytest.skip(library.without_cuda())
-    if isa:
-        if library.absent():
-            pytest.skip(library.absent())
-        torch.ops.sgld.cap_cpu_isa(isa)
-    try:
-        if isa and torch.ops.sgld.cpu_isa() != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        with ops.using(lora_merge_=name, lora_unmerge_=name):
-            yield
-    finally:
-        if isa:
-            torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
+    capped = at_level(isa) if isa else nullcontext()
+    with capped, ops.using(lora_merge_=name, lora_unmerge_=name):
+        yield
 
 
 @pytest.fixture(params=LEVELS)
