@@ -32,7 +32,11 @@ __device__ __forceinline__ void read_piece(const T* p, int valid, bool aligned, 
     constexpr int kLoads = sizeof(x) / 16;
     uint4 words[kLoads];
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) words[i] = reinterpret_cast<const uint4*>(p)[i];
+    for (int i = 0; i < kLoads; ++i)
+      asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                   : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+                   : "l"(reinterpret_cast<const uint4*>(p) + i)
+                   : "memory");
     memcpy(&x, words, sizeof x);
     return;
   }
@@ -50,7 +54,11 @@ __device__ __forceinline__ void write_piece(T* p, int valid, bool aligned, const
     uint4 words[kStores];
     memcpy(words, &x, sizeof x);
 #pragma unroll
-    for (int i = 0; i < kStores; ++i) reinterpret_cast<uint4*>(p)[i] = words[i];
+    for (int i = 0; i < kStores; ++i)
+      asm volatile(
+          "st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(reinterpret_cast<uint4*>(p) + i),
+          "r"(words[i].x), "r"(words[i].y), "r"(words[i].z), "r"(words[i].w)
+          : "memory");
     return;
   }
 #pragma unroll
@@ -318,14 +326,15 @@ __device__ __forceinline__ void merge_tile(Shared& shared, const LoraTables& p, 
   update_of(shared, p, index, local, update);
   const Place<T> at(p, index, local);
   uint32_t* sums = p.sums + p.owner[index] * kLoraSumColumns;
-  LoraPiece<T> old[kRowsEach], merged[kRowsEach];
+  LoraPiece<T> merged[kRowsEach];
   uint32_t planes[kRowsEach], escaped[kRowsEach], checksum = 0;
 #pragma unroll
   for (int i = 0; i < kRowsEach; ++i) {
     planes[i] = escaped[i] = 0;
     if (!at.has_row(i)) continue;
-    read_piece(at.row(i), at.valid, at.aligned, old[i]);
-    const auto r = lora_merge_piece(old[i], update[i], at.bits, static_cast<uint32_t>(at.column));
+    LoraPiece<T> old;
+    read_piece(at.row(i), at.valid, at.aligned, old);
+    const auto r = lora_merge_piece(old, update[i], at.bits, static_cast<uint32_t>(at.column));
     merged[i] = r.merged;
     planes[i] = r.planes;
     escaped[i] = r.escaped;
@@ -362,11 +371,12 @@ __device__ __forceinline__ void merge_tile(Shared& shared, const LoraTables& p, 
     const int64_t group = at.column / kLoraGroup * kLoraGroup;
     if (quarter < at.bits && group < at.matrix[kLoraColumnCount])
       at.codes[static_cast<int64_t>(i) * kRowStep * at.words + quarter] = word;
-    write_piece(at.row(i), at.valid, at.aligned, merged[i]);
+    // What escapes is read once more: that costs less than to hold all weights until here.
     T* to = escapes + slot + before[i];
 #pragma unroll
     for (int j = 0; j < kLoraPiece; ++j)
-      if (escaped[i] >> j & 1u) *to++ = old[i].weight[j];
+      if (escaped[i] >> j & 1u) *to++ = at.row(i)[j];
+    write_piece(at.row(i), at.valid, at.aligned, merged[i]);
   }
 }
 
