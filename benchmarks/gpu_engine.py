@@ -158,6 +158,8 @@ def _server(path: Path, data: Path, flags: list[str], environment: dict[str, str
     finally:
         server.terminate()
         server.wait(60)
+        if server.stdout is not None:
+            server.stdout.close()
 
 
 def _wait_ready(url: str, log: Path) -> None:
@@ -198,8 +200,8 @@ def _diffusers(path: Path, device: str, dtype: torch.dtype) -> np.ndarray:
     """The same picture by diffusers, its transformer in `dtype`."""
     from diffusers import WanPipeline
 
-    pipe = WanPipeline.from_pretrained(path, dtype=torch.float32).to(device)
-    pipe.transformer.to(dtype)
+    types = {"transformer": dtype, "default": torch.float32}
+    pipe = WanPipeline.from_pretrained(path, dtype=types).to(device)
     pipe.set_progress_bar_config(disable=True)
     frames = pipe(
         PROMPT,

@@ -53,19 +53,23 @@ class _Matrix:
     def tiles(self) -> int:
         return self.blocks * self.panels
 
-    @property
-    def words(self) -> int:
-        return -(-self.weight.shape[1] // GROUP) * self.bits
+    def sample(self) -> tuple[list[int], int]:
+        """The tiles that decide on the size of the codes, and how many codes they have."""
+        count = min(SAMPLED_PANELS, self.tiles)
+        tiles, total = [i * self.tiles // count for i in range(count)], 0
+        for block, panel in (divmod(tile, self.panels) for tile in tiles):
+            groups = min(PANEL // GROUP, -(-self.weight.shape[1] // GROUP) - panel * PANEL // GROUP)
+            total += min(ROWS, self.weight.shape[0] - block * ROWS) * groups * GROUP
+        return tiles, total
 
     def row(self, first_tile: int, part: int) -> list[int]:
-        def address(tensor: Tensor | None) -> int:
-            return 0 if tensor is None else tensor.data_ptr()
-
-        weight, escapes = self.weight, self.escapes
-        room = 0 if escapes is None else escapes.numel()
-        parts = [part, part + len(self.factors), address(self.codes), self.bits]
+        weight, room = self.weight, 0 if self.escapes is None else self.escapes.numel()
+        codes, escapes, gathered = (
+            0 if x is None else x.data_ptr() for x in (self.codes, self.escapes, self.gathered)
+        )
         where = [weight.data_ptr(), *weight.shape, weight.stride(0), first_tile]
-        return [*where, *parts, address(escapes), room, address(self.gathered)]
+        parts = [part, part + len(self.factors)]
+        return [*where, *parts, codes, self.bits, escapes, room, gathered]
 
     def parts(self) -> list[list[int]]:
         return [
@@ -174,7 +178,8 @@ def _merge_alike(matrices: list[_Matrix]) -> list[Merged]:
         weight = matrix.weight
         if matrix.bits == 0:
             matrix.escapes = weight.flatten().clone()
-        matrix.codes = weight.new_empty((weight.shape[0], matrix.words), dtype=torch.int32)
+        words = -(-weight.shape[1] // GROUP) * matrix.bits
+        matrix.codes = weight.new_empty((weight.shape[0], words), dtype=torch.int32)
     found: dict[int, Merged] = {}
     left = list(range(len(matrices)))
     while left:
@@ -200,39 +205,23 @@ def _merge_alike(matrices: list[_Matrix]) -> list[Merged]:
 
 def _choose_bits(matrices: list[_Matrix]) -> list[int]:
     """Sets the size of each matrix's codes from a sample; how many escapes to expect."""
-    filled = [matrix for matrix in matrices if matrix.weight.numel()]
-    rooms = [0] * len(matrices)
-    if not filled:
-        return rooms
+    if not (filled := [matrix for matrix in matrices if matrix.weight.numel()]):
+        return [0] * len(matrices)
     passes = _Passes(filled)
-    tiles, samples = [], []
-    for matrix in filled:
-        count = min(SAMPLED_PANELS, matrix.tiles)
-        tiles += [i * matrix.tiles // count for i in range(count)]
-        samples.append(count)
-    passes.owner = passes.of_tiles(samples)
-    passes.starts = torch.tensor(tiles, dtype=torch.int64).to(passes.device)
-    passes.counts = passes.counts.new_zeros(len(tiles))
+    samples = [matrix.sample() for matrix in filled]
+    passes.owner = passes.of_tiles([len(tiles) for tiles, _ in samples])
+    starts = torch.tensor([tile for tiles, _ in samples for tile in tiles])
+    passes.starts = starts.to(passes.device)
+    passes.counts = passes.counts.new_zeros(len(passes.starts))
     passes.run(_SAMPLE)
-    sums = iter(passes.found())
-    at = 0
-    for number, matrix in enumerate(matrices):
-        if not matrix.weight.numel():
-            continue
-        count = samples[at]
-        rows, columns = matrix.weight.shape
-        total = 0
-        for tile in (i * matrix.tiles // count for i in range(count)):
-            block, panel = divmod(tile, matrix.panels)
-            width = min(PANEL, -(-(columns - panel * PANEL) // GROUP) * GROUP)
-            total += min(ROWS, rows - block * ROWS) * width
-        row = next(sums)
+    rooms = dict.fromkeys(map(id, matrices), 0)
+    for matrix, (_, total), row in zip(filled, samples, passes.found(), strict=True):
+        count, width = matrix.weight.numel(), 8 * matrix.weight.element_size()
         escaped = row[_ESCAPED : _ESCAPED + len(BITS)]
-        matrix.bits = lora_truth.cheapest(escaped, total, 8 * matrix.weight.element_size())
+        matrix.bits = lora_truth.cheapest(escaped, total, width)
         share = escaped[BITS.index(matrix.bits)] / total if matrix.bits else 0.0
-        rooms[number] = min(rows * columns, int(rows * columns * (1.5 * share + 2**-7)) + 4096)
-        at += 1
-    return rooms
+        rooms[id(matrix)] = min(count, int(count * (1.5 * share + 2**-7)) + 4096)
+    return [rooms[id(matrix)] for matrix in matrices]
 
 
 def _take_back(passes: _Passes, numbers: list[int]) -> None:
@@ -263,9 +252,8 @@ def _gather(passes: _Passes, sums: list[list[int]]) -> list[Merged]:
             results.append((matrix.codes, matrix.gathered, end, row[_CHECKSUM]))
         else:
             step = ROWS * matrix.weight.shape[1]
-            end = (torch.arange(len(end), device=end.device) * step).clamp(
-                max=matrix.weight.numel()
-            )
+            edges = torch.arange(len(end), device=end.device) * step
+            end = edges.clamp(max=matrix.weight.numel())
             results.append((matrix.codes, matrix.escapes, end, 0))
     return results
 
@@ -306,6 +294,5 @@ def _check_record(matrix: _Matrix, record: LoraRecord) -> None:
     known = matrix.bits in (0, *BITS) and codes.shape == (rows, groups * matrix.bits)
     dense = codes.is_contiguous() and escapes.is_contiguous() and codes.dtype == torch.int32
     whole = matrix.bits > 0 or escapes.numel() == rows * columns
-    here = codes.device == escapes.device == matrix.weight.device
-    if not (known and dense and whole and here):
+    if not (known and dense and whole and codes.device == escapes.device == matrix.weight.device):
         raise ValueError(f"lora_unmerge_: a record is not one of a weight [{rows}, {columns}]")
