@@ -18,6 +18,7 @@ from sgl_diffusion.server import (
     events,
     images,
     info,
+    lora,
     metrics,
     remix,
     video_content,
@@ -41,6 +42,7 @@ ROUTERS = (
     info.router,
     metrics.router,
     images.router,
+    lora.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
     video_content.router,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.files import write_file
 from sgl_diffusion.server.ids import is_id, new_id
+from sgl_diffusion.server.lora import loras_of
 from sgl_diffusion.server.media import encode_image
 from sgl_diffusion.server.metadata import settings_text
 from sgl_diffusion.server.schemas import ImageRequest
@@ -36,8 +38,9 @@ _CLIENT_GONE = 499
 async def generate(request: Request, context: Context) -> Response:
     context.check_open()
     wanted = parse(ImageRequest, await read_body(request, form=False))
-    context.check_model(wanted.model, context.card())
-    params = resolve(context, wanted.wish(), video=False, by_size=wanted.size is not None)
+    adapter = context.check_model(wanted.model, context.card())
+    wish = replace(wanted.wish(), loras=loras_of(request, context, wanted, adapter))
+    params = resolve(context, wish, video=False, by_size=wanted.size is not None)
     image_id = new_id("image")
     handle = await context.client.submit(
         params, job_id=image_id, deadline=context.settings.request_timeout

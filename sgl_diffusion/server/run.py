@@ -30,6 +30,7 @@ from sgl_diffusion.server.settings import settings_of
 log = get_logger(__name__)
 
 _FINISH_SECONDS = 10.0  # for results that only have to be encoded and written
+_LORA_STATE = "loras.json"  # in the data folder: the adapters in use
 _CONNECTIONS_SECONDS = 5
 _TINY_NOTE = (
     "No --model-path: serving a tiny random model. Its pictures are noise-like patterns, "
@@ -48,8 +49,14 @@ def serve(options: ServeOptions) -> int:
 async def _serve(options: ServeOptions, settings: Settings, listener: socket.socket) -> int:
     assert options.data_dir is not None, "the command line resolves the data folder"
     jobs = await JobStore.open(Path(options.data_dir))
+    lora_state = Path(options.data_dir) / _LORA_STATE
+    if options.lora_path:  # what the command asks for wins over what was in use
+        lora_state.unlink(missing_ok=True)
     client = Client(
-        diffusion_app(options), max_queue=options.max_queue, log_level=options.log_level
+        diffusion_app(options, lora_state=lora_state),
+        max_queue=options.max_queue,
+        log_level=options.log_level,
+        lora_timeout=options.lora_timeout,
     )
     try:
         app = create_app(client, jobs, settings)

@@ -16,6 +16,7 @@ from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.images import resolve
+from sgl_diffusion.server.lora import loras_of
 from sgl_diffusion.server.schemas import VideoRequest
 from sgl_diffusion.server.validate import parse
 from sgl_diffusion.server.video_view import KIND, describe, find_video, respond
@@ -32,9 +33,9 @@ async def create(request: Request, context: Context) -> Response:
     try:
         wanted = parse(VideoRequest, body)
         card = context.card()
-        context.check_model(wanted.model, card)
+        adapter = context.check_model(wanted.model, card)
         video_id = new_id(KIND)
-        wish = wanted.wish(card)
+        wish = replace(wanted.wish(card), loras=loras_of(request, context, wanted, adapter))
         reference = wanted.reference()
         if reference is None:
             params = resolve(context, wish, video=True, by_size=wanted.size is not None)
@@ -42,6 +43,7 @@ async def create(request: Request, context: Context) -> Response:
             params = await _with_picture(context, video_id, wanted, wish, reference)
     finally:
         await body.close()
+    await context.client.loras.prepare(params.loras)
     how = {"quality": wanted.file_quality(), "preset": wanted.x264_preset}
     return await start(context, video_id, params, how)
 
@@ -118,7 +120,7 @@ async def start(
         payload={"params": asdict(params), "model": model, **how},
         model=model,
         seeds=list(params.seeds),
-        adapters=[asdict(use) for use in params.loras],
+        adapters=[asdict(use) for use in params.loras] or context.client.loras.active(),
     )
     try:
         await context.runner.add(row)
