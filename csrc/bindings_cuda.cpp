@@ -16,6 +16,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
   m.def(
       "cuda_attention(Tensor q, Tensor k, Tensor v, float scale, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, int max_seqlen_q, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def(
+      "cuda_sm90_attention(Tensor q, Tensor k, Tensor v, float scale, Tensor? cu_seqlens_q, "
+      "Tensor? cu_seqlens_k, int max_seqlen_q, Tensor(a!) out, Tensor(b!) lse) -> ()");
 }
 
 #if defined(SGLD_CUDA)
@@ -23,5 +26,6 @@ STABLE_TORCH_LIBRARY_IMPL(sgld, CUDA, m) {
   m.impl("cuda_gate_residual_norm_modulate", TORCH_BOX(&sgld::gate_residual_norm_modulate_cuda));
   m.impl("cuda_qk_norm_rope", TORCH_BOX(&sgld::qk_norm_rope_cuda));
   m.impl("cuda_attention", TORCH_BOX(&sgld::attention_cuda));
+  m.impl("cuda_sm90_attention", TORCH_BOX(&sgld::attention_sm90_cuda));
 }
 #endif

@@ -25,5 +25,8 @@ void qk_norm_rope_cuda(const Tensor& q, const Tensor& k, const std::optional<Ten
 void attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
                     const std::optional<Tensor>& cu_q, const std::optional<Tensor>& cu_k,
                     int64_t max_q, Tensor out, Tensor lse);
+void attention_sm90_cuda(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
+                         const std::optional<Tensor>& cu_q, const std::optional<Tensor>& cu_k,
+                         int64_t max_q, Tensor out, Tensor lse);
 
 }  // namespace sgld

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_CHARS = 32_000
 MAX_PARTIAL_IMAGES = 3
+_NEUTRAL = {"true_cfg_scale": 1.0}
 
 
 def check_texts(wish: SamplingParams) -> None:
@@ -119,10 +120,13 @@ def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
 def optional(
     card: ModelCard, param: str, wish: float | None, low: float, high: float
 ) -> float | None:
-    """A parameter that only some models know: those with a default for it."""
+    """A parameter that only some models know: those with a default for it. At its neutral value
+    the others take it, too."""
     default: float | None = getattr(card.defaults, param)
-    if default is None and wish is not None:
-        raise _takes_no(card, param)
+    if default is None:
+        if wish not in (None, _NEUTRAL.get(param)):
+            raise _takes_no(card, param)
+        return None
     return default if wish is None else within(param, wish, low, high)
 
 

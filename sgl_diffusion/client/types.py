@@ -17,7 +17,16 @@ from sgl_diffusion.orchestrator.limits import Health, Limits
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Event", "Generation", "GenerationHandle", "Health", "Limits", "Snapshot"]
+__all__ = [
+    "Event",
+    "Generation",
+    "GenerationHandle",
+    "Health",
+    "Limits",
+    "Partial",
+    "Snapshot",
+    "partial_of",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,26 @@ class Generation:
         from PIL import Image
 
         return [Image.fromarray(frame) for clip in self.clips for frame in clip]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A picture under way, uint8 [height, width, 3]: what `step` of output `row` foresees; `index`
+    counts the partial pictures of that output."""
+
+    index: int
+    row: int
+    step: int
+    picture: NDArray[np.uint8]
+
+
+def partial_of(event: Event) -> Partial | None:
+    """The partial picture that an event brings, if it brings one."""
+    if event.kind != "output" or event.output is None:
+        return None
+    meta = event.output.meta
+    clip = event.output.arrays[0]
+    return Partial(int(meta["partial"]), int(meta["row"]), int(meta["step"]), clip[0])
 
 
 class GenerationHandle:

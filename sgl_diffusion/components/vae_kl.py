@@ -38,6 +38,11 @@ class VaeKl:
         decoder = self._model.decoder
         return [decoder.mid_block, *decoder.up_blocks]
 
+    def noise(self, width: int, height: int, seed: int) -> Tensor:
+        """The first latents [1, C, 1, h, w] of a picture of that size, drawn on the CPU."""
+        shape = (1, self.channels, 1, height // self.spatial_factor, width // self.spatial_factor)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [1, 3, 1, H, W] in -1..1 to latents [1, C, 1, h, w]: the mode, not a sample."""

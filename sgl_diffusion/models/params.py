@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,11 +15,17 @@ P = TypeVar("P")
 
 
 def read_params(
-    kind: type[P], config: Mapping[str, Any], *, only: Mapping[str, Any], what: str
+    kind: type[P],
+    config: Mapping[str, Any],
+    *,
+    what: str,
+    only: Mapping[str, Any] = MappingProxyType({}),
+    indices: Collection[str] = (),
 ) -> P:
     """The dataclass `kind`: an absent value takes the default, an unknown one is ignored.
 
-    `only` names values that change the computation, each with the one that is computed here.
+    `only` names values that change the computation, each with the one that is computed here. All
+    numbers are sizes, above zero, but those named in `indices`.
     """
     for name, value in only.items():
         if config.get(name, value) != value:
@@ -35,7 +42,8 @@ def read_params(
         raise _nonsense(f"{error}") from None
     for name, value in vars(params).items():
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None]
-        if any(not isinstance(v, bool | str) and v <= 0 for v in numbers):
+        least = 0 if name in indices else 1e-30
+        if any(not isinstance(v, bool | str) and v < least for v in numbers):
             raise _nonsense(f"{name}={value!r}")
     return params
 

@@ -80,6 +80,15 @@ _attention = Op(
     attention_truth.attention,
     Implementation("cpu", _native, ("cpu",), absent=library.absent, refuses=_refuses),
     Implementation(
+        "cuda_sm90",
+        _on_gpu(cuda_attention.attention_sm90),
+        ("cuda",),
+        dtypes=(torch.bfloat16,),
+        sm=range(90, 91),
+        absent=library.without_cuda,
+        refuses=cuda_attention.refuses_sm90,
+    ),
+    Implementation(
         "cuda",
         _on_gpu(cuda_attention.attention),
         ("cuda",),

@@ -1,6 +1,8 @@
-"""Attention forward by the CUDA C++ kernel: bf16, head dim 64 and 128, with log-sum-exp."""
+"""Attention forward by the CUDA C++ kernels: bf16, head dim 64 and 128, with log-sum-exp."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ HEAD_DIMS = (64, 128)
 
 
 @library.fake("cuda_attention")
+@library.fake("cuda_sm90_attention")
 def _fake(*_: object) -> None:
     """The results are there already."""
 
@@ -26,6 +29,14 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, *_: object) -> str:
     return "" if q.shape[-1] in HEAD_DIMS else f"head dim {q.shape[-1]} is not 64 or 128"
 
 
+def refuses_sm90(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> str:
+    """As `refuses`; the copy engine takes no dimension whose rows are all one row in memory."""
+    for x in (q, k, v):
+        if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+            return "an expanded tensor"
+    return refuses(q, k, v, *rest)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -39,17 +50,36 @@ def attention(
 
     With cu_seqlens (int32, [sequences + 1]) the one row is several sequences after each other.
     """
+    kernel = torch.ops.sgld.cuda_attention.default
+    return _run(kernel, q, k, v, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
+
+
+def attention_sm90(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `attention`, by TMA and wgmma: on sm_90 only."""
+    kernel = torch.ops.sgld.cuda_sm90_attention.default
+    return _run(kernel, q, k, v, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
+
+
+def _run(
+    kernel: Callable[..., None],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int | None,
+) -> tuple[Tensor, Tensor]:
     out = q.new_empty(q.shape)
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
-    torch.ops.sgld.cuda_attention.default(
-        q,
-        k,
-        v,
-        q.shape[-1] ** -0.5 if scale is None else scale,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q or 0,
-        out,
-        lse,
-    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    kernel(q, k, v, scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q or 0, out, lse)
     return out, lse

@@ -27,10 +27,12 @@ __all__ = ["MAX_INTERRUPTIONS", "JobRow", "JobStore", "Rows"]
 
 log = get_logger(__name__)
 T = TypeVar("T")
+R = TypeVar("R", bound=JobRow | None)
 # Inside JobStore, `list` is its method.
 Rows = list[JobRow]
 History = list[dict[str, Any]]
 Samples = list[Metric]
+Watchers = list[Callable[[str, JobRow | None], None]]
 
 
 class JobStore:
@@ -41,6 +43,7 @@ class JobStore:
         self._lock = datalock.lock(folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobstore")
         self._table: JobTable
+        self._watchers: Watchers = []
 
     @classmethod
     async def open(cls, folder: Path) -> JobStore:
@@ -65,7 +68,12 @@ class JobStore:
         """Store a new row, or return the one that the same request made before: within a day under
         the same `idempotency_key` (ConflictError if the body differs), or, with `retried`, one of
         the same owner and body within ten minutes. It is on disk when this returns."""
-        return await self._run(lambda: self._table.insert(row, retried))
+        stored = await self._run(lambda: self._table.insert(row, retried))
+        return self._tell(stored.id, stored)
+
+    async def earlier(self, row: JobRow, *, retried: bool = False) -> JobRow | None:
+        """What `insert` would return instead of storing `row`."""
+        return await self._run(lambda: self._table.earlier(row, retried))
 
     async def update(
         self, job_id: str, *, why: dict[str, Any] | None = None, **changes: Any
@@ -73,7 +81,8 @@ class JobStore:
         """Change columns of a row; NotFoundError if it is gone, ConflictError if the change would
         bring a job to life that is over. `why` goes into the job's history."""
         assert changes and set(changes) < set(COLUMNS) - {"id"}, f"not columns: {set(changes)}"
-        return await self._run(lambda: self._table.update(job_id, changes, why or {}))
+        row = await self._run(lambda: self._table.update(job_id, changes, why or {}))
+        return self._tell(job_id, row)
 
     async def get(self, job_id: str) -> JobRow | None:
         return await self._run(lambda: self._table.get(job_id))
@@ -101,11 +110,15 @@ class JobStore:
         return await self._run(lambda: self._table.ids())
 
     async def delete(self, job_id: str) -> bool:
-        return await self._run(lambda: self._table.delete(job_id)) is not None
+        gone = await self._run(lambda: self._table.delete(job_id)) is not None
+        self._tell(job_id, None)
+        return gone
 
     async def expire(self, job_id: str, why: str) -> bool:
         """Delete a row for good reasons of the server; `expired` knows of it for a day."""
-        return await self._run(lambda: self._table.expire(job_id, why))
+        gone = await self._run(lambda: self._table.expire(job_id, why))
+        self._tell(job_id, None)
+        return gone
 
     async def expired(self, job_id: str, owner: str | None = None) -> bool:
         """Whether there was such a job until a day ago at most."""
@@ -126,11 +139,21 @@ class JobStore:
         """
         return await self._run(lambda: self._table.recover())
 
+    def watch(self, watcher: Callable[[str, JobRow | None], None]) -> None:
+        """Call `watcher` with every row that was stored, and with None for one that went. It runs
+        in the event loop and must neither wait nor fail."""
+        self._watchers.append(watcher)
+
     def metrics(self) -> Samples:
         return [
             Metric("db_commit_seconds_count", self._table.commits),
             Metric("db_commit_seconds_sum", self._table.commit_seconds),
         ]
+
+    def _tell(self, job_id: str, row: R) -> R:
+        for watcher in self._watchers:
+            watcher(job_id, row)
+        return row
 
     async def _run(self, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()

@@ -133,9 +133,7 @@ class Flux:
         return hash((condition.text.shape[1], condition.grids))
 
     def noise(self, params: ResolvedParams, seed: int) -> torch.Tensor:
-        factor = self._vae.spatial_factor
-        shape = (1, self._vae.channels, 1, params.height // factor, params.width // factor)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        return self._vae.noise(params.width, params.height, seed).to(self.device)
 
     def expert(self, timestep: float) -> int:
         return 0

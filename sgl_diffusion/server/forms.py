@@ -13,6 +13,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.server.text import check_text, field_too_large
 
 _MAX_BOUNDARY = 70  # RFC 2046
+_LISTS = frozenset({"image", "url"})  # several may come, with or without brackets
 
 
 async def read_form(
@@ -89,6 +90,9 @@ def _collect(form: FormData) -> dict[str, Any]:
         check_text(name, None)
         if isinstance(value, str):
             check_text(value, name)
+        if name in _LISTS and not inner:
+            fields.setdefault(name, []).append(value)
+            continue
         if "[" not in key:
             clash = name in fields
             fields[name] = value

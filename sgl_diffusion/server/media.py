@@ -8,6 +8,7 @@ point more makes a file that is larger and closer to the frames. PNG is lossless
 from __future__ import annotations
 
 import io
+import json
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ SETTINGS_KEY = "sgl_diffusion"
 PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
 )  # fmt: skip
+_EXIF_IFD = 0x8769
+_USER_COMMENT = 0x9286
+_MAX_COMMENT = 65_000  # a segment of a JPEG has 16 bits for its length
 _BT709 = 1
 _LIMITED_RANGE = 1
 
@@ -38,8 +42,8 @@ _LIMITED_RANGE = 1
 def encode_image(
     picture: Array, kind: str, quality: int = IMAGE_QUALITY, settings: str | None = None
 ) -> bytes:
-    """One picture [height, width, 3] as a file of `kind`; PNG ignores `quality` and is the one that
-    carries `settings`, as text under `SETTINGS_KEY`."""
+    """One picture [height, width, 3] as a file of `kind`; PNG ignores `quality`. A PNG carries
+    `settings` as text under `SETTINGS_KEY`, JPEG and WebP as the user comment of their EXIF."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -47,14 +51,30 @@ def encode_image(
     text = PngInfo()
     if settings is not None:
         text.add_itxt(SETTINGS_KEY, settings)
+    exif = _user_comment(settings)
     options: dict[str, dict[str, Any]] = {
         "png": {"compress_level": 4, "pnginfo": text},
-        "jpeg": {"quality": max(quality, 1), "subsampling": 0 if quality >= 90 else 2},
-        "webp": {"quality": quality},
+        "jpeg": {"quality": max(quality, 1), "subsampling": 0 if quality >= 90 else 2, **exif},
+        "webp": {"quality": quality, **exif},
     }
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format=kind, **options[kind])
     return buffer.getvalue()
+
+
+def _user_comment(settings: str | None) -> dict[str, Any]:
+    """The argument that puts `settings` into a file's EXIF, unless it is too long for one."""
+    from PIL import Image
+
+    if settings is None:
+        return {}
+    # The comment is ASCII; JSON has another way to write the rest.
+    text = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in settings).encode("ascii")
+    if len(text) > _MAX_COMMENT:
+        return {}
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + text
+    return {"exif": exif}
 
 
 def rate_factor(quality: int) -> float:

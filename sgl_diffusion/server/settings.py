@@ -15,6 +15,7 @@ from sgl_diffusion.server.fetch import FetchRules
 from sgl_diffusion.server.inputs import InputRules
 from sgl_diffusion.server.keys import Keys, read_keys
 from sgl_diffusion.server.middleware import is_loopback
+from sgl_diffusion.server.storage import s3_settings
 
 _WILDCARDS = ("0.0.0.0", "::", "")
 
@@ -30,7 +31,7 @@ def settings_of(options: ServeOptions) -> Settings:
         model_path=options.model_path,
         public_base_url=options.public_base_url,
         num_gpus=options.num_gpus,
-        request_timeout=options.request_timeout,
+        jobs=options,
         metadata=options.metadata,
         allowed_hosts=_hosts(options),
         any_address=options.host in _WILDCARDS,
@@ -38,6 +39,7 @@ def settings_of(options: ServeOptions) -> Settings:
         public_metrics=options.public_metrics,
         lenient=options.lenient,
         log_prompts=options.log_prompts,
+        s3=s3_settings(options),
         keys=_keys(options),
         limits=limits,
         lora_roots=_folders("allowed_lora_path", options.allowed_lora_path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.server.context import Context
@@ -36,4 +36,8 @@ async def content(
     try:
         return await file_response(request, path, VIDEO_VARIANTS[variant][1])
     except FileNotFoundError:
+        entry = next((entry for entry in row.files if entry["name"] == path.name), {})
+        url = None if context.uploads is None else context.uploads.redirect(entry)
+        if url is not None:
+            return RedirectResponse(url, status_code=302)
         raise NotFoundError("The file of this video is gone.", code="video_expired") from None

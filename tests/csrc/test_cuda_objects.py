@@ -47,12 +47,22 @@ WIDE = {
 }
 STREAMED = {"norm_modulate_streamed_kernel": 3, "gated_norm_streamed_kernel": 3}
 MATRIX = {"sm80_attention_kernel": 2}  # head dims
+HOPPER = {"sm90_attention_kernel": 2}  # compiled for sm_90a only
 ARCHITECTURES = 3
+
+
+KERNELS = {name: count * ARCHITECTURES for name, count in (WIDE | STREAMED | MATRIX).items()}
+KERNELS |= HOPPER
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, list[str]]:
+    return _kernels()
 
 
 def _kernels() -> dict[str, list[str]]:
     """The SASS of every instance of every kernel, by the kernel's name."""
-    found: dict[str, list[str]] = {name: [] for name in (*WIDE, *STREAMED, *MATRIX)}
+    found: dict[str, list[str]] = {name: [] for name in KERNELS}
     for text in _dump("-sass").split("Function : ")[1:]:
         names = [name for name in found if name in text.split("\n", 1)[0]]
         assert len(names) == 1, f"a kernel without a check: {text.splitlines()[0]}"
@@ -60,10 +70,9 @@ def _kernels() -> dict[str, list[str]]:
     return found
 
 
-def test_sass_has_wide_loads_and_no_spills() -> None:
-    kernels = _kernels()
-    for name, instances in (WIDE | STREAMED | MATRIX).items():
-        assert len(kernels[name]) == instances * ARCHITECTURES, name
+def test_sass_has_wide_loads_and_no_spills(kernels: dict[str, list[str]]) -> None:
+    for name, instances in KERNELS.items():
+        assert len(kernels[name]) == instances, name
         for text in kernels[name]:
             assert not re.search(r"\b(LDL|STL)\b", text), f"{name} spills"
     for name in WIDE:
@@ -72,8 +81,29 @@ def test_sass_has_wide_loads_and_no_spills() -> None:
     for text in kernels["sm80_attention_kernel"]:
         for instruction in ("HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDSM.16.M88.4", "LDGSTS"):
             assert instruction in text, f"attention lacks {instruction}"
-    # sm_90a, not sm_90: later kernels need its instructions.
-    assert "sm_90a" in _dump("-sass")
+
+
+def test_sm90_attention_is_made_of_copies_and_products_of_warpgroups(
+    kernels: dict[str, list[str]],
+) -> None:
+    """Products are 16 deep: two of scores and two of values, before, in and after the loop."""
+    for text in kernels["sm90_attention_kernel"]:
+        dim, keys = (128, 176) if "ILi128E" in text.split("\n", 1)[0] else (64, 128)
+        products = re.findall(r"\bHGMMA\.64x(\d+)x16\.F32\.BF16\b", text)
+        assert products.count(str(keys)) == 2 * dim // 16
+        assert products.count(str(dim)) == (2 * keys // 16 if dim != keys else 0)
+        assert not re.search(r"\bHMMA\b", text), "products of single warps"
+        assert len(re.findall(r"\bUTMALDG\.4D\b", text)) == 3 * dim // 64
+        assert len(re.findall(r"\bUSETMAXREG\b", text)) == 2
+        assert "STG.E.128" in text and "STS" in text
+        # Waits for products: the first scores; in the loop the scores, then the values; the last.
+        # More of them would mean that the assembler found no way to run products side by side.
+        parts = re.split(r"\bWARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", text)
+        assert parts[1::2] == ["0", "1", "0", "0"]
+        softmax = parts[4]
+        assert softmax.count("MUFU.EX2") > keys // 2, "the softmax runs beside the values' product"
+        # Ping-pong: the turn is waited for and passed on.
+        assert "BAR.SYNC" in text and "BAR.ARV" in text
 
 
 def test_the_library_loads_without_cuda_torch() -> None:

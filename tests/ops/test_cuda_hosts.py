@@ -50,6 +50,10 @@ def test_attention_refuses() -> None:
     wide = _heads(2, 96)
     assert "head dim 96" in cuda_attention.refuses(wide, wide, wide)
     assert "not dense" in cuda_attention.refuses(q.transpose(2, 3), q, q)
+    row = q[:1].expand(q.shape)
+    assert cuda_attention.refuses(row, q, q) == ""
+    assert cuda_attention.refuses_sm90(q, row, q) == "an expanded tensor"
+    assert cuda_attention.refuses_sm90(q[:1].expand(1, -1, -1, -1), q, q) == ""
 
 
 def test_shapes_while_tracing() -> None:
@@ -58,9 +62,10 @@ def test_shapes_while_tracing() -> None:
     q, x, angle = _heads(2, 64), torch.zeros(2, 3, 40), torch.zeros(3, 32)
     with FakeTensorMode() as mode:
         q, x, angle = (mode.from_tensor(part) for part in (q, x, angle))
-        out, lse = cuda_attention.attention(q, q, q)
-        assert out.shape == q.shape and out.dtype == q.dtype
-        assert lse.shape == (2, 2, 3) and lse.dtype == torch.float32
+        for attention in (cuda_attention.attention, cuda_attention.attention_sm90):
+            out, lse = attention(q, q, q)
+            assert out.shape == q.shape and out.dtype == q.dtype
+            assert lse.shape == (2, 2, 3) and lse.dtype == torch.float32
         rest = (None, None, angle, angle, 1e-6, "head", "half")
         assert [y.shape for y in cuda_norms.qk_norm_rope(q, q, *rest)] == [q.shape] * 2
         assert cuda_norms.qk_norm_rope(q, q, *rest, in_place=True) == (q, q)

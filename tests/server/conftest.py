@@ -22,6 +22,7 @@ from sgl_diffusion.base.errors import (
 )
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults, SamplingParams
 from sgl_diffusion.client.types import Event, Generation, Health, Snapshot
+from sgl_diffusion.orchestrator.job import JobOutput
 from sgl_diffusion.orchestrator.jobstore import JobStore
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.app import create_app
@@ -38,6 +39,10 @@ CARD = ModelCard(
     defaults=SamplingDefaults(
         width=64, height=48, num_inference_steps=4, guidance_scale=5.0, num_frames=17, fps=16
     ),
+    edits="image-to-image",
+    max_images=1,
+    masks=True,
+    previews=True,
 )
 
 
@@ -86,7 +91,7 @@ class FakeHandle:
         )
 
     async def events(self) -> AsyncIterator[Event]:
-        seen = -1
+        seen, shown = -1, 0
         while not self._done.is_set():
             async with self._moved:
                 while self._step == seen and not self._done.is_set():
@@ -94,7 +99,22 @@ class FakeHandle:
             seen = self._step
             if not self._done.is_set():
                 yield Event("progress", self.snapshot())
+            if self._error is None:
+                for event in self._parts(shown, seen):
+                    yield event
+                shown = seen
+        if self._error is None:  # the last steps may have been quicker than the reader
+            for event in self._parts(shown, self._step):
+                yield event
         yield Event("failed" if self._error else "done", self.snapshot(), None, self._error)
+
+    def _parts(self, done: int, now: int) -> Iterator[Event]:
+        """After each of the first steps a picture of each output, darker than the final one."""
+        for step in range(done + 1, min(now, self.params.partial_images) + 1):
+            for row, seed in enumerate(self.params.seeds):
+                clip = picture_of(self.params, seed) // 2
+                meta = {"partial": step - 1, "row": row, "step": step}
+                yield Event("output", self.snapshot(), JobOutput([clip], meta))
 
     async def result(self) -> Generation:
         await self._done.wait()

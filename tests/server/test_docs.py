@@ -25,23 +25,30 @@ def names(title: str) -> set[str]:
 
 
 def test_honoured_fields():
-    both, images, videos = map(names, ("Both routes", "Images only", "Videos only"))
-    assert both and images and videos
+    titles = ("Both routes", "Images only", "Edits only", "Videos only")
+    both, images, edits, videos = map(names, titles)
+    assert both and images and edits and videos
     assert both | images == set(schemas.ImageRequest.model_fields)
+    assert both | images | edits == set(schemas.EditRequest.model_fields)
     assert both | videos == set(schemas.VideoRequest.model_fields)
 
 
 @pytest.mark.parametrize(
-    ("kind", "route"), [(schemas.ImageRequest, "images"), (schemas.VideoRequest, "videos")]
+    ("kind", "routes"),
+    [
+        (schemas.ImageRequest, ("both", "images")),
+        (schemas.EditRequest, ("both", "images", "edits")),
+        (schemas.VideoRequest, ("both", "videos")),
+    ],
 )
-def test_neutral_fields(kind, route):
+def test_neutral_fields(kind, routes):
     rows = re.findall(
         r"^\| `(\w+)` \| (\w+) \| ?(.*?) ?\|$", section("Accepted where they change nothing"), re.M
     )
     documented = {
         name: tuple(json.loads(value) for value in re.findall(r"`([^`]+)`", accepted))
         for name, where, accepted in rows
-        if where in ("both", route)
+        if where in routes
     }
     assert documented == kind.neutral
 
@@ -69,7 +76,7 @@ def test_statuses():
 def test_every_code_of_the_server_is_listed():
     folder = Path(errors.__file__).parent
     used = set()
-    for path in [*folder.glob("*.py"), folder.parent / "base/params.py"]:
+    for path in [*folder.glob("*.py"), *folder.parent.glob("base/[cp]*.py")]:
         used |= set(re.findall(r'code="(\w+)"', path.read_text()))
     missing = used - set(re.findall(r"`(\w+)`", section("Errors")))
     assert not missing

@@ -76,7 +76,7 @@ class LoraControl:
         return self.manager
 
     def _prepare(self, manager: Loras, payload: Payload) -> Payload:
-        """The report with `ready`, or just that false: ask again. With `uses` a job could have them, too."""
+        """The report with `ready`, or just that it is not: ask again. `uses` are checked, too."""
         ready = manager.prepare(_read(payload["settings"], list[LoraSetting]))
         if ready and "uses" in payload:
             manager.blend(_read(payload["uses"], list[LoraUse]))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.pipeline import Adaptable
-from sgl_diffusion.loader.adapters.types import Adapter, Delta, Dora, FullDelta
-from sgl_diffusion.loader.rules import Target
+from sgl_diffusion.loader.adapters.match import match
+from sgl_diffusion.loader.adapters.table import table_of
+from sgl_diffusion.loader.adapters.types import Adapter, Delta, Dora
 
 D = TypeVar("D", bound=Delta)
 
@@ -78,21 +79,19 @@ class Fitted:
 
 def fit(source: Source, adapter: Adapter, components: Mapping[str, Adaptable]) -> Fitted:
     """The adapter on the devices of the components; RequestError where it does not fit."""
-    places: dict[str, tuple[Place, ...]] = {}
-    unmatched = list(adapter.unmatched)
-    for component, adaptable in components.items():
-        found: list[Place] = []
-        for name, deltas in adapter.of(component).items():
-            target = adaptable.rules.target(name)
-            module = None if target is None else _find(adaptable.module, target)
-            if target is None or module is None:
-                unmatched.append(f"{component}.{name}")
-                continue
-            found += [_place(source, component, name, module, target, delta) for delta in deltas]
-        if found:
-            places[component] = tuple(found)
-    for component in adapter.components.keys() - components.keys():
-        unmatched += [f"{component}.{name}" for name in adapter.components[component]]
+    tables = {name: table_of(each.module, each.rules) for name, each in components.items()}
+    found = match(adapter, tables)
+    if found.misfits:
+        raise _misfit(source, listing(found.misfits))
+    unmatched = [*adapter.unmatched, *found.unmatched]
+    places = {
+        component: tuple(
+            _place(source, component, name, components[component], delta)
+            for name, deltas in modules.items()
+            for delta in deltas
+        )
+        for component, modules in found.matched.items()
+    }
     if not places:
         raise RequestError(
             f"The adapter {source.nickname!r} changes no layer of this model.",
@@ -116,37 +115,16 @@ def _bytes(deltas: Iterable[Delta]) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _find(root: nn.Module, target: Target) -> nn.Module | None:
-    try:
-        return root.get_submodule(target.module)
-    except AttributeError:
-        return None
-
-
-def _place(
-    source: Source, component: str, name: str, module: nn.Module, target: Target, delta: Delta
-) -> Place:
-    parameter = getattr(module, delta.parameter, None)
-    if not isinstance(parameter, Tensor):
-        raise _misfit(source, f"{component}.{name} has no {delta.parameter} in this model")
-    rows = slice(0, parameter.shape[0])
-    if target.segment:
-        segments = getattr(module, "segments")  # noqa: B009 - of our Linear, nn.Module has none
-        rows = segments[target.segment]
-    wanted = (rows.stop - rows.start, *parameter.shape[1:])
-    if isinstance(delta, FullDelta):
-        fits = delta.value.numel() == parameter[rows].numel()
-    else:
-        fits = delta.shape == (wanted[0], parameter[rows].numel() // wanted[0])
-    if not fits:
-        raise _misfit(
-            source,
-            f"{component}.{name} is {_shape(wanted)} here and {_shape(delta.shape)} there",
-        )
+def _place(source: Source, component: str, name: str, adaptable: Adaptable, delta: Delta) -> Place:
+    target = adaptable.rules.target(name)
+    assert target is not None, f"the table has {name}, which the rules leave out"
+    module = adaptable.module.get_submodule(target.module)
+    segments = getattr(module, "segments", {"": slice(0, None)})
+    parameter = getattr(module, delta.parameter)
     if not all(bool(tensor.isfinite().all()) for tensor in delta.tensors):
         raise _misfit(source, f"{component}.{name} holds numbers that are not finite")
     moved = _moved(delta, parameter.device)
-    return Place(module, f"{component}.{name}", moved, rows.start)
+    return Place(module, f"{component}.{name}", moved, segments[target.segment].start)
 
 
 def _misfit(source: Source, why: str) -> RequestError:
@@ -156,10 +134,6 @@ def _misfit(source: Source, why: str) -> RequestError:
         code="invalid_lora",
         param="lora_path",
     )
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return "x".join(str(size) for size in shape)
 
 
 def _moved(delta: D, device: torch.device) -> D:

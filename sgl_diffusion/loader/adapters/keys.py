@@ -51,7 +51,7 @@ _PARTS = (
 # Ends of keys that belong to methods this program does not know, and what they are.
 _REFUSED = (
     (r"\.(?:hada_t[12]|lokr_t2|lora_mid\.weight)", "a Tucker decomposition of a convolution"),
-    (r"\.oft_(?:blocks|diag|r)(?:\.[\w-]+)?(?:\.weight)?", "OFT"),
+    (r"\.oft_(?:blocks|diag|[rR])(?:\.[\w-]+)?(?:\.weight)?", "OFT"),
     (r"\.boft_\w+(?:\.[\w-]+)?", "BOFT"),
     (r"\.(?:a1|a2|b1|b2)\.weight", "GLoRA"),
     (r"\.ia3_l(?:\.[\w-]+)?|\.on_input", "IA3"),

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.loader.adapters.keys import shown, some
 from sgl_diffusion.loader.adapters.types import Adapter, Delta, Dora, Modules
 
 # The parameters of a component by their diffusers names, and their shapes.
@@ -25,7 +23,8 @@ _FUSED = {
 class Match:
     """The modules that get a change, under the names of the table, and what does not fit.
 
-    `unmatched` are `component.module` names that the model lacks; `misfits` tell wrong shapes.
+    `unmatched` are `component.module` names that the model lacks; `misfits` are layers that it has
+    in another shape, in words.
     """
 
     matched: Mapping[str, Modules]
@@ -35,24 +34,6 @@ class Match:
     @property
     def layers(self) -> int:
         return sum(len(modules) for modules in self.matched.values())
-
-    def check(self, name: str) -> None:
-        """Refuse an adapter that does not fit, or that would change nothing."""
-        if self.misfits:
-            raise RequestError(
-                f"The adapter {shown(name)} is made for another model: {some(list(self.misfits))}.",
-                hint="Use an adapter of the model that is served.",
-                code="invalid_lora",
-                param="lora_path",
-            )
-        if not self.layers:
-            raise RequestError(
-                f"The adapter {shown(name)} changes no layer of the target"
-                + (f": it names {some(list(self.unmatched))}." if self.unmatched else "."),
-                hint="Use an adapter of the model that is served, and a target that it changes.",
-                code="invalid_lora",
-                param="lora_path",
-            )
 
 
 def match(adapter: Adapter, tables: Mapping[str, Table]) -> Match:
@@ -69,12 +50,14 @@ def match(adapter: Adapter, tables: Mapping[str, Table]) -> Match:
         for module, deltas in adapter.of(component).items():
             for name, delta in _resolved(table, module, deltas):
                 key = _key(name, delta)
-                if key not in table:
+                if key not in table and f"{name}.weight" in table:
+                    misfits.append(f"{component}.{name} has no {delta.parameter}")
+                elif key not in table:
                     unmatched.append(f"{component}.{module}")
                 elif not _same(delta, table[key]):
                     misfits.append(
-                        f"{component}.{key} is {_size(table[key])}, "
-                        f"the adapter's change {_size(delta.shape)}"
+                        f"{component}.{key} is {_size(table[key])} here and "
+                        f"{_size(delta.shape)} there"
                     )
                 else:
                     fits[name] = (*fits.get(name, ()), delta)

@@ -70,7 +70,11 @@ class Family:
 
     def is_native(self, module: str) -> bool:
         """Whether a dotted name is one that diffusers does not use."""
-        return any(_pattern(layer.source, False).fullmatch(module) for layer in self.layers)
+        return any(
+            _pattern(layer.source, False).fullmatch(module)
+            for layer in self.layers
+            if layer.modules != (layer.source,)
+        )
 
 
 def generic(name: str, modules: Collection[str]) -> Family:

@@ -163,7 +163,7 @@ def _fetch(
 def _expanded(path: str) -> Path:
     try:
         place = Path(path).expanduser()
-        place.is_dir()  # a NUL byte, or a name that is too long, shows here
+        place.is_dir()  # a name that is too long shows here
     except (OSError, RuntimeError, ValueError):
         raise _invalid(f"{shown(path)} is not a path of this machine.") from None
     return place

@@ -39,7 +39,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "enable_upscaling": (False,),
     "enhance_prompt": (False,),
     "generator_device": ("cpu", "cuda"),  # the noise is always drawn on the CPU
-    "guidance_scale_2": (),
     "num_profiled_timesteps": (),
     "output_path": (),
     "perf_dump_path": (),
@@ -49,7 +48,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "progressive_levels": (),
     "progressive_mode": ("fullres",),
     "skip_softmax_params": ({},),
-    "true_cfg_scale": (1.0,),
     "upscaling_model_path": (),
     "upscaling_scale": (4,),
 }
@@ -66,6 +64,8 @@ class Sampling(RequestBody):
     height: Edge | None = None
     num_inference_steps: Int | None = None
     guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    true_cfg_scale: float | None = None
     flow_shift: float | None = None
     max_sequence_length: Int | None = None
     seed: Int | list[Int] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -23,7 +24,7 @@ class ImageRequest(Sampling):
         "moderation": ("auto", "low"),  # there is none
         "style": ("vivid", "natural"),  # a hint the models do not take
         "svg": (),
-        "task_type": ("T2I", "T2V"),
+        "task_type": ("T2I", "T2V", "TI2I"),
     }
 
     n: Int = 1
@@ -49,16 +50,10 @@ class ImageRequest(Sampling):
 
     @model_validator(mode="after")
     def _agree(self) -> ImageRequest:
-        if self.stream:
-            raise RequestError(
-                "Images are not streamed.",
-                hint="Leave stream out.",
-                code="streaming_not_supported",
-                param="stream",
-            )
-        if self.partial_images:
+        if self.partial_images and not self.stream:
             raise RequestError(
                 "partial_images needs stream.",
+                hint="Send stream=true with it.",
                 code="conflicting_parameters",
                 param="partial_images",
             )
@@ -72,20 +67,25 @@ class ImageRequest(Sampling):
             )
         return self
 
-    def wish(self) -> SamplingParams:
+    def wish(self, **more: Any) -> SamplingParams:
+        """`more` is added, and wins."""
         width, height = self.edges()
-        return SamplingParams(
+        wish = SamplingParams(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             width=width,
             height=height,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            guidance_scale_2=self.guidance_scale_2,
+            true_cfg_scale=self.true_cfg_scale,
+            partial_images=self.partial_images,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
             num_outputs=self.n,
             seed=self.seeds(),
         )
+        return dataclasses.replace(wish, **more)
 
     def file_quality(self) -> int:
         """0 to 100 for JPEG and WebP: the number, else the preset, else the word of `quality`."""

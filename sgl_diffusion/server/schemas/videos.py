@@ -102,6 +102,8 @@ class VideoRequest(Sampling):
             fps=self.fps,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            guidance_scale_2=self.guidance_scale_2,
+            true_cfg_scale=self.true_cfg_scale,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
             num_outputs=self.n or self.num_outputs_per_prompt or 1,

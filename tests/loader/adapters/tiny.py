@@ -188,8 +188,7 @@ def merged(model: nn.Module, adapter: Adapter, name: str) -> dict[str, Tensor]:
     """The weights with our reading of the adapter."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     found = match(adapter, {"transformer": shapes(name)})
-    found.check("it")
-    assert not found.unmatched and not adapter.unmatched
+    assert not found.misfits and not found.unmatched and not adapter.unmatched
     for module, deltas in found.matched["transformer"].items():
         for delta in deltas:
             weight = state[f"{module}.{delta.parameter}".removeprefix(".")]

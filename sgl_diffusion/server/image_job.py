@@ -1,0 +1,205 @@
+"""From a finished image job to its answer: files, rows, bodies and events.
+
+Everything that takes time (PNG, base64, JSON, the disk) happens in threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.orchestrator.jobstore import JobRow
+from sgl_diffusion.server.context import ServerContext
+from sgl_diffusion.server.files import write_file
+from sgl_diffusion.server.media import encode_image
+from sgl_diffusion.server.metadata import settings_text
+from sgl_diffusion.server.schemas import ImageRequest
+
+if TYPE_CHECKING:
+    from sgl_diffusion.client.types import Generation
+    from sgl_diffusion.server.media import Array
+    from sgl_diffusion.server.repeats import Origin
+
+KIND = "image"
+_ECHOED = ("low", "medium", "high", "xhigh", "max")  # what the OpenAI SDK can read back
+# The SDK's types want it in the last event; nothing is counted, and nobody is charged.
+_NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One request on its way; `event` is the first word of its events' names."""
+
+    context: ServerContext
+    id: str
+    wanted: ImageRequest
+    params: ResolvedParams
+    model: str
+    event: str
+    origin: Origin
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def respond(self, body: dict[str, Any]) -> Response:
+        data = await self.context.in_thread(lambda: json.dumps(body).encode())
+        return Response(data, media_type="application/json")
+
+    async def body(self, generation: Generation) -> dict[str, Any]:
+        """The answer to a request that waits."""
+        return self._body(await self.finish(generation), generation.seconds)
+
+    async def earlier(self) -> dict[str, Any] | None:
+        """The answer that the same request got before; None if there is none, or no more."""
+        if not self.origin.repeatable:
+            return None
+        context, probe = self.context, self._row([], {})
+        row = await context.jobs.earlier(probe, retried=self.origin.retried)
+        if row is None or not context.files.has(row.files):
+            return None
+        paths = [context.files.folder(KIND) / file["name"] for file in row.files]
+        encoded = await context.in_thread(lambda: [path.read_bytes() for path in paths])
+        former = replace(self, id=row.id, created=int(row.created_at), model=row.payload["model"])
+        return former._body(await former._entries(encoded), row.payload["seconds"])
+
+    async def finish(self, generation: Generation) -> list[dict[str, Any]]:
+        """One entry per image. Those that get a URL are on disk, and in the job table, by then."""
+        encoded = [
+            await self.context.in_thread(partial(self._encode, index, clip[0]))
+            for index, clip in enumerate(generation.clips)
+        ]
+        if self.wanted.response_format != "b64_json" or self.origin.key is not None:
+            await self._keep(encoded, generation)
+        return await self._entries(encoded)
+
+    async def _entries(self, encoded: list[bytes]) -> list[dict[str, Any]]:
+        with_url = self.wanted.response_format != "b64_json"
+        with_b64 = self.wanted.response_format != "url" or self.wanted.stream
+        b64 = await self.context.in_thread(
+            lambda: [base64.b64encode(data).decode() if with_b64 else None for data in encoded]
+        )
+        return [
+            {
+                "b64_json": text,
+                "url": self.url(index) if with_url else None,
+                "revised_prompt": None,
+            }
+            for index, text in enumerate(b64)
+        ]
+
+    async def partial(self, index: int, row: int, picture: Array) -> dict[str, Any]:
+        """The event of a picture that is under way."""
+        kind, quality = self.wanted.output_format, self.wanted.file_quality()
+
+        def encode() -> str:
+            return base64.b64encode(encode_image(picture, kind, quality)).decode()
+
+        return self._event("partial_image") | {
+            "b64_json": await self.context.in_thread(encode),
+            "partial_image_index": index,
+            "image_index": row,
+        }
+
+    def completed(self, index: int, entry: dict[str, Any]) -> dict[str, Any]:
+        """The event of a finished picture."""
+        more = {"image_index": index, "id": self.id, "seed": self.params.seeds[index]}
+        return self._event("completed") | entry | more | {"usage": _NO_USAGE}
+
+    def url(self, index: int) -> str:
+        return image_url(self.context, self.id, index, len(self.params.seeds))
+
+    def _event(self, name: str) -> dict[str, Any]:
+        quality = self.wanted.quality if self.wanted.quality in _ECHOED else "auto"
+        about = {"type": f"{self.event}.{name}", "created_at": self.created, "quality": quality}
+        return about | self._about()
+
+    def _body(self, entries: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
+        body = self._about() | {
+            "id": self.id,
+            "created": self.created,
+            "model": self.model,
+            "data": entries,
+            "seeds": list(self.params.seeds),
+            "inference_time_s": round(sum(seconds.values()), 3),
+        }
+        if self.wanted.quality in _ECHOED:
+            body["quality"] = self.wanted.quality
+        return body
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "background": "opaque",
+            "output_format": self.wanted.output_format,
+            "size": f"{self.params.width}x{self.params.height}",
+        }
+
+    def _encode(self, index: int, picture: Array) -> bytes:
+        settings = None
+        if self.context.settings.metadata:
+            settings = settings_text(self.params, self.model, index)
+        return encode_image(
+            picture, self.wanted.output_format, self.wanted.file_quality(), settings
+        )
+
+    async def _keep(self, encoded: list[bytes], generation: Generation) -> None:
+        """Write the files, then the row that makes them known."""
+        kind, files = self.wanted.output_format, self.context.files
+        paths = [files.image(self.id, index, kind) for index in range(len(encoded))]
+
+        def write() -> None:
+            for path, data in zip(paths, encoded, strict=True):
+                write_file(path, partial(_put, data))
+
+        entries = [
+            {"name": path.name, "index": index, "bytes": len(data)}
+            for index, (path, data) in enumerate(zip(paths, encoded, strict=True))
+        ]
+        try:
+            await self.context.in_thread(write)
+            await self.context.jobs.insert(self._row(entries, generation.seconds))
+        except BaseException:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _row(self, files: list[dict[str, Any]], seconds: dict[str, float]) -> JobRow:
+        payload = {"model": self.model, "output_format": self.wanted.output_format}
+        return JobRow(
+            id=self.id,
+            kind=KIND,
+            status="completed",
+            progress=100,
+            attempts=1,
+            payload={**payload, "params": asdict(self.params), "seconds": seconds},
+            completed_at=time.time(),
+            created_at=self.created,
+            expires_at=self.context.keeper.expires_at(),
+            files=files,
+            model=self.context.card().path,
+            seeds=list(self.params.seeds),
+            adapters=[asdict(use) for use in self.params.loras],
+            owner=self.origin.owner,
+            idempotency_key=self.origin.key,
+            body_hash=self.origin.body_hash,
+        )
+
+
+def image_url(context: ServerContext, image_id: str, index: int, count: int) -> str:
+    base = (context.settings.public_base_url or "").rstrip("/")
+    variant = f"?variant={index}" if count > 1 else ""
+    return f"{base}/v1/images/{image_id}/content{variant}"
+
+
+def _put(encoded: bytes, path: Path) -> None:
+    path.write_bytes(encoded)

@@ -1,0 +1,123 @@
+"""Kept images: list, retrieve, delete, content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from sgl_diffusion.base.errors import NotFoundError, RequestError
+from sgl_diffusion.orchestrator.jobstore import JobRow
+from sgl_diffusion.server.context import Context, ServerContext
+from sgl_diffusion.server.ids import is_id
+from sgl_diffusion.server.image_job import KIND, image_url
+from sgl_diffusion.server.media import IMAGE_TYPES
+from sgl_diffusion.server.pages import Page, page_of
+from sgl_diffusion.server.sendfile import file_response
+
+router = APIRouter(prefix="/v1/images")
+
+
+@router.get("")
+async def list_images(
+    context: Context, after: str | None = None, limit: str = "20", order: str = "desc"
+) -> dict[str, Any]:
+    page = Page.of(after, limit, order)
+    if after is not None and not is_id(after, KIND):
+        raise page.unknown()
+    rows = await page.rows(context.runner.jobs, KIND)
+    return page_of([_describe(context, row) for row in rows], page)
+
+
+@router.get("/{image_id}")
+async def retrieve(context: Context, image_id: str) -> dict[str, Any]:
+    return _describe(context, await _find(context, image_id))
+
+
+@router.delete("/{image_id}")
+async def delete(context: Context, image_id: str) -> dict[str, Any]:
+    row = await _find(context, image_id)
+    if not await context.runner.jobs.delete(image_id):
+        raise _no_image()
+    await context.in_thread(lambda: _remove(context, row))
+    return {"id": image_id, "object": "image.deleted", "deleted": True}
+
+
+@router.api_route("/{image_id}/content", methods=["GET", "HEAD"])
+async def content(
+    request: Request, context: Context, image_id: str, variant: str = "0"
+) -> Response:
+    if not (variant.isascii() and variant.isdigit() and len(variant) <= 2):
+        raise RequestError("variant is the number of an image.", param="variant")
+    row = await _find(context, image_id)
+    if int(variant) >= len(row.files):
+        raise NotFoundError(
+            "There are fewer images.", code="variant_not_available", param="variant"
+        )
+    kind = row.payload["output_format"]
+    path = context.files.image(image_id, int(variant), kind)
+    try:
+        return await file_response(request, path, IMAGE_TYPES[kind])
+    except FileNotFoundError:
+        raise NotFoundError("The file of this image is gone.", code="image_expired") from None
+
+
+async def _find(context: ServerContext, image_id: str) -> JobRow:
+    if image_id in ("generations", "edits", "variations"):
+        raise HTTPException(405, headers={"Allow": "POST"})
+    if not is_id(image_id, KIND):
+        raise _no_image()
+    jobs = context.runner.jobs
+    row = await jobs.get(image_id)
+    if row is None and await jobs.expired(image_id):
+        raise NotFoundError(
+            "This image was kept as long as the server keeps images.",
+            code="image_expired",
+            param="image_id",
+        )
+    if row is None or row.kind != KIND:
+        raise _no_image()
+    return row
+
+
+def _describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
+    """An image as the POST routes answer it, without the pictures themselves."""
+    params = row.payload["params"]
+    count = len(row.files)
+    return {
+        "id": row.id,
+        "object": "image",
+        "status": row.status,
+        "model": row.payload["model"],
+        "created_at": int(row.created_at),
+        "expires_at": None if row.expires_at is None else int(row.expires_at),
+        "prompt": params["prompt"],
+        "size": f"{params['width']}x{params['height']}",
+        "output_format": row.payload["output_format"],
+        "seeds": row.seeds,
+        "data": [
+            {
+                "b64_json": None,
+                "url": image_url(context, row.id, index, count),
+                "revised_prompt": None,
+            }
+            for index in range(count)
+        ],
+    }
+
+
+def _remove(context: ServerContext, row: JobRow) -> None:
+    for index in range(len(row.files)):
+        path = context.files.image(row.id, index, row.payload["output_format"])
+        path.unlink(missing_ok=True)
+
+
+def _no_image() -> NotFoundError:
+    return NotFoundError(
+        "There is no such image.",
+        hint="Only images asked for with a URL are kept.",
+        code="image_not_found",
+        param="image_id",
+    )

@@ -1,0 +1,182 @@
+"""Streamed images: events in OpenAI's shapes, keep-alives, errors after the first byte, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgl_diffusion.base import errors
+from sgl_diffusion.server import sse
+
+PATH = "/v1/images/generations"
+
+
+def events_of(answer: Any) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in answer.text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line and not line.startswith(":")]
+        if lines:
+            name, data = lines
+            found.append(json.loads(data.removeprefix("data: ")))
+            kind = found[-1].get("type", "error")
+            assert name == f"event: {kind}"
+    return found
+
+
+def picture(event: dict[str, Any]) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(event["b64_json"]))) as opened:
+        return np.asarray(opened).astype(float)
+
+
+def test_partial_pictures_come_first(api: Any) -> None:
+    body = {"prompt": "x", "stream": True, "partial_images": 2, "size": "64x48"}
+    events = events_of(api.post(PATH, json=body))
+    assert [event["type"] for event in events] == [
+        "image_generation.partial_image",
+        "image_generation.partial_image",
+        "image_generation.completed",
+    ]
+    assert [event["partial_image_index"] for event in events[:2]] == [0, 1]
+    for event in events:
+        assert event["size"] == "64x48" and event["output_format"] == "png"
+        assert event["background"] == "opaque" and event["quality"] == "auto"
+        assert isinstance(event["created_at"], int)
+        assert picture(event).shape == (48, 64, 3)
+    assert picture(events[0]).mean() < picture(events[2]).mean()
+    assert events[2]["usage"]["total_tokens"] == 0
+    assert api.get(events[2]["url"]).content == base64.b64decode(events[2]["b64_json"])
+
+
+def test_every_output_ends_with_an_event_of_its_own(api: Any) -> None:
+    body = {
+        "prompt": "x",
+        "stream": True,
+        "partial_images": 1,
+        "n": 2,
+        "response_format": "b64_json",
+    }
+    events = events_of(api.post(PATH, json=body))
+    ends = [event for event in events if event["type"] == "image_generation.completed"]
+    assert [(event["image_index"], event["seed"], event["url"]) for event in ends] == [
+        (0, 42, None),
+        (1, 43, None),
+    ]
+    assert len(events) == 4 and not list((api.folder / "images").iterdir())
+
+
+def test_without_partial_pictures_there_is_the_end_only(api: Any) -> None:
+    (event,) = events_of(api.post(PATH, json={"prompt": "x", "stream": True, "quality": "high"}))
+    assert event["type"] == "image_generation.completed" and event["quality"] == "high"
+
+
+def test_edits_have_names_of_their_own(api: Any) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(buffer, format="PNG")
+    answer = api.post(
+        "/v1/images/edits",
+        data={"prompt": "x", "stream": "true", "partial_images": "1"},
+        files={"image": ("a.png", buffer.getvalue())},
+    )
+    names = [event["type"] for event in events_of(answer)]
+    assert names == ["image_edit.partial_image", "image_edit.completed"]
+    assert not list((api.folder / "inputs").iterdir())
+
+
+def test_an_error_after_the_first_byte_is_an_event(api: Any) -> None:
+    api.client.fail_with = errors.OutOfMemoryError("Too large.", hint="Ask for less.")
+    body = {"prompt": "x", "stream": True, "partial_images": 1}
+    *_, last = events_of(api.post(PATH, json=body))
+    assert last["error"]["code"] == "out_of_memory" and last["error"]["type"] == "server_error"
+    assert last["detail"] == "Too large. Ask for less."
+
+
+def test_a_foreign_exception_says_nothing(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> bytes:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr("sgl_diffusion.server.image_job.encode_image", broken)
+    answer = api.post(PATH, json={"prompt": "x", "stream": True})
+    (event,) = events_of(answer)
+    assert event["error"]["code"] == "internal_error" and "secret" not in answer.text
+
+
+def test_an_error_before_the_first_byte_is_a_status(api: Any) -> None:
+    api.client.refuse_with = errors.BusyError("Full.", retry_after=3)
+    answer = api.post(PATH, json={"prompt": "x", "stream": True})
+    assert answer.status_code == 429 and answer.json()["error"]["code"] == "queue_full"
+
+
+def test_a_worker_that_died_shows_nothing_twice(api: Any) -> None:
+    from sgl_diffusion.client.types import Event
+    from tests.server.conftest import FakeHandle
+
+    class Again(FakeHandle):
+        async def events(self) -> Any:
+            for _ in range(2):
+                for event in self._parts(0, 2):
+                    yield event
+            await self._done.wait()
+            yield Event("done", self.snapshot())
+
+    original = FakeHandle.events
+    FakeHandle.events = Again.events
+    try:
+        body = {"prompt": "x", "stream": True, "partial_images": 2}
+        events = events_of(api.post(PATH, json=body))
+    finally:
+        FakeHandle.events = original
+    assert [event.get("partial_image_index") for event in events] == [0, 1, None]
+
+
+def test_silence_is_filled_with_comments() -> None:
+    async def slow() -> Any:
+        yield 1
+        await asyncio.sleep(0.12)
+        yield 2
+
+    async def collect() -> list[int | None]:
+        return [item async for item in sse.with_pings(slow(), 0.05)]
+
+    assert asyncio.run(collect()) == [1, None, None, 2]
+    assert sse.PING == b": ping\n\n" and sse.PING_SECONDS == 15.0
+
+
+@pytest.mark.parametrize("after", ["the headers", "a partial picture"])
+def test_leaving_cancels_the_job(api: Any, base_url: str, after: str) -> None:
+    """Over a real socket: the connection is closed while the job runs."""
+    partial = after == "a partial picture"
+    if partial:
+        api.client.step_seconds = 0.05
+    else:
+        api.call(api.client.gate.clear)
+
+    async def leave() -> float:
+        host, port = base_url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = json.dumps(
+            {"prompt": "x", "stream": True, "partial_images": 1, "num_inference_steps": 200}
+        ).encode()
+        writer.write(
+            b"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        await writer.drain()
+        await reader.readuntil(b"partial_image" if partial else b"text/event-stream")
+        left = time.monotonic()
+        writer.close()
+        while not api.client.cancelled:
+            await asyncio.sleep(0.01)
+        return time.monotonic() - left
+
+    assert api.run(leave()) < 1.0
+    assert not list((api.folder / "images").iterdir())
