@@ -116,6 +116,7 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/videos/{video_id}/remix": Operation(
         "Make it again with another prompt.", RemixRequest, answer=answers.Video, errors=(404, 409)
     ),
+    "POST /v1/images/variations": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/edits": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/extensions": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/characters": Operation("Not supported.", errors=(404,)),
