@@ -64,6 +64,33 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How much may wait, for how long, and what is kept of it."""
+
+    max_queue: int = option(
+        128, "Most unfinished image requests at a time; more are refused with 429.", least=1
+    )
+    max_queued_videos: int = option(
+        64, "Most videos that wait; more are refused with 429.", least=1
+    )
+    max_images_per_key: int = option(8, "Most unfinished image requests of one API key.", least=1)
+    max_videos_per_key: int = option(16, "Most unfinished videos of one API key.", least=1)
+    request_timeout: float = option(
+        550.0, "Seconds after which a waiting image request fails.", least=1
+    )
+    video_timeout: float = option(
+        7200.0, "Seconds a video may take from its turn to its end.", least=1
+    )
+    worker_timeout: float = option(
+        120.0, "Seconds of silence after which a worker is replaced; at least three steps.", least=1
+    )
+    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.", least=0)
+    retention_hours: float = option(72.0, "Hours for which finished jobs are kept.", least=0)
+    max_disk_gb: float = option(50.0, "GB of kept files; the oldest go first.", least=0)
+    min_free_gb: float = option(2.0, "GB of free disk below which no job is taken.", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccessOptions:
     """Who may call the server, and what it fetches for them."""
 
@@ -118,7 +145,7 @@ class LimitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(EngineOptions, AccessOptions, LimitOptions):
+class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     """`sglang serve`."""
 
     host: str = option("127.0.0.1", "Address to listen on.")
@@ -132,14 +159,7 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions):
     s3_url_seconds: int = option(
         0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
     )
-    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
-    max_queue: int = option(
-        128, "Most unfinished jobs at a time; more are refused with 429.", least=1
-    )
-    request_timeout: float = option(
-        550.0, "Seconds after which a waiting image request fails.", least=1
-    )
-    drain_timeout: float = option(25.0, "Seconds running jobs get to finish at shutdown.", least=0)
+    metadata: bool = option(True, "Write the settings into the files.")
 
 
 C = TypeVar("C")

@@ -71,6 +71,10 @@ class JobStore:
         stored = await self._run(lambda: self._table.insert(row, retried))
         return self._tell(stored.id, stored)
 
+    async def earlier(self, row: JobRow, *, retried: bool = False) -> JobRow | None:
+        """What `insert` would return instead of storing `row`."""
+        return await self._run(lambda: self._table.earlier(row, retried))
+
     async def update(
         self, job_id: str, *, why: dict[str, Any] | None = None, **changes: Any
     ) -> JobRow:

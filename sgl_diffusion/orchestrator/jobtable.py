@@ -42,7 +42,7 @@ class JobTable:
     def insert(self, row: JobRow, retried: bool) -> JobRow:
         """Store the row, or return the one that the same request made before."""
         with self._transaction():
-            if earlier := self._earlier(row, retried):
+            if earlier := self.earlier(row, retried):
                 return earlier
             self._add(row)
             self._note(row.id, "created", row.attempts)
@@ -186,7 +186,8 @@ class JobTable:
         sql = f"{_SELECT} WHERE status = 'queued' ORDER BY created_at, id"
         return [decode(found) for found in self._db.execute(sql)]
 
-    def _earlier(self, row: JobRow, retried: bool) -> JobRow | None:
+    def earlier(self, row: JobRow, retried: bool) -> JobRow | None:
+        """The row that the same request made before."""
         values = {"kind": row.kind, "owner": row.owner, "now": row.created_at}
         same = f"{_SELECT} WHERE kind = :kind AND owner = :owner"
         if row.idempotency_key is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -12,9 +10,7 @@ from sgl_diffusion.base.errors import BusyError
 from sgl_diffusion.orchestrator.gate import GateState
 from sgl_diffusion.orchestrator.job import Job
 from sgl_diffusion.orchestrator.messages import Metric
-
-# Seconds until a refused client may return; clients give up on longer waits.
-_SHORTEST, _LONGEST = 1.0, 110.0
+from sgl_diffusion.orchestrator.pace import Pace
 
 
 class Tally:
@@ -23,16 +19,13 @@ class Tally:
         self._refused = 0
         self._waits, self._waited = 0, 0.0
         self._runs, self._ran = 0, 0.0
-        self._per_job: float | None = None
-        self._last_end = 0.0
+        self._pace = Pace()
 
     def refuse(self, jobs: int) -> BusyError:
         """The error for a job that finds so many ahead, with the time after which to come back."""
         self._refused += 1
-        per_job = _SHORTEST if self._per_job is None else self._per_job
-        # Spread, so that those who were refused together do not return together.
-        wait = math.ceil(_clamp(jobs * per_job * random.uniform(0.8, 1.2)))
-        about = "" if self._per_job is None else f", about {jobs * per_job:.0f} s"
+        wait, eta = self._pace.retry_after(jobs), self._pace.eta(jobs)
+        about = "" if eta is None else f", about {eta:.0f} s"
         return BusyError(
             f"The queue is full: {jobs} jobs ahead{about}.",
             hint=f"Try again in {wait} s, or raise --max-queue.",
@@ -50,10 +43,7 @@ class Tally:
         if outcome == "completed":
             self._runs += 1
             self._ran += now - submitted_at
-            # Jobs may run side by side: the time between two ends is what the queue moves by.
-            took = now - max(submitted_at, self._last_end)
-            self._per_job = took if self._per_job is None else 0.8 * self._per_job + 0.2 * took
-            self._last_end = now
+            self._pace.ended(submitted_at)
 
     def metrics(self) -> list[Metric]:
         ended = [
@@ -88,7 +78,3 @@ def restarts(counts: Counter[str]) -> list[Metric]:
         Metric("worker_restarts_total", count, {"reason": reason})
         for reason, count in counts.items()
     ]
-
-
-def _clamp(seconds: float) -> float:
-    return min(max(seconds, _SHORTEST), _LONGEST)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,21 +20,29 @@ from sgl_diffusion.server import (
     images,
     info,
     metrics,
+    openapi,
     remix,
     video_content,
     videos,
 )
+from sgl_diffusion.server.admission import Admission
 from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.files import Files
+from sgl_diffusion.server.flights import Flights
+from sgl_diffusion.server.gauges import Gauges
 from sgl_diffusion.server.inputs import Inputs
+from sgl_diffusion.server.keeper import Keeper
 from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
+from sgl_diffusion.server.outcomes import Outcomes
 from sgl_diffusion.server.probe import Probe
+from sgl_diffusion.server.rows import own_rows
 from sgl_diffusion.server.storage import Bucket
 from sgl_diffusion.server.uploads import Uploads
+from sgl_diffusion.server.validate import check_query
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
 ROUTERS = (
     info.router,
     metrics.router,
+    openapi.router,
     images.router,
     image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
@@ -57,17 +66,37 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     lifespan. `app.state.context` is what the routes share."""
     threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="media")
     files = Files(settings.data_dir)
-    runner = VideoRunner(client, jobs, files, settings, threads)
+    keeper = Keeper(jobs, files, settings.jobs)
+    admission = Admission(settings.jobs, keeper)
+    outcomes = Outcomes(jobs, files, keeper, threads, metadata=settings.metadata)
+    runner = VideoRunner(client, jobs, files, settings, admission, outcomes)
     fetcher = Fetcher(settings.fetch)
     inputs = Inputs(settings.inputs, fetcher, threads)
     probe = Probe(client)
+    gauges = Gauges()
     uploads = None
     if settings.s3 is not None:
         uploads = Uploads(Bucket(settings.s3), jobs, files.folder)
-    context = ServerContext(client, files, inputs, runner, settings, threads, probe, uploads)
+    context = ServerContext(
+        client,
+        files,
+        inputs,
+        runner,
+        settings,
+        threads,
+        probe,
+        jobs,
+        admission,
+        keeper,
+        Flights(),
+        gauges,
+        uploads,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gauges.start()
+        await keeper.start()
         await runner.start()
         if uploads is not None:
             await uploads.start()
@@ -76,6 +105,8 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         finally:
             await probe.stop()
             await runner.stop()
+            await keeper.stop()
+            await gauges.stop()
             if uploads is not None:
                 await uploads.stop()
             fetcher.close()
@@ -85,15 +116,15 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         title="sgl_diffusion",
         version=__version__,
         lifespan=lifespan,
-        # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
-        openapi_url=None,
+        openapi_url=None,  # server/openapi.py knows the bodies, the framework does not
         redirect_slashes=False,
+        dependencies=[Depends(check_query)],
         middleware=_middleware(settings),
     )
     app.state.context = context
     errors.install(app)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(own_rows)])
     return app
 
 

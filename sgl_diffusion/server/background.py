@@ -7,20 +7,15 @@ queued or in progress, and the next one begins with them.
 from __future__ import annotations
 
 import asyncio
-import random
-import statistics
-import time
-from collections import Counter, deque
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sgl_diffusion.base.errors import (
     BusyError,
+    ConflictError,
     NotFoundError,
     SglError,
     UnavailableError,
@@ -28,27 +23,32 @@ from sgl_diffusion.base.errors import (
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
-from sgl_diffusion.orchestrator.messages import Metric
+from sgl_diffusion.server.admission import Admission, Ticket
 from sgl_diffusion.server.files import Files
-from sgl_diffusion.server.outputs import remove_video_files, write_video_files
+from sgl_diffusion.server.outcomes import Outcomes
+from sgl_diffusion.server.repeats import Origin
+from sgl_diffusion.server.rows import not_found
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
-    from sgl_diffusion.client.types import Generation, GenerationHandle, Snapshot
+    from sgl_diffusion.client.types import GenerationHandle, Snapshot
     from sgl_diffusion.server.context import Settings
 
 log = get_logger(__name__)
 
-_IN_FLIGHT = 32  # rows given to the client at once: enough to batch, and images still get in
+IN_FLIGHT = 32  # rows given to the client at once: enough to batch, and images still get in
 _RETRY_SECONDS = 0.5
-_INTERNAL = "The server met an internal error. Its log holds the details under this video's id."
 
 
 @dataclass(eq=False)
 class _Live:
     row: JobRow
-    handle: GenerationHandle | None = None
+    ticket: Ticket
     dropped: bool = False
+
+    @property
+    def handle(self) -> GenerationHandle | None:
+        return self.ticket.handle
 
 
 class VideoRunner:
@@ -58,21 +58,21 @@ class VideoRunner:
         jobs: JobStore,
         files: Files,
         settings: Settings,
-        threads: ThreadPoolExecutor,
+        admission: Admission,
+        outcomes: Outcomes,
     ) -> None:
         self.jobs = jobs
         self._client = client
         self._files = files
         self._settings = settings
-        self._threads = threads
+        self._admission = admission
+        self._outcomes = outcomes
         self._live: dict[str, _Live] = {}
         self._queue: asyncio.Queue[_Live] = asyncio.Queue()
-        self._slots = asyncio.Semaphore(_IN_FLIGHT)
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: asyncio.Task[None] | None = None
         self._stopping = False
-        self._outcomes: Counter[str] = Counter()
-        self._took: deque[float] = deque(maxlen=20)
 
     async def start(self) -> None:
         """Take up the rows that an earlier server left."""
@@ -80,22 +80,34 @@ class VideoRunner:
             self._enter(row)
         self._dispatcher = asyncio.create_task(self._dispatch())
 
-    async def add(self, row: JobRow) -> None:
-        """Commit a new row and queue it; BusyError when enough are waiting."""
-        waiting = self._waiting()
-        if waiting >= self._settings.max_waiting_videos:
-            raise BusyError(
-                f"{waiting} videos are waiting, which is the limit.",
-                retry_after=self._eta(),
-            )
-        live = _Live(row)
+    async def add(self, row: JobRow, origin: Origin) -> JobRow:
+        """Commit a new row and queue it, or return the row that the same request made before.
+        BusyError when enough are waiting, UnavailableError when there is no room for the result."""
+        card = self._client.card()
+        assert card is not None, "its parameters were resolved"
+        row = replace(
+            row,
+            model=card.path,
+            owner=origin.owner,
+            idempotency_key=origin.key,
+            body_hash=origin.body_hash,
+        )
+        if origin.repeatable:
+            earlier = await self.jobs.earlier(row, retried=origin.retried)
+            if earlier is not None:
+                return earlier
+        live = _Live(row, self._admission.enter(row.kind, row.owner))
         self._live[row.id] = live  # before the first await: concurrent calls see each other
         try:
-            await self.jobs.insert(row)
+            stored = await self.jobs.insert(row, retried=origin.retried)
         except BaseException:
-            del self._live[row.id]
+            self._forget(live)
             raise
-        self._queue.put_nowait(live)
+        if stored is row:
+            self._queue.put_nowait(live)
+        else:
+            self._forget(live)
+        return stored
 
     def snapshot(self, job_id: str) -> Snapshot | None:
         """Where a job that the client knows stands; None for one that waits or has ended."""
@@ -107,21 +119,20 @@ class VideoRunner:
         ahead = 0
         for live in self._live.values():
             if live.row.id == job_id:
-                return ahead if _waits(live) else None
-            ahead += _waits(live)
+                return ahead if live.ticket.waits else None
+            ahead += live.ticket.waits
         return None
 
     async def delete(self, job_id: str) -> None:
         """End a job if it lives, and forget its row and file; NotFoundError for an unknown id."""
         if not await self.jobs.delete(job_id):
-            raise no_video()
+            raise not_found("video")
         live = self._live.get(job_id)
         if live is not None:
             live.dropped = True
             if live.handle is not None:
                 live.handle.cancel()
-        remove_video_files(self._files, job_id)
-        self._files.drop_inputs(job_id)
+        self._files.remove(job_id)
 
     def stop_taking(self) -> None:
         """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
@@ -142,24 +153,8 @@ class VideoRunner:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    def metrics(self) -> list[Metric]:
-        waiting = self._waiting()
-        states = {"queued": waiting, "in_progress": len(self._live) - waiting}
-        return [
-            *(Metric("videos", n, {"status": s}, "gauge") for s, n in states.items()),
-            *(Metric("videos_total", n, {"outcome": o}) for o, n in sorted(self._outcomes.items())),
-        ]
-
-    def _waiting(self) -> int:
-        return sum(_waits(live) for live in self._live.values())
-
-    def _eta(self) -> int:
-        """When to come back, in seconds; clients that were refused together return apart."""
-        typical = statistics.median(self._took) if self._took else 5.0
-        return round(min(max(typical * random.uniform(0.8, 1.2), 1), 110))
-
     def _enter(self, row: JobRow) -> None:
-        live = _Live(row)
+        live = _Live(row, self._admission.readmit(row.kind, row.owner))
         self._live[row.id] = live
         self._queue.put_nowait(live)
 
@@ -176,7 +171,7 @@ class VideoRunner:
         """Give a row to the client. Its own frame: nothing here may hold the last job's frames."""
         await self._slots.acquire()
         try:
-            live.handle = await self._submit(live)
+            live.ticket.handle = await self._submit(live)
         except Exception as error:
             await self._fail(live, error)
         if live.handle is None:
@@ -185,22 +180,40 @@ class VideoRunner:
             self._spawn(self._follow(live, live.handle))
 
     async def _submit(self, live: _Live) -> GenerationHandle | None:
-        params = msgspec.convert(live.row.payload["params"], ResolvedParams)
+        row = live.row
+        params = msgspec.convert(row.payload["params"], ResolvedParams)
         while not live.dropped:
             try:
-                return await self._client.submit(
-                    params, job_id=live.row.id, deadline=self._settings.video_timeout
-                )
+                if self._accepts(row):
+                    return await self._client.submit(
+                        params,
+                        job_id=row.id,
+                        deadline=self._settings.jobs.video_timeout,
+                        attempt=max(row.attempts, 1),
+                    )
             except (BusyError, UnavailableError):
-                await asyncio.sleep(_RETRY_SECONDS)
+                pass
+            await asyncio.sleep(_RETRY_SECONDS)
         return None
+
+    def _accepts(self, row: JobRow) -> bool:
+        """Whether the served model is known; ConflictError if the job was made for another."""
+        card = self._client.card()
+        if card is not None and row.model and row.model != card.path:
+            raise ConflictError(
+                f"The job was accepted for the model {row.model}, which is not served any more.",
+                hint="Send it again to run it on the present one.",
+                code="model_changed",
+            )
+        return card is not None
 
     async def _follow(self, live: _Live, handle: GenerationHandle) -> None:
         if live.dropped:
             handle.cancel()
         try:
             await self._mark_progress(live, handle)
-            await self._finish(live, await handle.result())
+            await self._outcomes.finish(live.row, await handle.result())
+            live.ticket.close()
         except Exception as error:
             await self._ended_badly(live, error)
         finally:
@@ -210,13 +223,16 @@ class VideoRunner:
         if isinstance(error, NotFoundError):  # the row was deleted under the job
             if live.handle is not None:
                 live.handle.cancel()
-            remove_video_files(self._files, live.row.id)
+            self._files.remove(live.row.id)
+            live.ticket.close("cancelled")
         elif self._stopping and isinstance(error, SglError):
-            pass  # the row keeps its state; the next server takes it up
+            await self._outcomes.store(live.row, status="queued", why={"server": "stopped"})
         elif isinstance(error, UnavailableError) and error.code != "insufficient_storage":
             # No worker can be started now: that is not the fault of this job, so it waits.
-            self._enter(live.row)
-            await self._store(live, status="queued")
+            attempts = live.handle.snapshot().attempt if live.handle else live.row.attempts
+            await self._outcomes.store(live.row, status="queued", why={"worker": "not ready"})
+            live.ticket.drop()
+            self._enter(replace(live.row, attempts=attempts))
         else:
             await self._fail(live, error)
 
@@ -229,61 +245,16 @@ class VideoRunner:
                 await self.jobs.update(live.row.id, status="in_progress", attempts=now[1])
                 stored = now
 
-    async def _finish(self, live: _Live, generation: Generation) -> None:
-        row = live.row
-        write = partial(
-            write_video_files,
-            self._files,
-            generation,
-            row.payload,
-            metadata=self._settings.metadata,
-        )
-        written = await asyncio.get_running_loop().run_in_executor(self._threads, write)
-        await self.jobs.update(
-            row.id,
-            status="completed",
-            progress=100,
-            attempts=generation.attempt,
-            completed_at=time.time(),
-            files=written,
-        )
-        self._outcomes["completed"] += 1
-        self._took.append(sum(generation.seconds.values()))
-
     async def _fail(self, live: _Live, error: Exception) -> None:
-        ours = isinstance(error, SglError)
-        if not ours:
-            log.error("video %s failed", live.row.id, exc_info=error)
-        code = error.code if isinstance(error, SglError) else "internal_error"
-        message = str(error) if ours else _INTERNAL
-        self._outcomes[code] += 1
         if live.handle is not None:
             live.handle.cancel()  # it may be the table that failed and not the job
-        await self._store(
-            live,
-            status="failed",
-            error={"code": code, "message": message},
-            completed_at=time.time(),
-        )
-
-    async def _store(self, live: _Live, **changes: Any) -> None:
-        """Change the row of a job that is over: nobody is left to hear of an error."""
-        try:
-            await self.jobs.update(live.row.id, **changes)
-        except NotFoundError:
-            pass  # deleted meanwhile
-        except SglError as problem:
-            log.error("the state of video %s cannot be stored: %s", live.row.id, problem)
+        live.ticket.close(await self._outcomes.fail(live.row, error))
 
     def _leave(self, live: _Live) -> None:
-        if self._live.get(live.row.id) is live:  # else it waits again, as another entry
-            del self._live[live.row.id]
+        self._forget(live)
         self._slots.release()
 
-
-def _waits(live: _Live) -> bool:
-    return live.handle is None or live.handle.snapshot().state == "queued"
-
-
-def no_video() -> NotFoundError:
-    return NotFoundError("There is no such video.", code="video_not_found", param="video_id")
+    def _forget(self, live: _Live) -> None:
+        live.ticket.drop()
+        if self._live.get(live.row.id) is live:  # else it waits again, as another entry
+            del self._live[live.row.id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,19 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from sgl_diffusion.base.config import LimitOptions
+from sgl_diffusion.base.config import JobOptions, LimitOptions
 from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.base.params import ModelCard
+from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.fetch import FetchRules
 from sgl_diffusion.server.inputs import InputRules
 from sgl_diffusion.server.keys import Keys
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
-    from sgl_diffusion.orchestrator.messages import Metric
+    from sgl_diffusion.orchestrator.jobstore import JobStore
+    from sgl_diffusion.server.admission import Admission
     from sgl_diffusion.server.background import VideoRunner
     from sgl_diffusion.server.files import Files
+    from sgl_diffusion.server.flights import Flights
+    from sgl_diffusion.server.gauges import Gauges
     from sgl_diffusion.server.inputs import Inputs
+    from sgl_diffusion.server.keeper import Keeper
     from sgl_diffusion.server.probe import Probe
     from sgl_diffusion.server.storage import S3Settings
     from sgl_diffusion.server.uploads import Uploads
@@ -41,9 +47,7 @@ class Settings:
     model_path: str | None = None
     public_base_url: str | None = None
     num_gpus: int = 1
-    request_timeout: float = 550.0
-    video_timeout: float = 7200.0
-    max_waiting_videos: int = 64
+    jobs: JobOptions = JobOptions()
     metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
     any_address: bool = False
@@ -67,17 +71,39 @@ class ServerContext:
     settings: Settings
     threads: ThreadPoolExecutor
     probe: Probe
+    jobs: JobStore
+    admission: Admission
+    keeper: Keeper
+    flights: Flights
+    gauges: Gauges
     uploads: Uploads | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:
         uploads = [] if self.uploads is None else self.uploads.metrics()
-        return [*self.client.metrics(), *self.runner.metrics(), *uploads]
+        rejected = [
+            Metric("rejected_total", count, {"code": code})
+            for code, count in sorted(self.rejected.items())
+        ]
+        return [
+            *self.client.metrics(),
+            *self.admission.metrics(),
+            *self.keeper.metrics(),
+            *self.jobs.metrics(),
+            *self.gauges.metrics(),
+            *uploads,
+            *rejected,
+        ]
 
     def remote_url(self, entry: dict[str, Any]) -> str | None:
         """Where else a file of a row can be had; None where it is only here."""
         return None if self.uploads is None else self.uploads.url(entry)
+
+    def redirect_url(self, entry: dict[str, Any]) -> str | None:
+        """Where to send a client whose file is not here any more."""
+        return None if self.uploads is None else self.uploads.redirect(entry)
 
     def card(self) -> ModelCard:
         """The served model; UnavailableError until a worker has told it."""

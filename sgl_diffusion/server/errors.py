@@ -55,6 +55,8 @@ TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+# What counts as turned away at the door, in the metrics.
+_REJECTIONS = {400, 401, 403, 413, 415, 429, 503}
 # Clients that retry by status would only repeat work whose outcome is known.
 NO_RETRY = {"out_of_memory", "deadline_exceeded", "insufficient_storage"}
 
@@ -87,8 +89,10 @@ def internal_response() -> JSONResponse:
     return JSONResponse(envelope(500, INTERNAL, "internal_error"), status_code=500)
 
 
-async def _ours(_: Request, error: Exception) -> JSONResponse:
+async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.SglError)
+    if status_of(error) in _REJECTIONS:
+        request.app.state.context.rejected[error.code] += 1
     if status_of(error) >= 500:
         log.warning("%s: %s", type(error).__name__, error)
     return to_response(error)

@@ -24,10 +24,12 @@ class Files:
     """The folders `images` and `videos`, and `inputs` with a folder per job, in the data folder."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.images = root / "images"
         self.videos = root / "videos"
         self.inputs = root / "inputs"
-        for folder in (self.images, self.videos, self.inputs):
+        self.folders = (self.images, self.videos, self.inputs)
+        for folder in self.folders:
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
@@ -82,6 +84,29 @@ class Files:
     def _inputs(self, job_id: str) -> Path:
         assert is_id(job_id, job_id.partition("_")[0]), job_id
         return self.inputs / job_id
+
+    def has(self, entries: list[dict[str, Any]]) -> bool:
+        """Whether the files of a row are all here; those that were stored elsewhere are."""
+        return all(
+            "remote" in entry or (self._folder(entry["name"]) / entry["name"]).is_file()
+            for entry in entries
+        )
+
+    def remove(self, job_id: str) -> None:
+        """Everything that a job can have left: results, parts of them, inputs."""
+        assert is_id(job_id, "video") or is_id(job_id, "image"), job_id
+        for folder in self.folders:
+            for path in (*folder.glob(f"{job_id}*"), *folder.glob(f".{job_id}*")):
+                self.discard(path)
+
+    def discard(self, path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _folder(self, name: str) -> Path:
+        return self.videos if name.startswith("video_") else self.images
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:

@@ -5,14 +5,15 @@ Everything that takes time (PNG, base64, JSON, the disk) happens in threads.
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.responses import Response
 
 from sgl_diffusion.base.params import ResolvedParams
@@ -26,8 +27,10 @@ from sgl_diffusion.server.schemas import ImageRequest
 if TYPE_CHECKING:
     from sgl_diffusion.client.types import Generation
     from sgl_diffusion.server.media import Array
+    from sgl_diffusion.server.repeats import Origin
 
 KIND = "image"
+_UPLOAD_SECONDS = 10.0  # an answer waits so long for the address in the bucket
 _ECHOED = ("low", "medium", "high", "xhigh", "max")  # what the OpenAI SDK can read back
 # The SDK's types want it in the last event; nothing is counted, and nobody is charged.
 _NO_USAGE = {
@@ -48,45 +51,52 @@ class ImageJob:
     params: ResolvedParams
     model: str
     event: str
-    owner: str = ""
+    origin: Origin
     created: int = field(default_factory=lambda: int(time.time()))
 
-    async def respond(self, generation: Generation) -> Response:
-        """The answer to a request that waits."""
-        entries = await self.finish(generation)
-        body = self._about() | {
-            "id": self.id,
-            "created": self.created,
-            "model": self.model,
-            "data": entries,
-            "seeds": list(self.params.seeds),
-            "inference_time_s": round(sum(generation.seconds.values()), 3),
-        }
-        if self.wanted.quality in _ECHOED:
-            body["quality"] = self.wanted.quality
-        data = await self.context.in_thread(lambda: json.dumps(body).encode())
+    async def respond(self, body: dict[str, Any]) -> Response:
+        data = await self.context.in_thread(partial(msgspec.json.encode, body))
         return Response(data, media_type="application/json")
+
+    async def body(self, generation: Generation) -> dict[str, Any]:
+        """The answer to a request that waits."""
+        return self._body(await self.finish(generation), generation.seconds)
+
+    async def earlier(self) -> dict[str, Any] | None:
+        """The answer that the same request got before; None if there is none, or no more."""
+        if not self.origin.repeatable:
+            return None
+        context, probe = self.context, self._row([], {})
+        row = await context.jobs.earlier(probe, retried=self.origin.retried)
+        if row is None or not context.files.has(row.files):
+            return None
+        paths = [context.files.folder(KIND) / file["name"] for file in row.files]
+        texts = await context.in_thread(lambda: [self._text(path.read_bytes()) for path in paths])
+        former = replace(self, id=row.id, created=int(row.created_at), model=row.payload["model"])
+        return former._body(former._entries(texts, row), row.payload["seconds"])
 
     async def finish(self, generation: Generation) -> list[dict[str, Any]]:
         """One entry per image. Those that get a URL are on disk, and in the job table, by then."""
-        encoded = [
-            await self.context.in_thread(partial(self._encode, index, clip[0]))
-            for index, clip in enumerate(generation.clips)
-        ]
-        kept = self.wanted.response_format != "b64_json"
-        if kept:
-            await self._keep(encoded)
-        with_b64 = self.wanted.response_format != "url" or self.wanted.stream
-        b64 = await self.context.in_thread(
-            lambda: [base64.b64encode(data).decode() if with_b64 else None for data in encoded]
+        made = await asyncio.gather(
+            *(
+                self.context.in_thread(partial(self._encode, index, clip[0]))
+                for index, clip in enumerate(generation.clips)
+            )
         )
+        row = None
+        if self.wanted.response_format != "b64_json" or self.origin.key is not None:
+            row = await self._keep([data for data, _ in made], generation)
+        return self._entries([text for _, text in made], row)
+
+    def _entries(self, texts: list[str | None], row: JobRow | None) -> list[dict[str, Any]]:
+        shown = row if self.wanted.response_format != "b64_json" else None
         return [
             {
                 "b64_json": text,
-                "url": self.url(index) if kept else None,
+                "url": None if shown is None else image_url(self.context, shown, index),
                 "revised_prompt": None,
             }
-            for index, text in enumerate(b64)
+            for index, text in enumerate(texts)
         ]
 
     async def partial(self, index: int, row: int, picture: Array) -> dict[str, Any]:
@@ -107,13 +117,23 @@ class ImageJob:
         more = {"image_index": index, "id": self.id, "seed": self.params.seeds[index]}
         return self._event("completed") | entry | more | {"usage": _NO_USAGE}
 
-    def url(self, index: int) -> str:
-        return image_url(self.context, self.id, index, len(self.params.seeds))
-
     def _event(self, name: str) -> dict[str, Any]:
         quality = self.wanted.quality if self.wanted.quality in _ECHOED else "auto"
         about = {"type": f"{self.event}.{name}", "created_at": self.created, "quality": quality}
         return about | self._about()
+
+    def _body(self, entries: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
+        body = self._about() | {
+            "id": self.id,
+            "created": self.created,
+            "model": self.model,
+            "data": entries,
+            "seeds": list(self.params.seeds),
+            "inference_time_s": round(sum(seconds.values()), 3),
+        }
+        if self.wanted.quality in _ECHOED:
+            body["quality"] = self.wanted.quality
+        return body
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -122,15 +142,22 @@ class ImageJob:
             "size": f"{self.params.width}x{self.params.height}",
         }
 
-    def _encode(self, index: int, picture: Array) -> bytes:
+    def _encode(self, index: int, picture: Array) -> tuple[bytes, str | None]:
+        """The file, and its text where the answer holds it: together, a thread is a long way."""
         settings = None
         if self.context.settings.metadata:
             settings = settings_text(self.params, self.model, index)
-        return encode_image(
+        data = encode_image(
             picture, self.wanted.output_format, self.wanted.file_quality(), settings
         )
+        return data, self._text(data)
 
-    async def _keep(self, encoded: list[bytes]) -> None:
+    def _text(self, data: bytes) -> str | None:
+        if self.wanted.response_format == "url" and not self.wanted.stream:
+            return None
+        return base64.b64encode(data).decode()
+
+    async def _keep(self, encoded: list[bytes], generation: Generation) -> JobRow:
         """Write the files, then the row that makes them known."""
         kind, files = self.wanted.output_format, self.context.files
         paths = [files.image(self.id, index, kind) for index in range(len(encoded))]
@@ -139,36 +166,52 @@ class ImageJob:
             for path, data in zip(paths, encoded, strict=True):
                 write_file(path, partial(_put, data))
 
-        row = JobRow(
-            id=self.id,
-            kind=KIND,
-            status="completed",
-            progress=100,
-            payload={"params": asdict(self.params), "model": self.model, "output_format": kind},
-            completed_at=time.time(),
-            created_at=self.created,
-            files=[
-                {"name": path.name, "index": index, "bytes": len(data)}
-                for index, (path, data) in enumerate(zip(paths, encoded, strict=True))
-            ],
-            model=self.model,
-            seeds=list(self.params.seeds),
-            adapters=[asdict(use) for use in self.params.loras],
-            owner=self.owner,
-        )
+        entries = [
+            {"name": path.name, "index": index, "bytes": len(data)}
+            for index, (path, data) in enumerate(zip(paths, encoded, strict=True))
+        ]
         try:
             await self.context.in_thread(write)
-            await self.context.runner.jobs.insert(row)
+            row = await self.context.jobs.insert(self._row(entries, generation.seconds))
         except BaseException:
             for path in paths:
                 path.unlink(missing_ok=True)
             raise
+        if self.context.uploads is not None:
+            await self.context.uploads.settled(self.id, _UPLOAD_SECONDS)
+            row = await self.context.jobs.get(self.id) or row
+        return row
+
+    def _row(self, files: list[dict[str, Any]], seconds: dict[str, float]) -> JobRow:
+        payload = {"model": self.model, "output_format": self.wanted.output_format}
+        return JobRow(
+            id=self.id,
+            kind=KIND,
+            status="completed",
+            progress=100,
+            attempts=1,
+            payload={**payload, "params": asdict(self.params), "seconds": seconds},
+            completed_at=time.time(),
+            created_at=self.created,
+            expires_at=self.context.keeper.expires_at(),
+            files=files,
+            model=self.context.card().path,
+            seeds=list(self.params.seeds),
+            adapters=[asdict(use) for use in self.params.loras],
+            owner=self.origin.owner,
+            idempotency_key=self.origin.key,
+            body_hash=self.origin.body_hash,
+        )
 
 
-def image_url(context: ServerContext, image_id: str, index: int, count: int) -> str:
+def image_url(context: ServerContext, row: JobRow, index: int) -> str:
+    """Where an image can be had: in the bucket if it is there, else here."""
+    remote = context.remote_url(row.files[index])
+    if remote is not None:
+        return remote
     base = (context.settings.public_base_url or "").rstrip("/")
-    variant = f"?variant={index}" if count > 1 else ""
-    return f"{base}/v1/images/{image_id}/content{variant}"
+    variant = f"?variant={index}" if len(row.files) > 1 else ""
+    return f"{base}/v1/images/{row.id}/content{variant}"
 
 
 def _put(encoded: bytes, path: Path) -> None:

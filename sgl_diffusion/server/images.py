@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.client.types import partial_of
 from sgl_diffusion.server.body import read_body
@@ -17,12 +17,14 @@ from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.edit_inputs import EditInputs, read_inputs
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.image_job import KIND, ImageJob
+from sgl_diffusion.server.repeats import origin_of
 from sgl_diffusion.server.schemas import EditRequest, ImageRequest
 from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
 from sgl_diffusion.server.validate import parse
 
 if TYPE_CHECKING:
-    from sgl_diffusion.client.types import Generation, GenerationHandle
+    from sgl_diffusion.client.types import GenerationHandle
+    from sgl_diffusion.server.admission import Ticket
 
 router = APIRouter(prefix="/v1/images")
 
@@ -32,11 +34,13 @@ _CLIENT_GONE = 499
 @router.post("/generations")
 async def generate(request: Request, context: Context) -> Response:
     context.check_open()
-    wanted = parse(ImageRequest, await read_body(request, form=False))
+    body = await read_body(request, form=False)
+    origin = await origin_of(request, body)
+    wanted = parse(ImageRequest, body)
     context.check_model(wanted.model, context.card())
     params = resolve(context, wanted.wish(), video=False, by_size=wanted.size is not None)
     model = context.model_name(context.card())
-    job = ImageJob(context, new_id(KIND), wanted, params, model, "image_generation")
+    job = ImageJob(context, new_id(KIND), wanted, params, model, "image_generation", origin)
     return await _run(request, job)
 
 
@@ -51,6 +55,7 @@ async def edit(request: Request, context: Context) -> Response:
                 hint="Send multipart/form-data.",
                 code="unsupported_media_type",
             )
+        origin = await origin_of(request, body)
         wanted = parse(EditRequest, body)
         card = context.card()
         context.check_model(wanted.model, card)
@@ -61,13 +66,18 @@ async def edit(request: Request, context: Context) -> Response:
     inputs = EditInputs(context.files, image_id, pictures)
     wish = wanted.edit_wish(card, pictures.size, inputs.images, inputs.mask)
     params = resolve(context, wish, video=False, by_size=wanted.size is not None)
-    job = ImageJob(context, image_id, wanted, params, context.model_name(card), "image_edit")
-    try:
-        await context.in_thread(inputs.keep)
-        return await _run(request, job, inputs)
-    except BaseException:
-        inputs.remove()
-        raise
+    model = context.model_name(card)
+    job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)
+    return await _run(request, job, inputs)
+
+
+@router.post("/variations")
+async def variations() -> None:
+    raise NotFoundError(
+        "There are no variations.",
+        hint="Use /v1/images/edits with a strength.",
+        code="not_supported",
+    )
 
 
 def resolve(
@@ -85,51 +95,73 @@ def resolve(
 
 
 async def _run(request: Request, job: ImageJob, inputs: EditInputs | None = None) -> Response:
-    """Submit and answer. The input files go when the job is over, in the stream's own time."""
-    context = job.context
-    handle = await context.client.submit(
-        job.params, job_id=job.id, deadline=context.settings.request_timeout
-    )
+    """Answer with events, or with one body: made now, or for the same request before."""
+    if job.wanted.stream:
+        return await _stream(job, inputs)
+    answer = await job.earlier()
+    if answer is None:
+        make = partial(_answer, job, inputs)
+        answer = await job.context.flights.answer(request, job.origin, make)
+    return Response(status_code=_CLIENT_GONE) if answer is None else await job.respond(answer)
+
+
+async def _answer(job: ImageJob, inputs: EditInputs | None) -> dict[str, Any]:
+    """The whole work of a request that waits; cancelling it cancels the job."""
+    with job.context.admission.enter(KIND, job.origin.owner) as ticket:
+        handle = await _submit(job, inputs, ticket)
+        try:
+            return await job.body(await handle.result())
+        finally:
+            _close(handle, inputs)
+
+
+async def _stream(job: ImageJob, inputs: EditInputs | None) -> Response:
+    """The input files and the place in the queue go when the stream is over."""
+    ticket = job.context.admission.enter(KIND, job.origin.owner)
+    try:
+        handle = await _submit(job, inputs, ticket)
+    except BaseException:
+        ticket.drop()
+        raise
 
     def close() -> None:
-        handle.cancel()  # does nothing to a job that has ended
+        _close(handle, inputs)
+        ticket.close("cancelled")  # nothing, where the events have told another end
+
+    return EventStream(_events(job, handle, ticket), close)
+
+
+async def _submit(job: ImageJob, inputs: EditInputs | None, ticket: Ticket) -> GenerationHandle:
+    context = job.context
+    try:
+        if inputs is not None:
+            await context.in_thread(inputs.keep)
+        ticket.handle = await context.client.submit(
+            job.params, job_id=job.id, deadline=context.settings.jobs.request_timeout
+        )
+    except BaseException:
         if inputs is not None:
             inputs.remove()
-
-    if job.wanted.stream:
-        return EventStream(_events(job, handle), close)
-    try:
-        generation = await _result_while_connected(request, handle)
-        if generation is None:
-            return Response(status_code=_CLIENT_GONE)
-        return await job.respond(generation)
-    finally:
-        close()
+        raise
+    return ticket.handle
 
 
-async def _events(job: ImageJob, handle: GenerationHandle) -> AsyncIterator[bytes]:
+def _close(handle: GenerationHandle, inputs: EditInputs | None) -> None:
+    handle.cancel()  # does nothing to a job that has ended
+    if inputs is not None:
+        inputs.remove()
+
+
+async def _events(job: ImageJob, handle: GenerationHandle, ticket: Ticket) -> AsyncIterator[bytes]:
     """Partial pictures as they come, then every finished one."""
     shown: set[tuple[int, int]] = set()
-    async for event in with_pings(handle.events()):
-        part = None if event is None else partial_of(event)
-        if event is None:
-            yield PING
-        elif part is not None and (part.row, part.index) not in shown:
-            shown.add((part.row, part.index))  # a worker that died shows them once more
-            yield frame(await job.partial(part.index, part.row, part.picture))
-    for index, entry in enumerate(await job.finish(await handle.result())):
-        yield frame(job.completed(index, entry))
-
-
-async def _result_while_connected(request: Request, handle: GenerationHandle) -> Generation | None:
-    """The result, or None when the client went away."""
-    result = asyncio.ensure_future(handle.result())
-    # The body is read, so the next message can only be the end of the connection.
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await result if result.done() else None
-    finally:
-        for task in (result, gone):
-            task.cancel()
-        await asyncio.gather(result, gone, return_exceptions=True)
+    with ticket:
+        async for event in with_pings(handle.events()):
+            part = None if event is None else partial_of(event)
+            if event is None:
+                yield PING
+            elif part is not None and (part.row, part.index) not in shown:
+                shown.add((part.row, part.index))  # a worker that died shows them once more
+                yield frame(await job.partial(part.index, part.row, part.picture))
+        for index, entry in enumerate(await job.finish(await handle.result())):
+            yield frame(job.completed(index, entry))

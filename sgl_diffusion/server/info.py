@@ -28,11 +28,14 @@ async def livez() -> dict[str, str]:
 async def readyz(context: Context) -> Response:
     """200 when a job would run now."""
     health = context.client.health()
-    if health.ready and not context.draining:
-        return JSONResponse({"status": "ok", "running": True, "restarts": health.restarts})
-    state = "draining" if context.draining else health.state
-    reason = health.reason or f"The server is {state}."
-    return _unhealthy(context, state, reason, "draining" if context.draining else "not_ready")
+    if context.draining:
+        return _unhealthy(context, "draining", "The server is draining.", "draining")
+    if not health.ready:
+        reason = health.reason or f"The server is {health.state}."
+        return _unhealthy(context, health.state, reason, "not_ready")
+    if full := context.keeper.low():
+        return _unhealthy(context, "disk_full", full, "insufficient_storage")
+    return JSONResponse({"status": "ok", "running": True, "restarts": health.restarts})
 
 
 @router.get("/health_generate")

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_diffusion.base.params import MAX_OUTPUTS
 from sgl_diffusion.server.files import Files, write_file
-from sgl_diffusion.server.media import VIDEO_VARIANTS, encode_video
+from sgl_diffusion.server.media import encode_video
 from sgl_diffusion.server.metadata import settings_text
 from sgl_diffusion.server.previews import spritesheet, thumbnail
 
@@ -53,13 +52,6 @@ def write_video_files(
         raise
     written[0]["seconds"] = generation.seconds
     return written
-
-
-def remove_video_files(files: Files, video_id: str) -> None:
-    """All files that a job can have left, finished or not."""
-    for index in range(MAX_OUTPUTS):
-        for variant in VIDEO_VARIANTS:
-            files.video(video_id, index, variant).unlink(missing_ok=True)
 
 
 def _put(data: bytes, path: Path) -> None:

@@ -15,6 +15,7 @@ from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.ids import new_id
+from sgl_diffusion.server.repeats import origin_of
 from sgl_diffusion.server.schemas import RemixRequest
 from sgl_diffusion.server.validate import parse
 from sgl_diffusion.server.video_view import KIND, find_video
@@ -39,7 +40,9 @@ async def not_supported() -> Response:
 async def remix(request: Request, context: Context, video_id: str) -> Response:
     """The settings, seeds and pictures of a completed video, with another prompt."""
     context.check_open()
-    wanted = parse(RemixRequest, await read_body(request, form=False))
+    body = await read_body(request, form=False)
+    origin = await origin_of(request, body)
+    wanted = parse(RemixRequest, body)
     row = await find_video(context, video_id)
     if row.status != "completed":
         raise ConflictError(
@@ -56,7 +59,7 @@ async def remix(request: Request, context: Context, video_id: str) -> Response:
     if sources:
         await context.in_thread(partial(context.files.copy_inputs, row.id, video_id))
     how = {"quality": row.payload["quality"], "preset": row.payload.get("preset", "fast")}
-    return await start(context, video_id, params, {**how, "remixed_from": row.id})
+    return await start(context, origin, video_id, params, {**how, "remixed_from": row.id})
 
 
 def _wish(params: dict[str, Any], prompt: str) -> SamplingParams:

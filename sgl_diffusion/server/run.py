@@ -19,8 +19,11 @@ from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.errors import OutOfMemoryError, SetupError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.client.client import Client
+from sgl_diffusion.client.types import Limits
 from sgl_diffusion.orchestrator.jobstore import JobStore
+from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.server.app import create_app
+from sgl_diffusion.server.background import IN_FLIGHT
 from sgl_diffusion.server.connection import connection_class
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.middleware import is_loopback
@@ -37,19 +40,25 @@ _TINY_NOTE = (
 )
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until a signal comes; returns the exit code."""
+def serve(options: ServeOptions, stages: App | None = None) -> int:
+    """Serve until a signal comes; returns the exit code. `stages` replaces those of the model."""
+    os.umask(0o077)  # whatever is written here, by the workers too, is nobody else's business
     settings = settings_of(options)
     allowed = settings.keys.required or options.insecure_no_auth
     with bind(options.host, options.port, open_to_others=allowed) as listener:
-        return asyncio.run(_serve(options, settings, listener))
+        return asyncio.run(_serve(options, settings, stages or diffusion_app(options), listener))
 
 
-async def _serve(options: ServeOptions, settings: Settings, listener: socket.socket) -> int:
+async def _serve(
+    options: ServeOptions, settings: Settings, stages: App, listener: socket.socket
+) -> int:
     assert options.data_dir is not None, "the command line resolves the data folder"
     jobs = await JobStore.open(Path(options.data_dir))
     client = Client(
-        diffusion_app(options), max_queue=options.max_queue, log_level=options.log_level
+        stages,
+        max_queue=options.max_queue + IN_FLIGHT,
+        log_level=options.log_level,
+        limits=Limits(silence=options.worker_timeout),
     )
     try:
         app = create_app(client, jobs, settings)

@@ -30,7 +30,7 @@ def settings_of(options: ServeOptions) -> Settings:
         model_path=options.model_path,
         public_base_url=options.public_base_url,
         num_gpus=options.num_gpus,
-        request_timeout=options.request_timeout,
+        jobs=options,
         metadata=options.metadata,
         allowed_hosts=_hosts(options),
         any_address=options.host in _WILDCARDS,

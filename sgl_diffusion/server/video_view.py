@@ -8,9 +8,8 @@ from starlette.responses import JSONResponse, Response
 
 from sgl_diffusion.base.errors import ConflictError
 from sgl_diffusion.orchestrator.jobstore import JobRow
-from sgl_diffusion.server.background import no_video
 from sgl_diffusion.server.context import ServerContext
-from sgl_diffusion.server.ids import is_id
+from sgl_diffusion.server.rows import find_row
 
 KIND = "video"
 PENDING = ("queued", "in_progress")
@@ -18,10 +17,7 @@ _POLL_AFTER_MS = "500"
 
 
 async def find_video(context: ServerContext, video_id: str) -> JobRow:
-    row = await context.runner.jobs.get(video_id) if is_id(video_id, KIND) else None
-    if row is None or row.kind != KIND:
-        raise no_video()
-    return row
+    return await find_row(context, KIND, video_id)
 
 
 def completed(row: JobRow) -> None:

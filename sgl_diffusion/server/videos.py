@@ -16,6 +16,8 @@ from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.images import resolve
+from sgl_diffusion.server.repeats import Origin, origin_of
+from sgl_diffusion.server.rows import find_row, visible_to
 from sgl_diffusion.server.schemas import VideoRequest
 from sgl_diffusion.server.validate import parse
 from sgl_diffusion.server.video_view import KIND, describe, find_video, respond
@@ -30,6 +32,7 @@ async def create(request: Request, context: Context) -> Response:
     context.check_open()
     body = await read_body(request, form=True)
     try:
+        origin = await origin_of(request, body)
         wanted = parse(VideoRequest, body)
         card = context.card()
         context.check_model(wanted.model, card)
@@ -43,7 +46,7 @@ async def create(request: Request, context: Context) -> Response:
     finally:
         await body.close()
     how = {"quality": wanted.file_quality(), "preset": wanted.x264_preset}
-    return await start(context, video_id, params, how)
+    return await start(context, origin, video_id, params, how)
 
 
 async def _with_picture(
@@ -74,7 +77,11 @@ async def _with_picture(
 
 @router.get("")
 async def list_videos(
-    context: Context, after: str | None = None, limit: str = "20", order: str = "desc"
+    request: Request,
+    context: Context,
+    after: str | None = None,
+    limit: str = "20",
+    order: str = "desc",
 ) -> dict[str, Any]:
     count = int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 9 else 0
     if not 1 <= count <= _MAX_PAGE:
@@ -83,7 +90,7 @@ async def list_videos(
             code="out_of_range",
             param="limit",
         )
-    rows = await _page(context, after, count + 1, order)
+    rows = await _page(context, visible_to(request), after, count + 1, order)
     data = [describe(context, row) for row in rows[:count]]
     return {
         "object": "list",
@@ -107,28 +114,34 @@ async def delete(context: Context, video_id: str) -> dict[str, Any]:
 
 
 async def start(
-    context: ServerContext, video_id: str, params: ResolvedParams, how: dict[str, Any]
+    context: ServerContext,
+    origin: Origin,
+    video_id: str,
+    params: ResolvedParams,
+    how: dict[str, Any],
 ) -> Response:
     """Commit a video job and answer with its object. `how` is what the files are made with; a job
-    that is refused leaves no input pictures behind."""
+    that is refused, or was made before, leaves no input pictures behind."""
     model = context.model_name(context.card())
     row = JobRow(
         id=video_id,
         kind=KIND,
         payload={"params": asdict(params), "model": model, **how},
-        model=model,
         seeds=list(params.seeds),
         adapters=[asdict(use) for use in params.loras],
     )
+    stored = None
     try:
-        await context.runner.add(row)
-    except BaseException:
-        context.files.drop_inputs(video_id)
-        raise
-    return respond(context, row)
+        stored = await context.runner.add(row, origin)
+    finally:
+        if stored is None or stored.id != video_id:
+            context.files.drop_inputs(video_id)
+    return respond(context, stored)
 
 
-async def _page(context: ServerContext, after: str | None, limit: int, order: str) -> list[JobRow]:
+async def _page(
+    context: ServerContext, owner: str | None, after: str | None, limit: int, order: str
+) -> list[JobRow]:
     direction: Literal["asc", "desc"]
     if order == "asc":
         direction = "asc"
@@ -138,8 +151,8 @@ async def _page(context: ServerContext, after: str | None, limit: int, order: st
         raise RequestError("order must be asc or desc.", param="order")
     try:
         if after is not None:
-            await find_video(context, after)
-        return await context.runner.jobs.list(KIND, after=after, limit=limit, order=direction)
+            await find_row(context, KIND, after, owner)
+        return await context.jobs.list(KIND, after=after, limit=limit, order=direction, owner=owner)
     except NotFoundError:
         raise RequestError(
             "after is not the id of a video.", code="invalid_cursor", param="after"

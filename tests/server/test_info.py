@@ -162,7 +162,7 @@ def test_metrics(api):
     assert 'sgld_denoise_forwards_total{rows="2"} 3.0' in lines
     assert 'sgld_denoise_forwards_total{rows="1"} 7.0' in lines
     assert "sgld_running 1.0" in lines
-    assert 'sgld_videos{status="queued"} 0.0' in lines
+    assert 'sgld_queue_depth{kind="video"} 0.0' in lines
     for line in lines:
         assert re.fullmatch(r'#.*|[a-z_]+(\{[a-z_]+="[^"]*"\})? [0-9.e+]+', line), line
 
@@ -185,7 +185,9 @@ def test_metric_types():
 def test_videos_are_counted(api):
     video = api.post("/v1/videos", json={"prompt": "x"}).json()
     api.wait_for(video["id"], "completed")
-    assert 'sgld_videos_total{outcome="completed"} 1.0' in api.get("/metrics").text
+    assert (
+        'sgld_job_total{code="",kind="video",outcome="completed"} 1.0' in api.get("/metrics").text
+    )
 
 
 @pytest.mark.parametrize("given", ["abc", "A.b-c_9", "x" * 64])

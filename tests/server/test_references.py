@@ -132,7 +132,7 @@ def test_other_models_say_so_and_read_nothing(api):
 
 
 def test_a_refused_job_leaves_no_picture(from_pictures, monkeypatch):
-    async def full(_row):
+    async def full(_row, _origin):
         raise errors.BusyError("Full.")
 
     api = from_pictures

@@ -13,6 +13,7 @@ import av
 import pytest
 
 from sgl_diffusion.base import errors
+from sgl_diffusion.base.config import JobOptions
 
 PATH = "/v1/videos"
 
@@ -246,7 +247,7 @@ def test_content_head_range_variant(api):
 
 
 def test_full_queue(make_api):
-    api = make_api(max_waiting_videos=2)
+    api = make_api(jobs=JobOptions(max_queued_videos=2))
     api.client.gate.clear()
     for _ in range(2):
         assert api.post(PATH, json={"prompt": "x"}).status_code == 200
