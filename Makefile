@@ -9,7 +9,7 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test test-slow check format bench bench-kernels gpu-check clean
+.PHONY: setup serve test test-slow test-isa check format bench bench-kernels gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -44,6 +44,13 @@ test: $(READY)  ## the whole default suite
 
 test-slow: $(READY)  ## what the default suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The CPU kernels of smaller machines: what depends on them, with no better level than these.
+test-isa: export OMP_WAIT_POLICY = PASSIVE
+test-isa: $(READY)  ## ops, attention and model parity with the kernels of older CPUs
+	for level in avx2 scalar; do SGLD_CPU_ISA=$$level $(BIN)/python -m pytest tests/ops tests/kernels \
+		tests/attention tests/models tests/recipes/test_wan.py tests/engine/test_denoise.py \
+		$(ARGS) || exit 1; done
 
 check: $(READY)  ## lint, format, types, guard tests
 	$(BIN)/ruff check $(PYTHON_SOURCES)

@@ -28,7 +28,7 @@ const AttentionKernels& kernels_for(DType dtype) {
 #if defined(SGLD_X86)
   const Isa isa = active_isa();
   if (dtype == DType::bf16 && active_amx()) return attention_amx();
-  if (dtype == DType::bf16 && isa == Isa::avx512_bf16) return attention_avx512_bf16();
+  if (dtype == DType::bf16 && active_pairs()) return attention_avx512_bf16();
   if (isa >= Isa::avx512) return attention_avx512();
   if (isa == Isa::avx2) return attention_avx2();
 #endif

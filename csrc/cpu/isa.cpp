@@ -56,6 +56,16 @@ bool active_amx() {
   return there && cap.load(std::memory_order_relaxed) >= Isa::amx_bf16;
 }
 
+bool active_pairs() {
+#if defined(SGLD_X86)
+  if (active_isa() < Isa::avx512_bf16) return false;
+  static const bool slow = __builtin_cpu_is("intel");
+  return !slow || cap.load(std::memory_order_relaxed) == Isa::avx512_bf16;
+#else
+  return false;
+#endif
+}
+
 void cap_isa(Isa level) { cap.store(level, std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {

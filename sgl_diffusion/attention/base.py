@@ -39,8 +39,12 @@ class AttentionBackend(Protocol):
         """Why "auto" never takes it on a device: nobody has checked it there."""
         ...
 
-    def slower(self, device: torch.device) -> str | None:
+    def slower(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why "auto" passes it over here although it could run: measured slower than sdpa."""
+        ...
+
+    def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
+        """With fewer queries in a call sdpa was measured to be faster: "auto" takes it for them."""
         ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor: ...

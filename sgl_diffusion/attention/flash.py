@@ -44,8 +44,11 @@ class FlashBackend:
     def unproven(self, device: torch.device) -> str | None:
         return None
 
-    def slower(self, device: torch.device) -> str | None:
+    def slower(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
+
+    def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
+        return 0
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out: Tensor = _library().flash_attn_func(q, k, v, softmax_scale=scale)

@@ -14,6 +14,10 @@ from sgl_diffusion.ops.cuda_attention import HEAD_DIMS
 from sgl_diffusion.ops.dispatch import FLOATS, OPS, sm_of
 from sgl_diffusion.ops.validated import result_file
 
+TILES = "amx_bf16"
+# A call on a CPU packs its keys and values, which pays from so many queries (docs/measured.md).
+LEAST_QUERIES = {torch.float32: 128, torch.float16: 128, torch.bfloat16: 32}
+
 
 class _GpuRows:
     """The rows of the op that a backend stands for on a GPU, the best first."""
@@ -39,8 +43,11 @@ class _GpuRows:
             return None
         return f"it was never validated on {arch}"
 
-    def slower(self, device: torch.device) -> str | None:
+    def slower(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
+
+    def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
+        return 0
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out: Tensor = self._run(q, k, v, scale, False)[0]
@@ -81,10 +88,18 @@ class NativeBackend(_GpuRows):
     def unproven(self, device: torch.device) -> str | None:
         return super().unproven(device) if device.type == "cuda" else None
 
-    def slower(self, device: torch.device) -> str | None:
-        if device.type == "cpu" and torch.ops.sgld.cpu_isa() == "scalar":
+    def slower(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return None
+        isa = torch.ops.sgld.cpu_isa()
+        if isa == "scalar":
             return "sdpa is faster than its scalar kernels"
+        if dtype == torch.bfloat16 and isa != TILES and torch.cpu._is_amx_tile_supported():
+            return f"sdpa multiplies bf16 in tiles here, which kernels up to {isa} do not"
         return None
+
+    def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
+        return LEAST_QUERIES[dtype] if device.type == "cpu" else 0
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         if q.is_cuda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sgl_diffusion.attention.base import AttentionBackend
 from sgl_diffusion.attention.flash import FlashBackend
@@ -28,6 +29,21 @@ BACKENDS: Registry[AttentionBackend] = Registry(
 _log = get_logger(__name__)
 
 
+class ByLength:
+    """What "auto" takes where a backend loses to sdpa in calls with few queries."""
+
+    def __init__(self, long: AttentionBackend, short: AttentionBackend, least: int) -> None:
+        self.name, self._long, self._short, self._least = long.name, long, short, least
+        self.supports, self.unproven, self.slower = long.supports, long.unproven, long.slower
+
+    def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
+        return 0
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+        backend = self._long if q.shape[1] >= self._least else self._short
+        return backend.forward(q, k, v, scale=scale)
+
+
 def select(
     name: str,
     *,
@@ -36,7 +52,7 @@ def select(
     dtype: torch.dtype,
     needs_lse: bool = False,
 ) -> AttentionBackend:
-    """The backend called `name`, or with "auto" the first that supports the case.
+    """The backend called `name`, or with "auto" the first that supports the case and is fast.
 
     A backend asked for by name works or raises; only "auto" may pass one over, and says so in one
     log line.
@@ -52,11 +68,15 @@ def select(
         backend = BACKENDS.get(candidate)
         reason = backend.supports(device, head_dim, dtype, needs_lse)
         if reason is None and name == AUTO:
-            reason = backend.unproven(device) or (None if needs_lse else backend.slower(device))
+            reason = backend.unproven(device) or (
+                None if needs_lse else backend.slower(device, dtype)
+            )
         if reason is None:
             passed_over = "".join(f"; not {other}: {why}" for other, why in reasons.items())
-            _log.info("attention backend %s%s", candidate, passed_over)
-            return backend
+            least = 0 if name != AUTO or needs_lse else backend.least_queries(device, dtype)
+            some = f" from {least} queries, else sdpa" if least else ""
+            _log.info("attention backend %s%s%s", candidate, some, passed_over)
+            return ByLength(backend, BACKENDS.get("sdpa"), least) if least else backend
         reasons[candidate] = reason
     raise ConfigError(
         "Attention cannot run: "

@@ -159,7 +159,7 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     s3_url_seconds: int = option(
         0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
     )
-    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
+    metadata: bool = option(True, "Write the settings into the files.")
 
 
 C = TypeVar("C")

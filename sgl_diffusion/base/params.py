@@ -83,6 +83,7 @@ class ResolvedParams:
     guidance_scale_2: float | None = None
     partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
+    guidance_offset: float = 0.0
 
     @property
     def guided(self) -> bool:
@@ -95,7 +96,7 @@ class ResolvedParams:
             return self.true_cfg_scale
         if expert > 0 and self.guidance_scale_2 is not None:
             return self.guidance_scale_2
-        return self.guidance_scale
+        return self.guidance_scale + self.guidance_offset
 
     @property
     def start_step(self) -> int:
@@ -130,7 +131,8 @@ class ModelCard:
 
     `edits` says what becomes of `images`: part of the condition, from `min_images` to `max_images`
     ("native"), or the one picture that denoising starts from ("image-to-image"). `masks` and
-    `previews` say whether parts of a picture can be kept and steps be shown.
+    `previews` say whether parts of a picture can be kept and steps be shown. Some families count
+    guidance from 0 instead of 1: `guidance_offset` is what their scale lacks.
     """
 
     name: str
@@ -156,6 +158,7 @@ class ModelCard:
     max_images: int = 0
     masks: bool = False
     previews: bool = False
+    guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
 
     @property
@@ -225,6 +228,7 @@ class ModelCard:
                 within("partial_images", wish.partial_images, 0, MAX_PARTIAL_IMAGES)
             ),
             loras=self._loras(wish),
+            guidance_offset=self.guidance_offset,
         )
         check_pixels(self, params)
         return params

@@ -33,6 +33,15 @@ class GenerateOptions(EngineOptions):
 
     prompt: str | None = option(None, "What to make. Required.")
     negative_prompt: str | None = option(None, "What to keep away from.")
+    image: tuple[str, ...] = option(
+        (), "Picture to work on: PNG, JPEG or WebP. Repeatable where the model takes several."
+    )
+    mask: str | None = option(
+        None, "Picture of the same size; its transparent or bright part is made anew."
+    )
+    strength: float | None = option(
+        None, "How far to go from the picture, 0 to 1. Default: the model's."
+    )
     output_path: str = option("outputs", "Folder, or file name with .png .jpg .webp or .mp4.")
     num_frames: int | None = option(None, "1 makes an image. Default: the model's.")
     size: str | None = option(None, "WIDTHxHEIGHT. Default: the model's.")
@@ -41,12 +50,14 @@ class GenerateOptions(EngineOptions):
     fps: int | None = option(None, "Frames per second. Default: the model's.")
     num_inference_steps: int | None = option(None, "Denoise steps. Default: the model's.")
     guidance_scale: float | None = option(None, "Strength of the prompt. Default: the model's.")
+    true_cfg_scale: float | None = option(None, "Guidance by the negative prompt, where apart.")
+    guidance_scale_2: float | None = option(None, "Guidance of a second expert.")
     flow_shift: float | None = option(None, "Shift of the noise schedule. Default: the model's.")
     max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
     seed: int | None = option(None, "Seed of the first output; the others count up. Default: 42.")
     num_outputs: int = option(1, "How many to make.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
-    metadata: bool = option(True, "Write the settings into PNG and MP4 files.")
+    metadata: bool = option(True, "Write the settings into the files.")
     log_level: str = option("warning", "debug, info, warning or error.")
 
 
@@ -56,6 +67,9 @@ def main(argv: list[str]) -> int:
     if options.prompt is None:
         raise UsageError("--prompt is missing.", hint='For example --prompt "a cat".')
     log.set_up(options.log_level)
+    for given in (*options.image, *filter(None, [options.mask])):
+        if not Path(given).is_file():  # known before the model is loaded
+            raise UsageError(f"There is no file {given}.")
     target = _Target.of(options)
     wishes = _wishes(options, target)
     engine = {name: getattr(options, name) for name in _ENGINE}
@@ -104,6 +118,11 @@ def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
         "fps": options.fps,
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
+        "true_cfg_scale": options.true_cfg_scale,
+        "guidance_scale_2": options.guidance_scale_2,
+        "images": options.image,
+        "mask": options.mask,
+        "strength": options.strength,
         "flow_shift": options.flow_shift,
         "max_sequence_length": options.max_sequence_length,
         "seed": options.seed,

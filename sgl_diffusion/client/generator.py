@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import queue
 import threading
 import weakref
@@ -23,7 +24,16 @@ from sgl_diffusion.base.errors import RequestError, UnavailableError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.client.client import Client
-from sgl_diffusion.client.types import Generation, GenerationHandle, Limits, Snapshot
+from sgl_diffusion.client.pictures import as_paths, shaped
+from sgl_diffusion.client.types import (
+    Event,
+    Generation,
+    GenerationHandle,
+    Limits,
+    Partial,
+    Snapshot,
+    partial_of,
+)
 from sgl_diffusion.orchestrator.topology import App
 
 T = TypeVar("T")
@@ -70,21 +80,26 @@ class DiffGenerator:
         prompt: str,
         *,
         on_progress: Callable[[Snapshot], None] | None = None,
+        on_partial: Callable[[Partial], None] | None = None,
         **wishes: Any,
     ) -> Generation:
         """Make pictures or clips and wait for them.
 
         `wishes` are the other fields of `SamplingParams`; `num_frames=1` asks a video model for
-        pictures. `on_progress` is called in this thread with every change of the job.
+        pictures, and `images` (a path, or several) gives it pictures to work on. `on_progress` is
+        called in this thread with every change of the job, `on_partial` with the `partial_images`.
         """
         params = self.resolve(prompt, **wishes)
-        changes: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        changes: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         handle = self._loop.run(self._client.submit(params))
         outcome = self._loop.spawn(_follow(handle, changes))
         try:
-            while (snapshot := changes.get()) is not None:
+            while (event := changes.get()) is not None:
                 if on_progress is not None:
-                    on_progress(snapshot)
+                    on_progress(event.snapshot)
+                partial = partial_of(event)
+                if on_partial is not None and partial is not None:
+                    on_partial(partial)
             return outcome.result()
         except BaseException:
             # Ctrl-C, or an error of the callback: nobody waits for the job any more.
@@ -100,6 +115,10 @@ class DiffGenerator:
                     hint=suggest(name, _WISHES),
                     param=name,
                 )
+        if wishes.get("images") is not None:
+            wishes["images"] = as_paths(wishes["images"])
+        if wishes.get("mask") is not None:
+            wishes["mask"] = os.fspath(wishes["mask"])
         try:
             wish = msgspec.convert({"prompt": prompt, **wishes}, SamplingParams)
         except msgspec.ValidationError as error:
@@ -107,8 +126,10 @@ class DiffGenerator:
                 f"An argument has a wrong type: {error}.", code="invalid_type"
             ) from None
         frames = wish.num_frames
+        if frames is None and wish.images and self.card.edits == "image-to-image":
+            frames = 1
         video = frames != 1 if self.card.makes_video else frames not in (None, 1)
-        return self._client.resolve(wish, video=video)
+        return self._client.resolve(shaped(self.card, wish), video=video)
 
     def shutdown(self) -> None:
         """Unload the model and end the threads; more calls do nothing."""
@@ -163,12 +184,10 @@ class _ClientThread:
         await self._client.stop()
 
 
-async def _follow(
-    handle: GenerationHandle, changes: queue.SimpleQueue[Snapshot | None]
-) -> Generation:
+async def _follow(handle: GenerationHandle, changes: queue.SimpleQueue[Event | None]) -> Generation:
     try:
         async for event in handle.events():
-            changes.put(event.snapshot)
+            changes.put(event)
         return await handle.result()
     finally:
         changes.put(None)

@@ -20,21 +20,23 @@ def sinusoid(t: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def patchify(x: Tensor, patch: Grid) -> Tensor:
-    """Video [B, C, T, h, w] -> patches [B, S, C*pt*ph*pw], tokens in order t, y, x."""
+Order = Literal["first", "last"]
+
+
+def patchify(x: Tensor, patch: Grid, channels: Order = "first") -> Tensor:
+    """Video [B, C, T, h, w] -> patches, tokens in order t, y, x.
+
+    A patch [B, S, ...] is C*pt*ph*pw with the channels first, or pt*ph*pw*C with them last.
+    """
     b, c, t, h, w = x.shape
     pt, ph, pw = patch
     x = x.reshape(b, c, t // pt, pt, h // ph, ph, w // pw, pw)
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, -1, c * pt * ph * pw)
+    axes = (0, 2, 4, 6, 1, 3, 5, 7) if channels == "first" else (0, 2, 4, 6, 3, 5, 7, 1)
+    return x.permute(axes).reshape(b, -1, c * pt * ph * pw)
 
 
-def unpatchify(
-    x: Tensor, grid: Grid, patch: Grid, channels: Literal["first", "last"] = "last"
-) -> Tensor:
-    """Patches of a token grid -> video [B, C, T, h, w].
-
-    A patch [B, S, ...] is pt*ph*pw*C with the channels last, or C*pt*ph*pw with them first.
-    """
+def unpatchify(x: Tensor, grid: Grid, patch: Grid, channels: Order = "last") -> Tensor:
+    """Patches of a token grid -> video [B, C, T, h, w]; `channels` as for `patchify`."""
     t, h, w = grid
     pt, ph, pw = patch
     if channels == "first":

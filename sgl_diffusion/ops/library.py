@@ -84,6 +84,11 @@ def _load(file: Path) -> str:
     return reason
 
 
+def restore_cpu_isa() -> None:
+    """Cap the CPU kernels as SGLD_CPU_ISA says, after a cap of another kind."""
+    _cap_cpu_isa(str(env.get("SGLD_CPU_ISA")))
+
+
 def _cap_cpu_isa(level: str) -> None:
     if level and level not in CPU_ISAS:
         raise ConfigError(

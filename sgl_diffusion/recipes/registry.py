@@ -29,6 +29,7 @@ NATIVE: Registry[str] = Registry(
         "FluxKontextPipeline": "sgl_diffusion.recipes.flux",
         "FluxPipeline": "sgl_diffusion.recipes.flux",
         "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
+        "ZImagePipeline": "sgl_diffusion.recipes.z_image",
         "WanPipeline": "sgl_diffusion.recipes.wan",
     },
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.client.types import partial_of
 from sgl_diffusion.server.body import read_body
@@ -69,6 +69,15 @@ async def edit(request: Request, context: Context) -> Response:
     model = context.model_name(card)
     job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)
     return await _run(request, job, inputs)
+
+
+@router.post("/variations")
+async def variations() -> None:
+    raise NotFoundError(
+        "There are no variations.",
+        hint="Use /v1/images/edits with a strength.",
+        code="not_supported",
+    )
 
 
 def resolve(

@@ -18,6 +18,7 @@ from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.ops import library
 from sgl_diffusion.ops.validated import VALIDATED
+from tests.isa import at_level
 from tests.refs.attention import attention as reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -90,26 +91,53 @@ def test_auto_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_auto_takes_the_native_kernel(head_dim: int, dtype: torch.dtype) -> None:
+    if NativeBackend().slower(CPU, dtype):
+        pytest.skip("native is not chosen at this level")
     backend = select("auto", device=CPU, head_dim=head_dim, dtype=dtype)
-    if torch.ops.sgld.cpu_isa() == "scalar":
-        pytest.skip("scalar kernels are not chosen")
     assert backend.name == "native"
     ops.reset_counts()
-    backend.forward(*draw((1, 9, 9, 2, head_dim), dtype))
+    backend.forward(*draw((1, 130, 9, 2, head_dim), dtype))
     assert ops.counts() == {("attention", "cpu"): 1}
 
 
 @needs_library
 def test_auto_passes_over_the_scalar_kernels_unless_they_alone_can() -> None:
-    level = torch.ops.sgld.cpu_isa()
-    torch.ops.sgld.cap_cpu_isa("scalar")
-    try:
+    with at_level("scalar"):
         case = {"device": CPU, "head_dim": 64, "dtype": torch.float32}
         assert select("auto", **case).name == "sdpa"
         assert select("native", **case).name == "native"
         assert select("auto", needs_lse=True, **case).name == "native"
-    finally:
-        torch.ops.sgld.cap_cpu_isa(level)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_auto_leaves_short_calls_to_sdpa(dtype: torch.dtype) -> None:
+    native = NativeBackend()
+    if native.slower(CPU, dtype):
+        pytest.skip("native is not chosen at all here")
+    least = native.least_queries(CPU, dtype)
+    backend = select("auto", device=CPU, head_dim=64, dtype=dtype)
+    for queries, calls in ((least - 1, {}), (least, {("attention", "cpu"): 1})):
+        q, k, v = draw((1, queries, 9, 2, 64), dtype)
+        ops.reset_counts()
+        out = backend.forward(q, k, v, scale=0.2)
+        assert ops.counts() == calls
+        assert (out.double() - reference(q, k, v, scale=0.2)[0]).abs().max() < BOUNDS[dtype]
+    named = select("native", device=CPU, head_dim=64, dtype=dtype)
+    named.forward(*draw((1, 1, 9, 2, 64), dtype))
+    assert ops.counts() == {("attention", "cpu"): 2}, "a named backend takes every call"
+
+
+@needs_library
+def test_auto_takes_the_tiles_of_torch_where_ours_are_capped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with at_level("avx2"):
+        case = {"device": CPU, "head_dim": 64}
+        for tiles, name in ((True, "sdpa"), (False, "native")):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+            assert select("auto", dtype=torch.bfloat16, **case).name == name
+            assert select("auto", dtype=torch.float32, **case).name == "native"
 
 
 @needs_library

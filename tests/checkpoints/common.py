@@ -69,3 +69,37 @@ def save(pipeline: Any, folder: Path, shard: str = "20MB") -> Path:
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=shard)
     assert (folder / INDEX_NAME).is_file()
     return folder
+
+
+_CHAT = """
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+{%- endif %}"""
+
+
+def qwen_tokenizer(*more: str) -> Any:
+    """Words of the list with the space before them, else bytes; with the chat's special tokens."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocab = {symbol: index for index, symbol in enumerate(bytes_to_unicode().values())}
+    merges = []
+    for word in WORDS:
+        built = "Ġ"
+        for letter in word:
+            merges.append((built, letter))
+            built += letter
+            vocab.setdefault(built, len(vocab))
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=list(dict.fromkeys(merges)), pad_token="<|endoftext|>"
+    )
+    special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", *more]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = _CHAT
+    return tokenizer

@@ -21,6 +21,8 @@ CARD = ModelCard(
     defaults=SamplingDefaults(
         width=32, height=16, num_inference_steps=3, guidance_scale=5.0, num_frames=5
     ),
+    edits="image-to-image",
+    max_images=1,
 )
 
 

@@ -8,8 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sgl_diffusion import DiffGenerator
 from sgl_diffusion.base.errors import (
@@ -138,3 +140,23 @@ def test_a_forgotten_generator_ends_its_threads() -> None:
     assert generator.generate("a cat").clips
     del generator
     gc.collect()
+
+
+def test_pictures_to_begin_with(tmp_path: Path) -> None:
+    """Paths of every kind; the output has the picture's shape unless it is told another."""
+    path = tmp_path / "in.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: 400 wide, 100 high as it is seen
+    Image.new("RGB", (100, 400)).save(path, exif=exif)
+    with DiffGenerator(painter_app()) as generator:
+        for images in (str(path), path, [path], (str(path),)):
+            params = generator.resolve("a cat", images=images, strength=0.3)
+            assert (params.images, params.strength, params.num_frames) == ((str(path),), 0.3, 1)
+        assert (params.width, params.height) == (48, 16)
+        params = generator.resolve("a cat", images=path, width=64, height=64)
+        assert (params.width, params.height) == (64, 64)
+        assert generator.generate("a cat", images=path, seed=3).frames.shape == (1, 16, 48, 3)
+        (tmp_path / "text.png").write_text("no picture")
+        for name, words in (("none.png", "No such file"), ("text.png", "no PNG, JPEG or WebP")):
+            with pytest.raises(RequestError, match=words):
+                generator.resolve("a cat", images=tmp_path / name)

@@ -63,6 +63,20 @@ def test_an_image_by_name(data_dir, tmp_path, name, kind):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == [name]
 
 
+def test_a_picture_from_a_picture(data_dir, tmp_path):
+    given, mask, out = (tmp_path / name for name in ("in.png", "mask.png", "out.png"))
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(given)
+    white = Image.new("L", (64, 48))
+    white.paste(255, (32, 0, 64, 48))
+    white.save(mask)
+    args = ("--image", str(given), "--mask", str(mask), "--strength", "0.6")
+    done = generate(data_dir, *args, *FAST, "--output-path", str(out))
+    assert "64x48" in done.stdout
+    before, after = opened(given), opened(out)
+    assert before.crop((0, 0, 32, 48)).tobytes() == after.crop((0, 0, 32, 48)).tobytes()
+    assert before.crop((32, 0, 64, 48)).tobytes() != after.crop((32, 0, 64, 48)).tobytes()
+
+
 def test_a_video(data_dir, tmp_path):
     path = tmp_path / "fox.mp4"
     args = ("--num-frames", "9", "--fps", "12", "--no-metadata", *FAST)

@@ -78,8 +78,12 @@ def test_a_recipe_may_have_guidance_of_its_own(
 
 
 @needs_library
-def test_the_engine_runs_the_native_kernels(pipeline: Pipeline) -> None:
+def test_the_engine_runs_the_native_kernels(tiny_wan_a: Path) -> None:
     """One guided step of a whole model: which implementation of each op ran, and how often."""
+    # Named, because "auto" leaves calls as short as these to torch.
+    options = EngineOptions(model_path=str(tiny_wan_a), attention_backend="native")
+    pipeline = open_pipeline(options, lambda note: None)
+    assert isinstance(pipeline, Pipeline)
     row = begun(pipeline, guidance_scale=5.0, num_inference_steps=2)
     context = pipeline.collate([row.job.condition, row.job.negative])
     ops.reset_counts()

@@ -75,9 +75,14 @@ def shown_by(bench: Bench, job: str) -> list[tuple[int, int, np.ndarray]]:
     ]
 
 
-def test_they_come_closer_to_the_final_picture(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("steps", [8, 16])
+def test_they_come_closer_to_the_final_picture(
+    pipeline: Pipeline, steps: int, guidance: float
+) -> None:
     bench = Bench(pipeline)
-    bench.add("job", num_frames=1, num_inference_steps=16, partial_images=3, num_outputs=2)
+    wish = {"num_inference_steps": steps, "guidance_scale": guidance, "num_outputs": 2}
+    bench.add("job", num_frames=1, partial_images=3, **wish)
     bench.add("other", num_frames=1, num_inference_steps=5)
     bench.run()
     assert "other" not in bench.outbox.parts

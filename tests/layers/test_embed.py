@@ -45,6 +45,7 @@ def test_unpatchify_puts_every_value_in_its_place() -> None:
     video = torch.randn(2, channels, 2, 6, 12)
     patches = patchify(video, patch)
     channels_last = patches.unflatten(-1, (channels, -1)).transpose(-1, -2).flatten(-2)
+    assert torch.equal(patchify(video, patch, channels="last"), channels_last)
     assert torch.equal(unpatchify(channels_last, grid, patch), video)
     assert torch.equal(unpatchify(patches, grid, patch, channels="first"), video)
 

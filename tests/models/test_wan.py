@@ -17,6 +17,7 @@ from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.ops import library
 from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
 from tests.fixtures_wan import load_transformer
+from tests.isa import at_level
 
 SHAPES = [(1, 4, 6), (5, 4, 4), (3, 2, 10), (1, 16, 2)]  # latent frames, rows, columns
 Models = tuple[WanTransformer, Any, Path]
@@ -69,7 +70,15 @@ def test_forward_equals_diffusers(models: Models, shape: tuple[int, int, int]) -
 @pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
 @pytest.mark.parametrize(("heads", "head_dim"), [(2, 64), (1, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", library.CPU_ISAS)
 def test_native_attention_equals_diffusers(
+    tmp_path: Path, heads: int, head_dim: int, dtype: torch.dtype, level: str
+) -> None:
+    with at_level(level):
+        _compare_native_attention(tmp_path, heads, head_dim, dtype)
+
+
+def _compare_native_attention(
     tmp_path: Path, heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
     """With the kernels that ran counted; in bf16 as exact as with torch's own attention."""

@@ -12,6 +12,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.models.wan import WanTransformer
 from sgl_diffusion.ops import library
 from tests.fixtures_wan import load_transformer
+from tests.isa import at_level
 
 pytestmark = pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
 
@@ -27,13 +28,8 @@ CALLS = {
 
 @pytest.fixture(params=library.CPU_ISAS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    torch.ops.sgld.cap_cpu_isa(request.param)
-    reached = torch.ops.sgld.cpu_isa()
-    if reached == request.param:
+    with at_level(request.param):
         yield request.param
-    torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
-    if reached != request.param:
-        pytest.skip(f"this CPU has no {request.param}")
 
 
 @torch.no_grad()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
-import torch
 
 from sgl_diffusion import ops
-from sgl_diffusion.ops import library
+from tests.isa import at_level
 
 LEVELS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
 IMPLEMENTATIONS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
@@ -28,18 +27,10 @@ MEMORY_BOUND = (
 def forced(implementation: str, *names: str) -> Iterator[str]:
     """Names an implementation of some ops, and its CPU level ("cpu-avx2"), for one test."""
     name, _, isa = implementation.partition("-")
-    if isa:
-        if library.absent():
-            pytest.skip(library.absent())
-        torch.ops.sgld.cap_cpu_isa(isa)
-        if torch.ops.sgld.cpu_isa() != isa:
-            torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
-            pytest.skip(f"this CPU has no {isa}")
-    with ops.using(**dict.fromkeys(names, name)):
+    level = at_level(isa) if isa else nullcontext()
+    with level, ops.using(**dict.fromkeys(names, name)):
         ops.reset_counts()
         yield name
-    if isa:
-        torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -19,7 +19,7 @@ needs_library = pytest.mark.skipif(bool(library.absent()), reason=library.absent
 @pytest.fixture
 def _isa() -> Iterator[None]:
     yield
-    torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
+    library.restore_cpu_isa()
 
 
 def test_every_op_has_a_public_function_and_a_reference() -> None:
@@ -57,7 +57,7 @@ def test_without_the_library_the_truth_runs(monkeypatch: pytest.MonkeyPatch) -> 
 @needs_library
 @pytest.mark.parametrize("level", ["avx2", "scalar"])
 def test_the_environment_caps_the_cpu_level(
-    level: str, monkeypatch: pytest.MonkeyPatch, _isa: None
+    level: str, _isa: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = torch.ops.sgld.cpu_isa()
     monkeypatch.setenv("SGLD_CPU_ISA", level)
@@ -67,7 +67,7 @@ def test_the_environment_caps_the_cpu_level(
 
 
 @needs_library
-def test_an_unknown_cpu_level_is_an_error(monkeypatch: pytest.MonkeyPatch, _isa: None) -> None:
+def test_an_unknown_cpu_level_is_an_error(_isa: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLD_CPU_ISA", "avx3")
     with pytest.raises(ConfigError, match="Did you mean 'avx2'"):
         library._load(library.path())

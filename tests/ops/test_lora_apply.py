@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sgl_diffusion import ops
 from sgl_diffusion.ops import LoraDelta, library
+from tests.isa import at_level
 from tests.refs.lora import lora_apply as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,18 +23,10 @@ LEVELS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     name, _, isa = request.param.partition("-")
-    if isa:
-        if library.absent():
-            pytest.skip(library.absent())
-        torch.ops.sgld.cap_cpu_isa(isa)
-        if torch.ops.sgld.cpu_isa() != isa:
-            torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
-            pytest.skip(f"this CPU has no {isa}")
-    with ops.using(lora_apply=name):
+    capped = at_level(isa) if isa else nullcontext()
+    with capped, ops.using(lora_apply=name):
         ops.reset_counts()
         yield name
-    if isa:
-        torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
 
 
 def _adapters(width: int, out: int, dtype: torch.dtype) -> list[list[LoraDelta]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 from sgl_diffusion import ops
 from sgl_diffusion.base.errors import EngineError
 from sgl_diffusion.ops import LoraDelta, LoraRecord, library
+from tests.isa import at_level
 from tests.refs.lora import lora_merge_ as reference
 from tests.refs.lora import random_weight
 from tests.refs.norm_modulate import rounding_error
@@ -26,18 +27,9 @@ LEVELS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
 def computing(level: str) -> Iterator[None]:
     """One implementation, the CPU level capped; skips where this machine has no such level."""
     name, _, isa = level.partition("-")
-    if isa:
-        if library.absent():
-            pytest.skip(library.absent())
-        torch.ops.sgld.cap_cpu_isa(isa)
-    try:
-        if isa and torch.ops.sgld.cpu_isa() != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        with ops.using(lora_merge_=name, lora_unmerge_=name):
-            yield
-    finally:
-        if isa:
-            torch.ops.sgld.cap_cpu_isa(library.CPU_ISAS[0])
+    capped = at_level(isa) if isa else nullcontext()
+    with capped, ops.using(lora_merge_=name, lora_unmerge_=name):
+        yield
 
 
 @pytest.fixture(params=LEVELS)

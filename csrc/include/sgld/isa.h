@@ -14,6 +14,10 @@ Isa machine_isa();
 Isa active_isa();
 bool active_amx();
 // Use at most this level from now on.
+// Whether matrices should be multiplied by dot products of bf16 pairs. Intel's run at half the rate of fp32 multiply-adds
+// (docs/measured.md), so there only the cap at exactly this level asks for them.
+bool active_pairs();
+
 void cap_isa(Isa level);
 
 const char* isa_name(Isa isa);

@@ -1,0 +1,56 @@
+"""Prompts to hidden states of a Qwen3 language model, asked as the user of a chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.components.pretrained import load_pretrained, load_tokenizer
+from sgl_diffusion.loader.index import ModelIndex
+
+
+class TextQwen3:
+    """The tokenizer and the language model of one repository."""
+
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+
+    @classmethod
+    def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextQwen3:
+        from transformers import Qwen3Model
+
+        folder = index.component("text_encoder").folder
+        model = load_pretrained(Qwen3Model, folder, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(index)
+        if not tokenizer.chat_template:
+            raise SetupError(
+                f"The tokenizer of {index.path} has no chat template.",
+                hint="Check that the download is complete.",
+            )
+        return cls(tokenizer, model)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self._model.layers)
+
+    @torch.inference_mode()
+    def encode(self, prompt: str, max_length: int, *, layer: int, thinking: bool) -> Tensor:
+        """[1, L, width]: states of the prompt's own tokens, with those of the chat around it.
+
+        A longer chat is cut to `max_length` tokens.
+        """
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        tokens = self._tokenizer(
+            [text], max_length=max_length, truncation=True, return_tensors="pt"
+        ).to(self._model.device)
+        output = self._model(tokens.input_ids, output_hidden_states=True, use_cache=False)
+        states: Tensor = output.hidden_states[layer]
+        return states

@@ -1,0 +1,127 @@
+"""Z-Image and Z-Image-Turbo, from a repository in diffusers format.
+
+Special to Z-Image: the prompt is a chat whose last state but one the transformer reads; captions of
+different length share a batch; guidance counts from 0 and adds to the velocity with the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
+from sgl_diffusion.components.samplers import Solver, Spacing, dynamic_mu, make_solver
+from sgl_diffusion.components.text_qwen3 import TextQwen3
+from sgl_diffusion.components.vae_kl import VaeKl
+from sgl_diffusion.engine.pipeline import Adaptable, Combine
+from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
+from sgl_diffusion.models.z_image_weights import RULES
+from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BASE = SamplingDefaults(width=1024, height=1024, num_inference_steps=50, guidance_scale=4.0)
+TURBO = SamplingDefaults(width=1024, height=1024, num_inference_steps=8, guidance_scale=0.0)
+TURBO_SHIFT = 3.0  # of its noise schedule; the base model has 6
+
+
+def not_supported(index: ModelIndex) -> str | None:
+    """Why this file cannot serve the checkpoint; None if it can."""
+    return reason_against(index, ZImageParams, Spacing(mu=1.0, even=True))
+
+
+def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> ZImage:
+    """Load every component in its precision and assemble the pipeline."""
+    params = ZImageParams.from_config(transformer_config(index))
+    plan = Plan.of(options, head_dim=params.attention_head_dim)
+    transformer = plan.load_dit(ZImageTransformer, params, RULES, index)
+    text = TextQwen3.load(index, dtype=plan.text, device=plan.device)
+    vae = VaeKl.load(index, dtype=plan.vae, device=plan.device)
+    scheduler = scheduler_config(index)
+    turbo = float(scheduler.get("shift", TURBO_SHIFT)) <= TURBO_SHIFT
+    card = plan.card(
+        index,
+        name,
+        TURBO if turbo else BASE,
+        family="z-image",
+        tasks=("T2I",),
+        size_multiple=2 * vae.spatial_factor,
+        guidance_offset=1.0,
+        edits="image-to-image",
+        max_images=1,
+        masks=True,
+        previews=True,
+        lora_targets=("transformer",),
+    )
+    return ZImage(card, plan, transformer, text, vae, scheduler)
+
+
+class ZImage:
+    """Implements `engine.pipeline.Pipeline`."""
+
+    combine: Combine | None = None
+
+    def __init__(
+        self,
+        card: ModelCard,
+        plan: Plan,
+        transformer: ZImageTransformer,
+        text: TextQwen3,
+        vae: VaeKl,
+        scheduler: dict[str, Any],
+    ) -> None:
+        self.card = card
+        self.device = plan.device
+        self._transformer = transformer
+        self._text = text
+        self._vae = vae
+        self._scheduler = scheduler
+
+    def blocks(self) -> list[torch.nn.Module]:
+        return [*self._transformer.blocks(), *self._text.blocks(), *self._vae.blocks()]
+
+    def adaptables(self) -> dict[str, Adaptable]:
+        return {"transformer": Adaptable(self._transformer, RULES, "ZImageTransformer2DModel")}
+
+    def solver(self, params: ResolvedParams) -> Solver:
+        tokens = params.width * params.height // self.card.size_multiple**2
+        spacing = Spacing(mu=dynamic_mu(self._scheduler, tokens), even=True)
+        steps, shift = params.num_inference_steps, params.flow_shift
+        return make_solver(self._scheduler, steps, shift, spacing, start=params.start_step)
+
+    def encode(
+        self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
+    ) -> ZImageContext:
+        length = params.max_sequence_length
+        states = self._text.encode(prompt, length, layer=-2, thinking=True)
+        return self._transformer.prepare(states)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return self._vae.encode(pixels)
+
+    def text_bucket(self, condition: ZImageContext) -> int:
+        """Captions of any length share a batch."""
+        return 0
+
+    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
+        return self._vae.noise(params.width, params.height, seed).to(self.device)
+
+    def expert(self, timestep: float) -> int:
+        return 0
+
+    def collate(self, conditions: list[ZImageContext]) -> ZImageContext:
+        return ZImageContext.cat(conditions)
+
+    def velocity(
+        self, latents: Tensor, timesteps: Tensor, context: ZImageContext, expert: int
+    ) -> Tensor:
+        return self._transformer(latents, timesteps, context)
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        return self._vae.decode_chunks(latents[0])

@@ -1,0 +1,114 @@
+"""Our Z-Image transformer against diffusers' on the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgl_diffusion import ops
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.loader.index import read_config
+from sgl_diffusion.loader.weights import load_weights
+from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
+from sgl_diffusion.models.z_image_weights import RULES
+from tests.checkpoints.tiny_z_image import build
+
+Given = tuple[Tensor, Tensor, list[Tensor]]
+Models = tuple[ZImageTransformer, Any]
+
+
+def load_transformer(path: Path, dtype: torch.dtype = torch.float32) -> ZImageTransformer:
+    folder = path / "transformer"
+    with torch.device("meta"):
+        model = ZImageTransformer(ZImageParams.from_config(read_config(folder)))
+    load_weights(model, folder, RULES, dtype=dtype)
+    return model
+
+
+@pytest.fixture(scope="module", params=["tiny_z_image_a", "tiny_z_image_b"])
+def models(request: pytest.FixtureRequest) -> Models:
+    from diffusers import ZImageTransformer2DModel
+
+    path: Path = request.getfixturevalue(request.param)
+    theirs = ZImageTransformer2DModel.from_pretrained(path / "transformer").eval()
+    return load_transformer(path), theirs
+
+
+def inputs(height: int, width: int, lengths: list[int]) -> Given:
+    """Captions of different lengths; 35 tokens are filled up to 64, where 7 and 32 stay at 32."""
+    generator = torch.Generator().manual_seed(height * width)
+    latents = torch.randn(len(lengths), 16, 1, height, width, generator=generator)
+    captions = [torch.randn(1, length, 64, generator=generator) for length in lengths]
+    return latents, torch.tensor([999.0, 421.3, 7.0])[: len(lengths)], captions
+
+
+@torch.no_grad()
+def run_theirs(model: Any, given: Given) -> Tensor:
+    latents, timestep, captions = given
+    dtype = model.t_embedder.mlp[0].weight.dtype
+    outputs = model(
+        list(latents.to(dtype).unbind()),
+        (1000 - timestep) / 1000,
+        [caption[0].to(dtype) for caption in captions],
+        return_dict=False,
+    )[0]
+    return -torch.stack(list(outputs))
+
+
+@torch.no_grad()
+def run_ours(model: ZImageTransformer, given: Given) -> Tensor:
+    latents, timestep, captions = given
+    context = ZImageContext.cat([model.prepare(caption) for caption in captions])
+    return model(latents, timestep, context)
+
+
+def relative(error: Tensor, reference: Tensor) -> float:
+    return float(error.double().norm() / reference.double().norm())
+
+
+@pytest.mark.parametrize("lengths", [[7], [7, 32], [35, 7, 40]])
+@pytest.mark.parametrize(("height", "width"), [(6, 10), (8, 16), (14, 10)])
+def test_forward_equals_diffusers(
+    models: Models, height: int, width: int, lengths: list[int]
+) -> None:
+    """On pictures whose tokens fill a multiple of 32, and on others."""
+    ours, theirs = models
+    given = inputs(height, width, lengths)
+    expected = run_theirs(theirs, given)
+    got = run_ours(ours, given)
+    assert got.shape == expected.shape
+    assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize(("heads", "axes"), [(2, (16, 24, 24)), (1, (32, 48, 48))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_native_kernels_run_and_are_as_exact(
+    tmp_path: Path, heads: int, axes: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """Head dim 64 and 128."""
+    from diffusers import ZImageTransformer2DModel
+
+    path = build(tmp_path / "model", heads=heads, axes=axes)
+    exact = ZImageTransformer2DModel.from_pretrained(path / "transformer").eval()
+    given = inputs(6, 10, [35, 7, 40])
+    reference = run_theirs(exact, given)
+    ours = load_transformer(path, dtype)
+    ops.reset_counts()
+    error = relative(run_ours(ours, given).float() - reference, reference)
+    used = {op for op, _ in ops.counts()}
+    assert {"norm_modulate", "gate_residual_norm_modulate", "qk_norm_rope", "silu_mul"} <= used
+    if dtype == torch.float32:
+        assert error < 2e-5
+    else:
+        theirs = relative(run_theirs(exact.to(dtype), given).float() - reference, reference)
+        assert error <= 1.1 * theirs
+
+
+def test_a_config_that_computes_something_else_is_refused(tiny_z_image_a: Path) -> None:
+    config = read_config(tiny_z_image_a / "transformer")
+    with pytest.raises(ConfigError, match="siglip_feat_dim=32"):
+        ZImageParams.from_config({**config, "siglip_feat_dim": 32})
