@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
+import pytest
 
 from tests.faults.harness import FaultServer, rows
 
@@ -93,9 +94,8 @@ def test_delete_in_every_state(server: FaultServer) -> None:
 def test_a_full_queue(server: FaultServer) -> None:
     """429 with a time to return; being refused costs no memory; deleting makes room."""
     made = [server.make("@slow:0.1", num_inference_steps=200)]
-    while (
-        answer := server.http.post("/v1/videos", json={"prompt": "@slow:0.1"})
-    ).status_code == 200:
+    body = {"prompt": "@slow:0.1", "num_inference_steps": 200}
+    while (answer := server.http.post("/v1/videos", json=body)).status_code == 200:
         made.append(answer.json()["id"])
         assert len(made) < 200
     assert answer.json()["error"]["code"] == "queue_full"
@@ -111,6 +111,7 @@ def test_a_full_queue(server: FaultServer) -> None:
     idle(server)
 
 
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
 def test_the_sdk_retries_and_makes_one_job(server: FaultServer) -> None:
     """The answers come too late for the client: it sends everything three times."""
     before = set(rows(server.data_dir))
