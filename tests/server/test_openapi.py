@@ -11,6 +11,7 @@ import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import FailureGroup
 
+from sgl_diffusion.base.config import JobOptions
 from sgl_diffusion.server import openapi
 from sgl_diffusion.server.keys import Keys
 from sgl_diffusion.server.schemas import answers
@@ -63,7 +64,9 @@ def test_answers_have_the_fields_that_are_described(api):
 def explore(make_api, examples: int) -> None:
     """Every check of schemathesis over every operation, with `examples` cases of each kind."""
     load_all_checks()
-    api = make_api(keys=Keys.of([KEY]), max_waiting_videos=10_000)
+    api = make_api(
+        keys=Keys.of([KEY]), jobs=JobOptions(max_queued_videos=10_000, max_videos_per_key=10_000)
+    )
     checks = CHECKS.get_by_names(CHECKS.get_all_names())
     failures: list[str] = []
     with listening(api) as url:
