@@ -102,6 +102,10 @@ class ServerContext:
         """Where else a file of a row can be had; None where it is only here."""
         return None if self.uploads is None else self.uploads.url(entry)
 
+    def redirect_url(self, entry: dict[str, Any]) -> str | None:
+        """Where to send a client whose file is not here any more."""
+        return None if self.uploads is None else self.uploads.redirect(entry)
+
     def card(self) -> ModelCard:
         """The served model; UnavailableError until a worker has told it."""
         card = self.client.card()

@@ -5,14 +5,15 @@ Everything that takes time (PNG, base64, JSON, the disk) happens in threads.
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.responses import Response
 
 from sgl_diffusion.base.params import ResolvedParams
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sgl_diffusion.server.repeats import Origin
 
 KIND = "image"
+_UPLOAD_SECONDS = 10.0  # an answer waits so long for the address in the bucket
 _ECHOED = ("low", "medium", "high", "xhigh", "max")  # what the OpenAI SDK can read back
 # The SDK's types want it in the last event; nothing is counted, and nobody is charged.
 _NO_USAGE = {
@@ -53,7 +55,7 @@ class ImageJob:
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def respond(self, body: dict[str, Any]) -> Response:
-        data = await self.context.in_thread(lambda: json.dumps(body).encode())
+        data = await self.context.in_thread(partial(msgspec.json.encode, body))
         return Response(data, media_type="application/json")
 
     async def body(self, generation: Generation) -> dict[str, Any]:
@@ -69,33 +71,32 @@ class ImageJob:
         if row is None or not context.files.has(row.files):
             return None
         paths = [context.files.folder(KIND) / file["name"] for file in row.files]
-        encoded = await context.in_thread(lambda: [path.read_bytes() for path in paths])
+        texts = await context.in_thread(lambda: [self._text(path.read_bytes()) for path in paths])
         former = replace(self, id=row.id, created=int(row.created_at), model=row.payload["model"])
-        return former._body(await former._entries(encoded), row.payload["seconds"])
+        return former._body(former._entries(texts, row), row.payload["seconds"])
 
     async def finish(self, generation: Generation) -> list[dict[str, Any]]:
         """One entry per image. Those that get a URL are on disk, and in the job table, by then."""
-        encoded = [
-            await self.context.in_thread(partial(self._encode, index, clip[0]))
-            for index, clip in enumerate(generation.clips)
-        ]
-        if self.wanted.response_format != "b64_json" or self.origin.key is not None:
-            await self._keep(encoded, generation)
-        return await self._entries(encoded)
-
-    async def _entries(self, encoded: list[bytes]) -> list[dict[str, Any]]:
-        with_url = self.wanted.response_format != "b64_json"
-        with_b64 = self.wanted.response_format != "url" or self.wanted.stream
-        b64 = await self.context.in_thread(
-            lambda: [base64.b64encode(data).decode() if with_b64 else None for data in encoded]
+        made = await asyncio.gather(
+            *(
+                self.context.in_thread(partial(self._encode, index, clip[0]))
+                for index, clip in enumerate(generation.clips)
+            )
         )
+        row = None
+        if self.wanted.response_format != "b64_json" or self.origin.key is not None:
+            row = await self._keep([data for data, _ in made], generation)
+        return self._entries([text for _, text in made], row)
+
+    def _entries(self, texts: list[str | None], row: JobRow | None) -> list[dict[str, Any]]:
+        shown = row if self.wanted.response_format != "b64_json" else None
         return [
             {
                 "b64_json": text,
-                "url": self.url(index) if with_url else None,
+                "url": None if shown is None else image_url(self.context, shown, index),
                 "revised_prompt": None,
             }
-            for index, text in enumerate(b64)
+            for index, text in enumerate(texts)
         ]
 
     async def partial(self, index: int, row: int, picture: Array) -> dict[str, Any]:
@@ -115,9 +116,6 @@ class ImageJob:
         """The event of a finished picture."""
         more = {"image_index": index, "id": self.id, "seed": self.params.seeds[index]}
         return self._event("completed") | entry | more | {"usage": _NO_USAGE}
-
-    def url(self, index: int) -> str:
-        return image_url(self.context, self.id, index, len(self.params.seeds))
 
     def _event(self, name: str) -> dict[str, Any]:
         quality = self.wanted.quality if self.wanted.quality in _ECHOED else "auto"
@@ -144,15 +142,22 @@ class ImageJob:
             "size": f"{self.params.width}x{self.params.height}",
         }
 
-    def _encode(self, index: int, picture: Array) -> bytes:
+    def _encode(self, index: int, picture: Array) -> tuple[bytes, str | None]:
+        """The file, and its text where the answer holds it: together, a thread is a long way."""
         settings = None
         if self.context.settings.metadata:
             settings = settings_text(self.params, self.model, index)
-        return encode_image(
+        data = encode_image(
             picture, self.wanted.output_format, self.wanted.file_quality(), settings
         )
+        return data, self._text(data)
 
-    async def _keep(self, encoded: list[bytes], generation: Generation) -> None:
+    def _text(self, data: bytes) -> str | None:
+        if self.wanted.response_format == "url" and not self.wanted.stream:
+            return None
+        return base64.b64encode(data).decode()
+
+    async def _keep(self, encoded: list[bytes], generation: Generation) -> JobRow:
         """Write the files, then the row that makes them known."""
         kind, files = self.wanted.output_format, self.context.files
         paths = [files.image(self.id, index, kind) for index in range(len(encoded))]
@@ -167,11 +172,15 @@ class ImageJob:
         ]
         try:
             await self.context.in_thread(write)
-            await self.context.jobs.insert(self._row(entries, generation.seconds))
+            row = await self.context.jobs.insert(self._row(entries, generation.seconds))
         except BaseException:
             for path in paths:
                 path.unlink(missing_ok=True)
             raise
+        if self.context.uploads is not None:
+            await self.context.uploads.settled(self.id, _UPLOAD_SECONDS)
+            row = await self.context.jobs.get(self.id) or row
+        return row
 
     def _row(self, files: list[dict[str, Any]], seconds: dict[str, float]) -> JobRow:
         payload = {"model": self.model, "output_format": self.wanted.output_format}
@@ -195,10 +204,14 @@ class ImageJob:
         )
 
 
-def image_url(context: ServerContext, image_id: str, index: int, count: int) -> str:
+def image_url(context: ServerContext, row: JobRow, index: int) -> str:
+    """Where an image can be had: in the bucket if it is there, else here."""
+    remote = context.remote_url(row.files[index])
+    if remote is not None:
+        return remote
     base = (context.settings.public_base_url or "").rstrip("/")
-    variant = f"?variant={index}" if count > 1 else ""
-    return f"{base}/v1/images/{image_id}/content{variant}"
+    variant = f"?variant={index}" if len(row.files) > 1 else ""
+    return f"{base}/v1/images/{row.id}/content{variant}"
 
 
 def _put(encoded: bytes, path: Path) -> None:

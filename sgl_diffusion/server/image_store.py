@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.orchestrator.jobstore import JobRow
@@ -61,6 +61,9 @@ async def content(
     try:
         return await file_response(request, path, IMAGE_TYPES[kind])
     except FileNotFoundError:
+        url = context.redirect_url(row.files[int(variant)])
+        if url is not None:
+            return RedirectResponse(url, status_code=302)
         raise NotFoundError("The file of this image is gone.", code="image_expired") from None
 
 
@@ -100,7 +103,7 @@ def _describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
         "data": [
             {
                 "b64_json": None,
-                "url": image_url(context, row.id, index, count),
+                "url": image_url(context, row, index),
                 "revised_prompt": None,
             }
             for index in range(count)

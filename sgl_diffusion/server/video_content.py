@@ -37,7 +37,7 @@ async def content(
         return await file_response(request, path, VIDEO_VARIANTS[variant][1])
     except FileNotFoundError:
         entry = next((entry for entry in row.files if entry["name"] == path.name), {})
-        url = None if context.uploads is None else context.uploads.redirect(entry)
+        url = context.redirect_url(entry)
         if url is not None:
             return RedirectResponse(url, status_code=302)
         raise NotFoundError("The file of this video is gone.", code="video_expired") from None

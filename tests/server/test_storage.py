@@ -157,6 +157,35 @@ def test_a_file_that_is_only_in_the_bucket(s3, make_api):
     assert httpx.get(address).content[4:8] == b"ftyp"
 
 
+def test_images(s3, make_api):
+    """The answer waits for the copy; without a bucket it has the address here."""
+    api = make_api(s3=settings(s3))
+    body = {"prompt": "x", "n": 2, "response_format": "url"}
+    answer = api.post("/v1/images/generations", json=body).json()
+    names = [f"{answer['id']}_{index}.png" for index in range(2)]
+    assert [entry["url"] for entry in answer["data"]] == [
+        f"{s3.url}/{BUCKET}/{name}" for name in names
+    ]
+    assert s3.names() == names
+    (api.folder / "images" / names[1]).unlink()
+    content = api.get(f"/v1/images/{answer['id']}/content?variant=1")
+    assert content.status_code == 302
+    assert httpx.get(content.headers["location"]).content.startswith(b"\x89PNG")
+    api.request("DELETE", f"/v1/images/{answer['id']}")
+    until(lambda: not s3.names())
+
+
+def test_an_image_does_not_wait_for_ever(s3, make_api, monkeypatch):
+    monkeypatch.setattr("sgl_diffusion.server.image_job._UPLOAD_SECONDS", 0.3)
+    api = make_api(s3=settings(s3))
+    s3.process.send_signal(signal.SIGSTOP)
+    try:
+        answer = api.post("/v1/images/generations", json={"prompt": "x"}).json()
+        assert answer["data"][0]["url"] == f"/v1/images/{answer['id']}/content"
+    finally:
+        s3.process.send_signal(signal.SIGCONT)
+
+
 def test_the_bucket_is_down(s3, make_api):
     """The job is completed and served from here; the copy is made when the bucket is back."""
     api = make_api(s3=settings(s3))
