@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import uvicorn
 
@@ -40,26 +39,25 @@ _TINY_NOTE = (
 )
 
 
-def serve(options: ServeOptions, stages: App | None = None) -> int:
+def serve(options: ServeOptions, stages: App | None = None, limits: Limits | None = None) -> int:
     """Serve until a signal comes; returns the exit code. `stages` replaces those of the model."""
     os.umask(0o077)  # whatever is written here, by the workers too, is nobody else's business
     settings = settings_of(options)
     allowed = settings.keys.required or options.insecure_no_auth
     with bind(options.host, options.port, open_to_others=allowed) as listener:
-        return asyncio.run(_serve(options, settings, stages or diffusion_app(options), listener))
+        client = Client(
+            stages or diffusion_app(options),
+            max_queue=options.max_queue + IN_FLIGHT,
+            log_level=options.log_level,
+            limits=limits or Limits(silence=options.worker_timeout),
+        )
+        return asyncio.run(_serve(options, settings, client, listener))
 
 
 async def _serve(
-    options: ServeOptions, settings: Settings, stages: App, listener: socket.socket
+    options: ServeOptions, settings: Settings, client: Client, listener: socket.socket
 ) -> int:
-    assert options.data_dir is not None, "the command line resolves the data folder"
-    jobs = await JobStore.open(Path(options.data_dir))
-    client = Client(
-        stages,
-        max_queue=options.max_queue + IN_FLIGHT,
-        log_level=options.log_level,
-        limits=Limits(silence=options.worker_timeout),
-    )
+    jobs = await JobStore.open(settings.data_dir)
     try:
         app = create_app(client, jobs, settings)
         server = _Server(

@@ -299,6 +299,8 @@ def listening(api: Api) -> Iterator[str]:
     while not server.started:
         time.sleep(0.01)
     host, port = server.servers[0].sockets[0].getsockname()[:2]
-    yield f"http://{host}:{port}"
-    server.should_exit = server.force_exit = True
-    done.result(10)
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        done.result(10)
