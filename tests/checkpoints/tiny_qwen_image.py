@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,11 @@ def build(
         "transformer": transformer,
     }
     if "Edit" in kind:
-        parts["processor"] = _processor(tokenizer)
-    return save(getattr(diffusers, kind)(**parts), folder)
+        parts["processor"] = None  # transformers makes one only beside torchvision
+    path = save(getattr(diffusers, kind)(**parts), folder)
+    if "Edit" in kind:
+        _add_processor(path)
+    return path
 
 
 def _text_encoder(tokenizer: Any) -> Any:
@@ -106,7 +110,12 @@ def _text_encoder(tokenizer: Any) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _processor(tokenizer: Any) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
+def _add_processor(path: Path) -> None:
+    """The files that a repository has for pictures."""
+    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as preparation
 
-    return Qwen2VLProcessor(image_processor=Qwen2VLImageProcessor(), tokenizer=tokenizer)
+    preparation.Qwen2VLImageProcessorPil().save_pretrained(path / "processor")
+    index = path / "model_index.json"
+    values = json.loads(index.read_text())
+    values["processor"] = ["transformers", "Qwen2VLProcessor"]
+    index.write_text(json.dumps(values))
