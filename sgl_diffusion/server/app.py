@@ -19,7 +19,9 @@ from sgl_diffusion.server import (
     image_store,
     images,
     info,
+    lora,
     metrics,
+    openapi,
     remix,
     video_content,
     videos,
@@ -41,6 +43,7 @@ from sgl_diffusion.server.probe import Probe
 from sgl_diffusion.server.rows import own_rows
 from sgl_diffusion.server.storage import Bucket
 from sgl_diffusion.server.uploads import Uploads
+from sgl_diffusion.server.validate import check_query
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -49,7 +52,9 @@ if TYPE_CHECKING:
 ROUTERS = (
     info.router,
     metrics.router,
+    openapi.router,
     images.router,
+    lora.router,
     image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
@@ -113,9 +118,9 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         title="sgl_diffusion",
         version=__version__,
         lifespan=lifespan,
-        # The bodies are read by hand, so a generated schema would be wrong; docs/api.md is right.
-        openapi_url=None,
+        openapi_url=None,  # server/openapi.py knows the bodies, the framework does not
         redirect_slashes=False,
+        dependencies=[Depends(check_query)],
         middleware=_middleware(settings),
     )
     app.state.context = context

@@ -8,18 +8,20 @@ import typing
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.server.body import Body, parse_json
+from sgl_diffusion.server.middleware import Notes
 
 # Bounded, so that arithmetic on a request can never overflow; real limits are the model's.
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Edge = Annotated[int, Field(ge=1, le=100_000)]
 
-_CONTAINERS = ("extra_body", "extra_json", "extra_args", "extra_params")
-_SPELLINGS = {
+CONTAINERS = ("extra_body", "extra_json", "extra_args", "extra_params")
+SPELLINGS = {
     "output-quality": "output_quality",
     "output-compression": "output_compression",
 }
@@ -58,7 +60,7 @@ def parse(kind: type[B], body: Body) -> B:
     """The request in `body`, or a RequestError that names the field and never its value."""
     fields = dict(body.fields)
     nested: dict[str, Any] = {}
-    for name in _CONTAINERS:
+    for name in CONTAINERS:
         if name in fields:
             given = fields.pop(name)
             inner = _container(name, given)
@@ -67,7 +69,7 @@ def parse(kind: type[B], body: Body) -> B:
             nested |= inner
     if body.form is not None:
         fields = {name: _from_text(kind, name, value) for name, value in fields.items()}
-    merged = {_SPELLINGS.get(name, name): value for name, value in (nested | fields).items()}
+    merged = {SPELLINGS.get(name, name): value for name, value in (nested | fields).items()}
     try:
         wanted = kind.model_validate(_screen(kind, merged, body))
     except ValidationError as error:
@@ -103,18 +105,33 @@ def _screen(kind: type[RequestBody], fields: dict[str, Any], body: Body) -> dict
         elif name in kind.neutral:
             _check_neutral(name, value, kind.neutral[name])
         else:
-            shown = "".join(c for c in name[:64] if c.isprintable())
-            if body.lenient:
-                word = shown.encode("ascii", "replace").decode()
-                body.notes.warnings.append(f"unknown parameter ignored: {word}")
-                continue
-            raise RequestError(
-                f"There is no parameter {shown!r}.",
-                hint=_suggestion(shown, [*kind.model_fields, *kind.neutral]),
-                code="unknown_parameter",
-                param=shown,
-            )
+            unknown(name, [*kind.model_fields, *kind.neutral], body.lenient, body.notes)
     return kept
+
+
+def unknown(name: str, known: list[str], lenient: bool, notes: Notes) -> None:
+    """Refuse a name that nobody knows; where the operator is lenient, warn of it."""
+    shown = "".join(c for c in name[:64] if c.isprintable())
+    if not lenient:
+        raise RequestError(
+            f"There is no parameter {shown!r}.",
+            hint=_suggestion(shown, known),
+            code="unknown_parameter",
+            param=shown,
+        )
+    word = shown.encode("ascii", "replace").decode()
+    notes.warnings.append(f"unknown parameter ignored: {word}")
+
+
+def check_query(request: Request) -> None:
+    """The names in a query string are checked like those in a body; FastAPI ignores others."""
+    if not request.scope["query_string"]:
+        return
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    lenient = request.app.state.context.settings.lenient
+    for name in request.query_params:
+        if name not in known:
+            unknown(name, known, lenient, request.state.notes)
 
 
 def _suggestion(name: str, known: list[str]) -> str:
@@ -137,7 +154,7 @@ def _check_neutral(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 def _from_text(kind: type[RequestBody], name: str, value: Any) -> Any:
     """A form carries texts: read them as the field's own type; the strict check comes after."""
-    name = _SPELLINGS.get(name, name)
+    name = SPELLINGS.get(name, name)
     if name in kind.model_fields:
         wanted = _atoms(kind.model_fields[name].annotation)
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sgl_diffusion.server import errors, schemas
+from sgl_diffusion.server import errors, openapi, operations, schemas
 from sgl_diffusion.server.app import ROUTERS
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
@@ -80,3 +80,14 @@ def test_every_code_of_the_server_is_listed():
         used |= set(re.findall(r'code="(\w+)"', path.read_text()))
     missing = used - set(re.findall(r"`(\w+)`", section("Errors")))
     assert not missing
+
+
+def test_every_route_is_described():
+    described = set(operations.OPERATIONS)
+    served = {
+        f"{method} {openapi.path_of(route.path)}"
+        for router in ROUTERS
+        for route in router.routes
+        for method in route.methods - {"HEAD"}
+    }
+    assert described == served

@@ -1,0 +1,213 @@
+"""/openapi.json: made from the models that check the requests, and from the table of routes.
+
+Bodies are read by hand (forms, large files, our own texts), so the framework cannot see them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from sgl_diffusion import __version__
+from sgl_diffusion.base.checks import MAX_PROMPT_CHARS
+from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
+from sgl_diffusion.server.context import Context
+from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
+from sgl_diffusion.server.schemas import answers
+from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
+
+router = APIRouter()
+
+# Rules that the served model or our own texts check later than the types of the request models.
+_NARROWER: dict[str, Schema] = {
+    "prompt": {"minLength": 1, "maxLength": MAX_PROMPT_CHARS},
+    "negative_prompt": {"maxLength": MAX_PROMPT_CHARS},
+    "n": {"minimum": 1, "maximum": MAX_OUTPUTS},
+    "num_inference_steps": {"minimum": 1, "maximum": MAX_STEPS},
+    "guidance_scale": {"minimum": -100, "maximum": 100},
+    "true_cfg_scale": {"minimum": -100, "maximum": 100},
+    "guidance_scale_2": {"minimum": -100, "maximum": 100},
+    "flow_shift": {"minimum": 0.01, "maximum": 100},
+    "max_sequence_length": {"minimum": 1},
+    "num_frames": {"minimum": 1},
+    "seed": {"minimum": 0, "maximum": MAX_SEED},
+    "size": {"pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto|)$"},
+    "seconds": {"minimum": 1, "maximum": 3600, "pattern": "^0{0,4}[1-9][0-9]{0,3}$"},
+}
+# Fields whose types only our own code knows.
+_PICTURE: Schema = {"type": "string", "description": "URL or data URL of a picture."}
+_OTHER: dict[str, Schema] = {
+    "input_reference": {
+        "anyOf": [
+            _PICTURE,
+            {
+                "type": "object",
+                "properties": {"image_url": _PICTURE},
+                "required": ["image_url"],
+                "additionalProperties": False,
+            },
+        ]
+    }
+}
+_FILE: Schema = {"type": "string", "format": "binary"}
+_FORM_FIELDS: dict[str, Schema] = {
+    "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
+    "input_reference": _FILE,
+    "mask": _FILE,
+    "url": {"anyOf": [{"type": "array", "items": _PICTURE, "minItems": 1}]},
+}
+
+
+@router.get("/openapi.json")
+async def openapi(context: Context) -> JSONResponse:
+    return JSONResponse(document(secured=context.settings.keys.required))
+
+
+def path_of(route_path: str) -> str:
+    return re.sub(r"\{(\w+):path\}", r"{\1}", route_path)
+
+
+def document(*, secured: bool) -> dict[str, Any]:
+    components: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for key, row in OPERATIONS.items():
+        method, _, path = key.partition(" ")
+        paths.setdefault(path, {})[method.lower()] = _operation(key, row, components, secured)
+    found: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "sgl_diffusion", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if secured:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return found
+
+
+def _operation(
+    key: str, row: Operation, components: dict[str, Any], secured: bool
+) -> dict[str, Any]:
+    path = key.partition(" ")[2]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in row.query]
+    described: dict[str, Any] = {
+        "summary": row.summary,
+        "operationId": re.sub(r"\W+", "_", key).strip("_").lower(),
+        "parameters": parameters,
+        "responses": _responses(key, row, components),
+    }
+    if row.request is not None:
+        content = {
+            kind: {"schema": _request(row.request, components, form=kind == FORM)}
+            for kind in row.kinds
+        }
+        described["requestBody"] = {"required": True, "content": content}
+    if secured and not row.public:
+        described["security"] = [{"key": []}]
+    return described
+
+
+def _responses(key: str, row: Operation, components: dict[str, Any]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": _answer(answers.Error, components)}}}
+    codes = {403, 429, 431, 500, 503, *row.errors} | (set() if row.public else {401})
+    codes |= {400, 413, 415} if row.request is not None else set()
+    responses: dict[str, Any] = {}
+    if key not in REFUSED:
+        schema: Schema = {"type": "string"}
+        if isinstance(row.answer, dict):
+            schema = row.answer
+        elif row.answer is not None:
+            schema = {"$ref": _answer(row.answer, components)}
+        text: Schema = {"type": "string"}
+        content = {kind: {"schema": schema if kind == JSON else text} for kind in row.media}
+        responses["200"] = {"description": row.summary, "content": content}
+    for code in sorted(codes):
+        responses[str(code)] = {"description": "An error; see docs/api.md.", "content": error}
+    return responses
+
+
+def _answer(kind: type[BaseModel], components: dict[str, Any]) -> str:
+    return _add(kind.__name__, kind.model_json_schema(ref_template=_REF), components)
+
+
+_REF = "#/components/schemas/{model}"
+
+
+def _add(name: str, schema: Schema, components: dict[str, Any]) -> str:
+    components.update(schema.pop("$defs", {}))
+    components[name] = schema
+    return _REF.format(model=name)
+
+
+def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool = False) -> Schema:
+    """The fields of a request model, those accepted at neutral values, and the containers.
+
+    A form says "not given" by leaving a field out: it knows no null."""
+    schema = kind.model_json_schema(ref_template=_REF)
+    properties, required = schema["properties"], schema.get("required", [])
+    other = _FORM_FIELDS if form else _OTHER
+    for name in set(properties) & set(other):
+        properties[name] = copy.deepcopy(other[name])
+    for name, found in properties.items():
+        _narrow(found, _NARROWER.get(name, {}))
+        if name not in required:
+            properties[name] = _without_null(found) if form else _nullable(found)
+    for name, values in kind.neutral.items():
+        if values or not form:
+            properties[name] = {"enum": [*values] if form else [*values, None]}
+    for spelling, name in SPELLINGS.items():
+        if name in properties:
+            properties[spelling] = properties[name]
+    if form:
+        _spread_lists(properties)
+        if "image" in properties:
+            ways = ("image", "image[]", "url", "url[]")
+            schema["anyOf"] = [{"required": [name]} for name in ways]
+    # The top level wins over what they hold, so no schema can say what is wrong inside.
+    for container in CONTAINERS:
+        properties[container] = {"type": "object"} if form else {"type": ["object", "null"]}
+    schema["additionalProperties"] = False
+    return {"$ref": _add(kind.__name__ + ("Form" if form else ""), schema, components)}
+
+
+def _spread_lists(properties: dict[str, Schema]) -> None:
+    """A form repeats `name[]` for the items of a list."""
+    for name, found in list(properties.items()):
+        branches = found.get("anyOf", [])
+        lists = [branch for branch in branches if branch.get("type") == "array"]
+        if lists:
+            rest = [branch for branch in branches if branch not in lists]
+            properties[name] = {**found, "anyOf": rest or lists}
+            properties[f"{name}[]"] = lists[0]
+
+
+def _narrow(schema: Schema, rules: Schema) -> None:
+    """Add `rules` to each branch that they speak about."""
+    texts = {"minLength", "maxLength", "pattern"}
+    for branch in schema.get("anyOf", [schema]):
+        kind = branch.get("type")
+        if kind == "string":
+            branch.update({name: rule for name, rule in rules.items() if name in texts})
+        elif kind in ("integer", "number"):
+            branch.update({name: rule for name, rule in rules.items() if name not in texts})
+        elif kind == "array":
+            _narrow(branch["items"], rules)
+
+
+def _without_null(schema: Schema) -> Schema:
+    branches = [each for each in schema.get("anyOf", []) if each.get("type") != "null"]
+    return {**schema, "anyOf": branches} if branches else schema
+
+
+def _nullable(schema: Schema) -> Schema:
+    if any(branch.get("type") == "null" for branch in schema.get("anyOf", [])):
+        return schema
+    return {"anyOf": [schema, {"type": "null"}]}
