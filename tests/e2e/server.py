@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
+    module = "sgl_diffusion.cli"
+    command: tuple[str, ...] = ("serve",)
+
     def __init__(
         self,
         data_dir: Path,
@@ -29,7 +32,7 @@ class Server:
         self.log = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sgl_diffusion.cli", "serve", "--port", "0",
+                [sys.executable, "-m", self.module, *self.command, "--port", "0",
                  "--data-dir", str(data_dir), *flags],
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,8 +1,8 @@
 """Every row of data/bad_inputs.yaml against a real server over a real socket.
 
 After each row: an error in our envelope with a request id, no new file outside the data folder, no
-job, the same worker, the memory of before, and a server that does the next good request (after every
-eighth row a picture).
+job, the same worker, the memory of before, and a server that does the next good request (after
+every eighth row a picture).
 """
 
 from __future__ import annotations
