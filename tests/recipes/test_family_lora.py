@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tiny_flux_a": {"guidance_scale": 3.5, "max_sequence_length": 64},
     "tiny_sd3_a": {"guidance_scale": 4.0, "max_sequence_length": 64, "negative_prompt": "grey"},
     "tiny_z_image_a": {"guidance_scale": 0.0},
+    "tiny_qwen_image_a": {"true_cfg_scale": 2.0, "negative_prompt": "grey"},
 }
 # Those that diffusers' own loader of the family knows.
 COMPONENTS = [
@@ -34,6 +35,7 @@ COMPONENTS = [
     ("tiny_sd3_a", ("transformer", "text_encoder", "text_encoder_2")),
     ("tiny_sd3_a", ("text_encoder_2",)),
     ("tiny_z_image_a", ("transformer",)),
+    ("tiny_qwen_image_a", ("transformer",)),
 ]
 PROMPT = "a red fox in the snow"
 
