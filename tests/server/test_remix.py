@@ -193,7 +193,7 @@ def test_events_of_a_deleted_video_and_of_a_stopping_server(api, base_url):
 
 
 def test_an_idle_stream_is_kept_alive(api, base_url, monkeypatch):
-    monkeypatch.setattr("sgl_diffusion.server.events._PING_SECONDS", 0.2)
+    monkeypatch.setattr("sgl_diffusion.server.events.PING_SECONDS", 0.2)
     api.client.gate.clear()
     video = api.post(PATH, json={"prompt": "x"}).json()
     stream = Stream(base_url, video["id"])
