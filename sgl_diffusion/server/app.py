@@ -17,6 +17,7 @@ from sgl_diffusion.server import (
     image_store,
     images,
     info,
+    lora,
     metrics,
     openapi,
     remix,
@@ -52,6 +53,7 @@ ROUTERS = (
     metrics.router,
     openapi.router,
     images.router,
+    lora.router,
     image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,
