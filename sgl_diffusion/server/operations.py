@@ -67,19 +67,6 @@ OPERATIONS: dict[str, Operation] = {
         media=("application/json", "text/event-stream"),
         errors=(404,),
     ),
-    "POST /v1/set_lora": Operation(
-        "Replace the adapters that all jobs get.", SetLora, answer=_OBJECT, errors=(404, 409)
-    ),
-    "POST /v1/merge_lora_weights": Operation(
-        "Put them back into use.", MergeLora, answer=_OBJECT, errors=(409,)
-    ),
-    "POST /v1/unmerge_lora_weights": Operation(
-        "Take them out of use.", UnmergeLora, answer=_OBJECT
-    ),
-    "GET /v1/list_loras": Operation("Adapters, and changes that wait.", answer=_OBJECT),
-    "DELETE /v1/loras/{nickname}": Operation(
-        "Forget an adapter.", answer=_OBJECT, errors=(404, 409)
-    ),
     "GET /v1/images/{image_id}/content": Operation(
         "A kept image.", media=_FILES[:3], query=(("variant", _WHOLE),), errors=(400, 404, 416)
     ),
