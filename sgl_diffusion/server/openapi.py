@@ -58,6 +58,7 @@ _FILE: Schema = {"type": "string", "format": "binary"}
 _FORM_FIELDS: dict[str, Schema] = {
     "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
     "input_reference": _FILE,
+    "lora": {"type": "string", "contentMediaType": "application/json"},
     "mask": _FILE,
     "url": {"anyOf": [{"type": "array", "items": _PICTURE, "minItems": 1}]},
 }
