@@ -9,7 +9,7 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test test-slow test-isa check format bench bench-kernels gpu-check clean
+.PHONY: setup serve test faults test-slow test-isa check format bench bench-kernels gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -41,6 +41,9 @@ serve: $(READY)  ## run the server; options: make serve ARGS="--port 30010"
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY)  ## the whole default suite
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(READY)  ## every fault, fifty random kills
+	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(ARGS)
 
 test-slow: $(READY)  ## what the default suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -120,6 +120,10 @@ def _tree(root: type[SglError]) -> dict[str, type[SglError]]:
 
 def to_wire(error: BaseException) -> dict[str, Any]:
     """The fields of an error that may cross a socket."""
+    if isinstance(error, MemoryError):
+        error = OutOfMemoryError(
+            "The worker had too little memory.", hint="Ask for less, or give it more."
+        )
     if not isinstance(error, SglError):
         error = EngineError(
             f"The worker met an internal error ({type(error).__name__}).",

@@ -21,11 +21,13 @@ _MAX_PATH_CHARS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class LoraUse:
-    """One adapter of one job. A path is needed where the nickname is new."""
+    """One adapter of one job. A path is needed where the nickname is new; `local` says that it is
+    one of this machine and no hub id, None that whoever reads it is to find out."""
 
     nickname: str
     strength: float = 1.0
     path: str | None = None
+    local: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class LoraSetting:
     strength: float = 1.0
     alpha: float | None = None
     weight_name: str | None = None
+    local: bool | None = None
 
 
 def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
@@ -56,7 +59,7 @@ def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
     names = [use.nickname for use in uses]
     for name in names:
         if names.count(name) > 1:
-            raise RequestError(f"{param} names {name!r} twice.", param=param)
+            raise RequestError(f"{param} names {name!r} twice.", code="lora_twice", param=param)
 
 
 def check_nickname(name: str, param: str = "lora_nickname") -> None:
@@ -213,6 +216,7 @@ def _check_twice(settings: Sequence[LoraSetting]) -> None:
             if (setting.nickname, place) in seen:
                 raise RequestError(
                     f"lora_nickname names {setting.nickname!r} twice for one target.",
+                    code="lora_twice",
                     param="lora_nickname",
                 )
             seen.add((setting.nickname, place))

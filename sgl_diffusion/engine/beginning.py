@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +23,7 @@ class Origin:
     """The picture a job begins with, as clean latents [1,C,T,h,w].
 
     With a mask: `keep` [1,1,1,h,w] is 1 where latents stay those of the picture; `pixels`
-    [H,W,3] in 0..255 and `share` [H,W,1] say what becomes of the finished frame.
+    [H,W,3] in 0..255 and `share` [H,W] say what becomes of the finished frame.
     """
 
     latents: Tensor
@@ -45,7 +44,7 @@ class Origin:
         cells = functional.adaptive_max_pool2d(share[None, None], latents.shape[-2:])
         keep = (cells == 0).float()[:, :, None].to(latents.device)
         frame = (pixels[0, :, 0].permute(1, 2, 0) + 1) * 127.5
-        return cls(latents, keep, frame, share[..., None])
+        return cls(latents, keep, frame, share)
 
     def noised(self, noise: Tensor, sigma: float) -> Tensor:
         return sigma * noise + (1 - sigma) * self.latents
@@ -61,8 +60,7 @@ class Origin:
         looks at its surroundings, so kept latents alone do not keep the pixels at the border."""
         if self.share is None or self.pixels is None:
             return frames
-        mixed = self.pixels + self.share * (frames.cpu().float() - self.pixels)
-        return mixed.round().clamp(0, 255).to(torch.uint8)
+        return pictures.keep_outside(frames, self.pixels, self.share)
 
 
 def first_state(origin: Origin | None, noise: Tensor, solver: Solver) -> SolverState:

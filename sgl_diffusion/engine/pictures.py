@@ -63,19 +63,26 @@ def open_mask(path: str, size: tuple[int, int]) -> Image:
 
 
 def to_pixels(picture: Image, width: int, height: int) -> Tensor:
-    """[1, 3, 1, height, width] in -1..1, stretched to that size as diffusers does it."""
-    resized = _resize(picture, width, height)
+    """[1, 3, 1, height, width] in -1..1."""
+    resized = resize(picture, width, height)
     pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)
     return 2.0 * pixels.permute(2, 0, 1)[None, :, None] - 1.0
 
 
 def to_share(mask: Image, width: int, height: int) -> Tensor:
     """[height, width] in 0..1: how much of each pixel is made anew."""
-    resized = _resize(mask, width, height)
+    resized = resize(mask, width, height)
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)
 
 
-def _resize(picture: Image, width: int, height: int) -> Image:
+def keep_outside(frames: Tensor, pixels: Tensor, share: Tensor) -> Tensor:
+    """Frames uint8 [f,H,W,3] with `pixels` [H,W,3] of 0..255 where `share` [H,W] is 0."""
+    mixed = pixels + share[..., None] * (frames.cpu().float() - pixels)
+    return mixed.round().clamp(0, 255).to(torch.uint8)
+
+
+def resize(picture: Image, width: int, height: int) -> Image:
+    """Stretched to that size as diffusers does it."""
     from PIL import Image
 
     if picture.size == (width, height):

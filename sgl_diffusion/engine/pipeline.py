@@ -95,6 +95,10 @@ class AdaptablePipeline(Protocol):
         """By the component's name in diffusers: transformer, transformer_2, text_encoder."""
 
 
+# Takes the index of a partial picture, the row, the step, and uint8 frames [1,H,W,3].
+OnPartial = Callable[[int, int, int, torch.Tensor], None]
+
+
 @runtime_checkable
 class WholePipeline(Protocol):
     """A model that only runs from end to end (the diffusers fallback)."""
@@ -102,7 +106,7 @@ class WholePipeline(Protocol):
     card: ModelCard
 
     def run(
-        self, params: ResolvedParams, on_step: Callable[[int, int], None]
+        self, params: ResolvedParams, on_step: Callable[[int, int], None], on_partial: OnPartial
     ) -> list[torch.Tensor]:
         """One uint8 clip [F,H,W,3] per seed; `on_step(step, total)` may raise to stop."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
+import torch
+
 from sgl_diffusion.base.errors import CancelledError
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.job import Job
@@ -51,8 +53,12 @@ class WholeRunner:
             if job.cancelled:
                 raise CancelledError("The job was cancelled.")
 
+        def on_partial(index: int, row: int, step: int, frames: torch.Tensor) -> None:
+            meta = {"partial": index, "row": row, "step": step}
+            self._outbox.output(job.id, meta, [frames.cpu()], final=False)
+
         try:
-            clips = self._pipeline.run(job.params, on_step)
+            clips = self._pipeline.run(job.params, on_step, on_partial)
         except Exception as error:
             if not job.cancelled:
                 self._fail([job], error)

@@ -31,6 +31,7 @@ from sgl_diffusion.orchestrator.messages import (
     Cancel,
     ControlDone,
     Credit,
+    Dropped,
     Failed,
     FromStage,
     Metric,
@@ -204,6 +205,8 @@ class Coordinator:
             case Failed(error, job_id):
                 if job := self._jobs.get(job_id or ""):
                     self._fail(job, from_wire(error))
+            case Dropped(job_id):
+                self._tally.dropped(job_id)
             case ControlDone():
                 self._controls.done(message)
 
@@ -234,6 +237,7 @@ class Coordinator:
 
     def _leave_link(self, why: str) -> None:
         self._link = None
+        self._tally.stage_lost()
         self._gate.stage(ready=False)
         self._controls.lost(why)
 
@@ -262,6 +266,7 @@ class Coordinator:
     def _call_off(self, job: Job, error: SglError) -> None:
         if job.sent:
             self._send(Cancel(job.id))
+            self._tally.cancelling(job.id)
         self._fail(job, error)
 
     def _expire(self, job: Job, seconds: float) -> None:

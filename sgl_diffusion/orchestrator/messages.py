@@ -42,6 +42,8 @@ class Submit(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
+    """Answered with `Dropped`."""
+
     job_id: str
 
 
@@ -122,6 +124,12 @@ class Failed(Message, frozen=True):
     job_id: str | None = None
 
 
+class Dropped(Message, frozen=True):
+    """The worker has let go of a job that was cancelled."""
+
+    job_id: str
+
+
 class ControlDone(Message, frozen=True):
     control_id: str
     payload: Payload
@@ -129,7 +137,7 @@ class ControlDone(Message, frozen=True):
 
 
 ToStage = Boot | Submit | Cancel | Control | Credit | Shutdown
-FromStage = Loading | Ready | Heartbeat | Progress | Output | Failed | ControlDone
+FromStage = Loading | Ready | Heartbeat | Progress | Output | Failed | Dropped | ControlDone
 
 _encoder = msgspec.msgpack.Encoder()
 _to_stage: msgspec.msgpack.Decoder[ToStage] = msgspec.msgpack.Decoder(ToStage)

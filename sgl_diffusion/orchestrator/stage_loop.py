@@ -27,6 +27,7 @@ from sgl_diffusion.orchestrator.messages import (
     Control,
     ControlDone,
     Credit,
+    Dropped,
     Failed,
     Heartbeat,
     Loading,
@@ -62,6 +63,7 @@ class StageLoop:
         self._boot = boot
         self._worker: Worker | None = None
         self._jobs: set[str] = set()
+        self._dropped: list[str] = []
         self._outputs: deque[tuple[Output, list[NDArray[Any]]]] = deque()
         self._credits = boot.credits
         self._later = deque(early)
@@ -144,6 +146,9 @@ class StageLoop:
             self._take(worker, self._later.popleft())
         for message in self._channel.receive(0.0 if self._busy else self._until_beat()):
             self._take(worker, message)
+        # A job that is cancelled within a step is let go of at its end.
+        while self._dropped:
+            self._channel.send(Dropped(self._dropped.pop()))
         self._busy = self._step(worker)
         self._report()
 
@@ -155,6 +160,7 @@ class StageLoop:
             case Cancel(job_id):
                 self._forget(job_id)
                 worker.cancel(job_id)
+                self._dropped.append(job_id)
             case Control(control_id, action, payload):
                 self._channel.send(_control(worker, control_id, action, payload))
             case Credit(count):

@@ -20,6 +20,8 @@ class Tally:
         self._waits, self._waited = 0, 0.0
         self._runs, self._ran = 0, 0.0
         self._pace = Pace()
+        self._cancels: dict[str, float] = {}
+        self._drops, self._drop_seconds = 0, 0.0
 
     def refuse(self, jobs: int) -> BusyError:
         """The error for a job that finds so many ahead, with the time after which to come back."""
@@ -45,6 +47,21 @@ class Tally:
             self._ran += now - submitted_at
             self._pace.ended(submitted_at)
 
+    def cancelling(self, job_id: str) -> None:
+        """The stage was told to let go of a job."""
+        self._cancels[job_id] = time.monotonic()
+
+    def dropped(self, job_id: str) -> None:
+        """It has."""
+        began = self._cancels.pop(job_id, None)
+        if began is not None:
+            self._drops += 1
+            self._drop_seconds += time.monotonic() - began
+
+    def stage_lost(self) -> None:
+        """It will answer to nothing any more."""
+        self._cancels.clear()
+
     def metrics(self) -> list[Metric]:
         ended = [
             Metric("jobs_total", count, {"outcome": outcome})
@@ -57,6 +74,8 @@ class Tally:
             Metric("queue_wait_seconds_sum", self._waited),
             Metric("job_seconds_count", self._runs),
             Metric("job_seconds_sum", self._ran),
+            Metric("cancel_latency_seconds_count", self._drops),
+            Metric("cancel_latency_seconds_sum", self._drop_seconds),
         ]
 
 

@@ -1,4 +1,4 @@
-"""The generic fallback: any diffusers text-to-image or text-to-video pipeline, run as a whole.
+"""The generic fallback: any diffusers pipeline that makes images or videos, run as a whole.
 
 Slower than a native recipe (no batching over requests, no kernels of ours), but with the same
 routes, seeds, progress and cancelling.
@@ -6,6 +6,8 @@ routes, seeds, progress and cancelling.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +20,13 @@ from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
 from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
+from sgl_diffusion.engine import pictures
+from sgl_diffusion.engine.pipeline import OnPartial
+from sgl_diffusion.engine.previews import preview_steps
 from sgl_diffusion.engine.pulse import keep_pulse
 from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.recipes import fallback_previews as previews
+from sgl_diffusion.recipes.fallback_calls import Call, Calls, picture_arguments
 
 OnStep = Callable[[int, int], None]
 
@@ -47,13 +54,13 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
         argument
         for argument, parameter in accepted.items()
         if parameter.default is inspect.Parameter.empty
-        and argument not in ("self", "prompt", "kwargs", "args")
+        and argument not in ("self", "prompt", "image", "kwargs", "args")
     ]
     if needed or "prompt" not in accepted:
         raise ConfigError(
-            f"{index.pipeline} cannot be served: it does not start from a prompt alone"
+            f"{index.pipeline} cannot be served: it does not start from a prompt or a picture"
             + (f" (it needs {', '.join(needed)})." if needed else "."),
-            hint="Serve a text-to-image or text-to-video model.",
+            hint="Serve a model that makes images or videos from a prompt, or edits pictures.",
         )
     device = pick_device(options.device)
     dtype = pick_dtype(options.dit_precision, device)
@@ -67,61 +74,94 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
         ) from error
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    return DiffusersPipeline(pipe, set(accepted), _card(pipe, index, accepted, name, device, dtype))
+    calls = Calls.of(pipe)
+    return DiffusersPipeline(calls, _card(calls, index, accepted, name, device, dtype))
 
 
 class DiffusersPipeline:
     """Implements `engine.pipeline.WholePipeline`."""
 
-    def __init__(self, pipe: Any, accepted: set[str], card: ModelCard) -> None:
-        self._pipe = pipe
-        self._accepted = accepted
+    def __init__(self, calls: Calls, card: ModelCard) -> None:
+        self._calls = calls
         self.card = card
         self._look_up: Callable[[], None] = _nothing
         # A step is one long call to this class, and so are encoding and decoding.
-        networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        parts = calls.plain.pipe.components.values()
+        networks = [part for part in parts if isinstance(part, nn.Module)]
         modules = [module for network in networks for module in network.modules()]
         keep_pulse(modules, torch.device(card.device), lambda: self._look_up())
 
     @torch.inference_mode()
-    def run(self, params: ResolvedParams, on_step: OnStep) -> list[torch.Tensor]:
-        arguments = self._arguments(params)
-        total = params.num_inference_steps
-        done = 0
-        on_step(done, total)
+    def run(
+        self, params: ResolvedParams, on_step: OnStep, on_partial: OnPartial
+    ) -> list[torch.Tensor]:
+        call = self._calls.choose(params)
+        arguments = self._arguments(call, params)
+        if not params.images:
+            return self._one(call, arguments, params, _Watch(on_step, on_partial, params))
+        given = [pictures.open_picture(path) for path in params.images]
+        arguments |= picture_arguments(call, params, given, self.card.edits)
+        clips: list[torch.Tensor] = []
+        # One after the other: not every pipeline repeats its pictures for several outputs.
+        for row, seed in enumerate(params.seeds):
+            one = dataclasses.replace(params, seeds=(seed,))
+            arguments |= self._arguments(call, one)
+            watch = _Watch(on_step, on_partial, params, row, len(params.seeds))
+            clips += self._one(call, arguments, one, watch)
+        if params.mask is None:
+            return clips
+        pixels = torch.from_numpy(np.array(arguments["image"], dtype=np.float32))
+        share = torch.from_numpy(np.array(arguments["mask_image"], dtype=np.float32) / 255)
+        return [pictures.keep_outside(clip, pixels, share) for clip in clips]
+
+    def _one(
+        self, call: Call, arguments: dict[str, Any], params: ResolvedParams, watch: _Watch
+    ) -> list[torch.Tensor]:
+        """One call of the pipeline."""
+        strength = arguments.get("strength")
+        if strength is not None and int(params.num_inference_steps * strength) == 0:
+            watch.finish()  # diffusers refuses to run no step at all
+            return [torch.from_numpy(np.array(arguments["image"]))[None]]
         hook = None
-        if "callback_on_step_end" in self._accepted:
+        watch.step(0)
+        with contextlib.ExitStack() as stack:
+            foreseen = None
+            if params.partial_images:
+                foreseen = stack.enter_context(previews.watched(call.pipe))
+            if "callback_on_step_end" in call.accepted:
 
-            def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-                nonlocal done
-                done = min(step + 1, total)
-                on_step(done, total)
-                return tensors
+                def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+                    watch.step(step + 1)
+                    latents = foreseen() if foreseen else None
+                    if latents is not None and watch.due(step + 1):
+                        watch.show(step + 1, previews.decode(pipe, latents, params))
+                    return tensors
 
-            arguments["callback_on_step_end"] = after_step
-        else:  # no callback: every call of the network is a chance to stop
-            network = getattr(self._pipe, "transformer", None) or getattr(self._pipe, "unet", None)
-            if network is not None:
-                hook = network.register_forward_pre_hook(lambda *_: on_step(0, total))
-        self._look_up = lambda: on_step(done, total)
-        try:
-            return self._clips(self._pipe(**arguments))
-        finally:
-            self._look_up = _nothing
-            if hook is not None:
-                hook.remove()
+                arguments = {**arguments, "callback_on_step_end": after_step}
+            else:  # no callback: every call of the network is a chance to stop
+                network = getattr(call.pipe, "transformer", None)
+                network = network or getattr(call.pipe, "unet", None)
+                if network is not None:
+                    hook = network.register_forward_pre_hook(lambda *_: watch.step(0))
+            self._look_up = watch.again
+            try:
+                return self._clips(call.pipe(**arguments))
+            finally:
+                self._look_up = _nothing
+                if hook is not None:
+                    hook.remove()
 
-    def _arguments(self, params: ResolvedParams) -> dict[str, Any]:
+    def _arguments(self, call: Call, params: ResolvedParams) -> dict[str, Any]:
         """The call's arguments: of what the class does not take, only defaults may be dropped."""
         arguments: dict[str, Any] = {
             "prompt": params.prompt,
-            "width": params.width,
-            "height": params.height,
             "num_inference_steps": params.num_inference_steps,
             "generator": [torch.Generator().manual_seed(seed) for seed in params.seeds],
             "output_type": "np",
         }
-        if "num_frames" in self._accepted:
+        if not params.images or "width" in call.accepted:  # else the picture gives the size
+            arguments |= {"width": params.width, "height": params.height}
+        if "num_frames" in call.accepted:
             arguments["num_frames"] = params.num_frames
             arguments["num_videos_per_prompt"] = len(params.seeds)
         else:
@@ -129,23 +169,25 @@ class DiffusersPipeline:
         optional = {
             "negative_prompt": params.negative_prompt or None,
             "guidance_scale": params.guidance_scale,
+            "true_cfg_scale": params.true_cfg_scale,
+            "guidance_scale_2": params.guidance_scale_2,
             "max_sequence_length": params.max_sequence_length,
             "flow_shift": params.flow_shift,
         }
         defaults = self.card.defaults
         for name, value in optional.items():
-            if name in self._accepted and value is not None:
+            if name in call.accepted and value is not None:
                 arguments[name] = value
             elif value not in (None, getattr(defaults, name, None)):
                 raise RequestError(
-                    f"{self.card.pipeline_class} takes no {name}.",
+                    f"{type(call.pipe).__name__} takes no {name}.",
                     code="unsupported_parameter",
                     param=name,
                 )
-        unknown = sorted(set(arguments) - self._accepted)
+        unknown = sorted(set(arguments) - call.accepted)
         if unknown:
             raise ConfigError(
-                f"{self.card.pipeline_class} takes no {', '.join(unknown)}: it cannot be served."
+                f"{type(call.pipe).__name__} takes no {', '.join(unknown)}: it cannot be served."
             )
         return arguments
 
@@ -164,8 +206,43 @@ def _nothing() -> None:
     pass
 
 
+class _Watch:
+    """What one call of a pipeline has done: its progress within the job, its partial pictures."""
+
+    def __init__(
+        self,
+        on_step: OnStep,
+        on_partial: OnPartial,
+        params: ResolvedParams,
+        row: int = 0,
+        of: int = 1,
+    ) -> None:
+        self._on_step, self._on_partial = on_step, on_partial
+        self._row, self._due = row, preview_steps(params)
+        self._steps = params.num_inference_steps - params.start_step
+        self._before, self._total = row * self._steps, of * self._steps
+        self._done = 0
+
+    def step(self, done: int) -> None:
+        self._done = min(done, self._steps)
+        self.again()
+
+    def again(self) -> None:
+        self._on_step(self._before + self._done, self._total)
+
+    def finish(self) -> None:
+        self.step(self._steps)
+
+    def due(self, step: int) -> bool:
+        return step in self._due
+
+    def show(self, step: int, frames: list[torch.Tensor]) -> None:
+        for row, picture in enumerate(frames, self._row):
+            self._on_partial(self._due.index(step), row, step, picture)
+
+
 def _card(
-    pipe: Any,
+    calls: Calls,
     index: ModelIndex,
     accepted: Any,
     name: str,
@@ -173,6 +250,7 @@ def _card(
     dtype: torch.dtype,
 ) -> ModelCard:
     video = "num_frames" in accepted
+    pipe = calls.plain.pipe
 
     def default(argument: str, other: Any) -> Any:
         value = accepted[argument].default if argument in accepted else None
@@ -181,13 +259,14 @@ def _card(
     factor = int(getattr(pipe, "vae_scale_factor", None) or 8)
     edge = int(getattr(pipe, "default_sample_size", None) or 1024 // factor) * factor
     precision = dtype_name(dtype)
+    experts = getattr(pipe.config, "boundary_ratio", None) is not None
     return ModelCard(
         name=name,
         path=name,
         family="diffusers",
         pipeline_class=index.pipeline,
         backend="diffusers",
-        tasks=("T2I", "T2V") if video else ("T2I",),
+        tasks=calls.tasks(video),
         defaults=SamplingDefaults(
             width=default("width", edge),
             height=default("height", edge),
@@ -195,6 +274,9 @@ def _card(
             num_inference_steps=default("num_inference_steps", 50),
             guidance_scale=default("guidance_scale", 1.0),
             max_sequence_length=default("max_sequence_length", 512),
+            strength=calls.default_strength,
+            true_cfg_scale=default("true_cfg_scale", None),
+            guidance_scale_2=default("guidance_scale", 1.0) if experts else None,
         ),
         device=device.type,
         dit_precision=precision,
@@ -202,4 +284,9 @@ def _card(
         text_encoder_precision=precision,
         size_multiple=max(16, factor),
         frame_multiple=int(getattr(pipe, "vae_scale_factor_temporal", None) or 4) if video else 1,
+        edits=calls.edits,
+        min_images=int(calls.needs_picture),
+        max_images=calls.max_images,
+        masks=calls.inpaint is not None,
+        previews="callback_on_step_end" in accepted and previews.can_preview(pipe),
     )

@@ -118,7 +118,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         part.rename(path)
         _flush(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UnavailableError(
                 "The disk of the server is full.",
                 hint="Delete old videos or give it more room.",

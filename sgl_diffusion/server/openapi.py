@@ -1,45 +1,29 @@
 """/openapi.json: made from the models that check the requests, and from the table of routes.
 
-Bodies are read by hand (forms, large files, our own texts), so the framework cannot see them; here
-stands for each route what it takes and gives. A test asks for a row for every route.
+Bodies are read by hand (forms, large files, our own texts), so the framework cannot see them.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base.checks import MAX_PROMPT_CHARS
+from sgl_diffusion.base.lora import TARGETS
 from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
 from sgl_diffusion.server.context import Context
-from sgl_diffusion.server.schemas import (
-    EditRequest,
-    ImageRequest,
-    RemixRequest,
-    VideoRequest,
-    answers,
-)
+from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
+from sgl_diffusion.server.schemas import answers
+from sgl_diffusion.server.schemas.lora import NICKNAME, PATH
 from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
 
 router = APIRouter()
-
-Schema = dict[str, Any]
-_OBJECT: Schema = {"type": "object"}
-_ID = {"type": "string", "maxLength": 512}
-_WHOLE = {"type": "string", "pattern": "^[0-9]{1,2}$"}
-_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}
-_ORDER = {"type": "string", "enum": ["asc", "desc"], "default": "desc"}
-_FILES = ("image/png", "image/jpeg", "image/webp", "video/mp4")
-
-_PAGE = (("after", _ID), ("limit", _LIMIT), ("order", _ORDER))
-JSON, FORM = "application/json", "multipart/form-data"
 
 # Rules that the served model or our own texts check later than the types of the request models.
 _NARROWER: dict[str, Schema] = {
@@ -55,6 +39,11 @@ _NARROWER: dict[str, Schema] = {
     "num_frames": {"minimum": 1},
     "seed": {"minimum": 0, "maximum": MAX_SEED},
     "size": {"pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto|)$"},
+    "lora_nickname": {"pattern": NICKNAME},
+    "lora_path": {"pattern": PATH},
+    "lora_weight_name": {"pattern": PATH},
+    "lora_alpha": {"exclusiveMinimum": 0, "maximum": 1e6},
+    "target": {"pattern": f"^({'|'.join(TARGETS)})$"},
     "seconds": {"minimum": 1, "maximum": 3600, "pattern": "^0{0,4}[1-9][0-9]{0,3}$"},
 }
 # Fields whose types only our own code knows.
@@ -76,107 +65,10 @@ _FILE: Schema = {"type": "string", "format": "binary"}
 _FORM_FIELDS: dict[str, Schema] = {
     "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
     "input_reference": _FILE,
+    "lora": {"type": "string", "contentMediaType": "application/json"},
     "mask": _FILE,
     "url": {"anyOf": [{"type": "array", "items": _PICTURE, "minItems": 1}]},
 }
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One method of one path: what it takes, what it gives on success, which errors are its own."""
-
-    summary: str
-    request: type[RequestBody] | None = None
-    kinds: tuple[str, ...] = (JSON,)
-    answer: type[BaseModel] | Schema | None = None
-    media: tuple[str, ...] = ("application/json",)
-    query: tuple[tuple[str, Schema], ...] = ()
-    errors: tuple[int, ...] = ()
-    public: bool = False
-
-
-OPERATIONS: dict[str, Operation] = {
-    "GET /livez": Operation("The server process answers.", answer=answers.Status, public=True),
-    "GET /liveness": Operation("The same under SGLang's name.", answer=answers.Status),
-    "GET /readyz": Operation("A job would run now.", answer=answers.Status, public=True),
-    "GET /health": Operation("The same as /readyz.", answer=answers.Status, public=True),
-    "GET /health_generate": Operation("Make the smallest picture.", answer=answers.Status),
-    "GET /models": Operation("The served model.", answer=_OBJECT),
-    "GET /model_info": Operation("Its kind, in SGLang's words.", answer=_OBJECT),
-    "GET /v1/model_info": Operation("Its path.", answer=_OBJECT),
-    "GET /server_info": Operation("Its server.", answer=_OBJECT),
-    "GET /stats": Operation("The samples of /metrics as JSON.", answer=answers.Status),
-    "GET /metrics": Operation("Prometheus text.", media=("text/plain",)),
-    "GET /v1/models": Operation("OpenAI's list.", answer=answers.Models),
-    "GET /v1/models/{model_id}": Operation("One of the list.", answer=answers.Model, errors=(404,)),
-    "DELETE /v1/models/{model_id}": Operation("Refused.", errors=(404,)),
-    "POST /v1/images/generations": Operation(
-        "Make images and wait for them.",
-        ImageRequest,
-        answer=answers.Images,
-        media=("application/json", "text/event-stream"),
-        errors=(404,),
-    ),
-    "GET /v1/images/{image_id}/content": Operation(
-        "A kept image.", media=_FILES[:3], query=(("variant", _WHOLE),), errors=(400, 404, 416)
-    ),
-    "POST /v1/videos": Operation(
-        "Queue a video.", VideoRequest, kinds=(JSON, FORM), answer=answers.Video, errors=(404,)
-    ),
-    "POST /v1/images/edits": Operation(
-        "Make images from pictures.",
-        EditRequest,
-        kinds=(FORM,),
-        answer=answers.Images,
-        media=("application/json", "text/event-stream"),
-        errors=(404,),
-    ),
-    "GET /v1/images": Operation(
-        "List kept images.", answer=answers.KeptImages, query=_PAGE, errors=(400,)
-    ),
-    "GET /v1/images/{image_id}": Operation(
-        "A kept image.", answer=answers.KeptImage, errors=(404, 405)
-    ),
-    "DELETE /v1/images/{image_id}": Operation(
-        "Forget it and its files.", answer=answers.Deleted, errors=(404, 405)
-    ),
-    "GET /v1/videos": Operation(
-        "List videos.",
-        answer=answers.Videos,
-        query=_PAGE,
-        errors=(400,),
-    ),
-    "GET /v1/videos/{video_id}": Operation(
-        "State and progress.", answer=answers.Video, errors=(404,)
-    ),
-    "DELETE /v1/videos/{video_id}": Operation(
-        "Cancel it if it runs; forget it.", answer=answers.Deleted, errors=(404,)
-    ),
-    "GET /v1/videos/{video_id}/content": Operation(
-        "The files of a completed video.",
-        media=("video/mp4", "image/jpeg", "image/webp"),
-        query=(
-            ("variant", {"type": "string", "enum": ["video", "thumbnail", "spritesheet"]}),
-            ("index", _WHOLE),
-        ),
-        errors=(400, 404, 409, 416),
-    ),
-    "GET /v1/videos/{video_id}/events": Operation(
-        "Progress as server-sent events.", media=("text/event-stream",), errors=(404,)
-    ),
-    "POST /v1/videos/{video_id}/remix": Operation(
-        "Make it again with another prompt.", RemixRequest, answer=answers.Video, errors=(404, 409)
-    ),
-    "POST /v1/videos/edits": Operation("Not supported.", errors=(404,)),
-    "POST /v1/videos/extensions": Operation("Not supported.", errors=(404,)),
-    "POST /v1/videos/characters": Operation("Not supported.", errors=(404,)),
-    "GET /v1/videos/characters/{character_id}": Operation("Not supported.", errors=(404,)),
-    "GET /openapi.json": Operation("This document.", answer=_OBJECT),
-}
-# Paths that answer with an error only; their success is not described.
-REFUSED = frozenset(
-    key for key, row in OPERATIONS.items() if row.summary in ("Refused.", "Not supported.")
-)
 
 
 @router.get("/openapi.json")
@@ -186,15 +78,6 @@ async def openapi(context: Context) -> JSONResponse:
 
 def path_of(route_path: str) -> str:
     return re.sub(r"\{(\w+):path\}", r"{\1}", route_path)
-
-
-def served(app: FastAPI) -> set[str]:
-    """The operations that the routers of `app` have, but for HEAD."""
-    found = set()
-    for route in app.routes:
-        methods = getattr(route, "methods", None) or set()
-        found |= {f"{m} {path_of(getattr(route, 'path', ''))}" for m in methods - {"HEAD"}}
-    return found
 
 
 def document(*, secured: bool) -> dict[str, Any]:

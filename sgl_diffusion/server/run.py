@@ -33,6 +33,7 @@ from sgl_diffusion.server.settings import settings_of
 log = get_logger(__name__)
 
 _FINISH_SECONDS = 10.0  # for results that only have to be encoded and written
+_LORA_STATE = "loras.json"  # in the data folder: the adapters in use
 _CONNECTIONS_SECONDS = 5
 _TINY_NOTE = (
     "No --model-path: serving a tiny random model. Its pictures are noise-like patterns, "
@@ -40,26 +41,35 @@ _TINY_NOTE = (
 )
 
 
-def serve(options: ServeOptions, stages: App | None = None) -> int:
+def serve(options: ServeOptions, stages: App | None = None, limits: Limits | None = None) -> int:
     """Serve until a signal comes; returns the exit code. `stages` replaces those of the model."""
     os.umask(0o077)  # whatever is written here, by the workers too, is nobody else's business
     settings = settings_of(options)
     allowed = settings.keys.required or options.insecure_no_auth
     with bind(options.host, options.port, open_to_others=allowed) as listener:
-        return asyncio.run(_serve(options, settings, stages or diffusion_app(options), listener))
+        client = Client(
+            stages or _diffusion(options),
+            max_queue=options.max_queue + IN_FLIGHT,
+            log_level=options.log_level,
+            lora_timeout=options.lora_timeout,
+            limits=limits or Limits(silence=options.worker_timeout),
+        )
+        return asyncio.run(_serve(options, settings, client, listener))
+
+
+def _diffusion(options: ServeOptions) -> App:
+    """The stages of a diffusion model; the adapters in use outlive its worker."""
+    assert options.data_dir is not None, "the command line resolves the data folder"
+    lora_state = Path(options.data_dir) / _LORA_STATE
+    if options.lora_path:  # what the command asks for wins over what was in use
+        lora_state.unlink(missing_ok=True)
+    return diffusion_app(options, lora_state=lora_state)
 
 
 async def _serve(
-    options: ServeOptions, settings: Settings, stages: App, listener: socket.socket
+    options: ServeOptions, settings: Settings, client: Client, listener: socket.socket
 ) -> int:
-    assert options.data_dir is not None, "the command line resolves the data folder"
-    jobs = await JobStore.open(Path(options.data_dir))
-    client = Client(
-        stages,
-        max_queue=options.max_queue + IN_FLIGHT,
-        log_level=options.log_level,
-        limits=Limits(silence=options.worker_timeout),
-    )
+    jobs = await JobStore.open(settings.data_dir)
     try:
         app = create_app(client, jobs, settings)
         server = _Server(

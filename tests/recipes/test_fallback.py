@@ -35,6 +35,10 @@ def pipeline(tiny_sd: Path) -> WholePipeline:
     return opened
 
 
+def no_partial(index: int, row: int, step: int, frames: torch.Tensor) -> None:
+    raise AssertionError("nobody asked for it")
+
+
 def wish(**more: object) -> SamplingParams:
     small = {"prompt": "a cat", "width": 48, "height": 32, "num_inference_steps": 3}
     return SamplingParams(**{**small, **more})  # type: ignore[arg-type]
@@ -44,7 +48,7 @@ def test_the_pictures_are_those_of_diffusers(pipeline: WholePipeline, tiny_sd: P
     from diffusers import StableDiffusionPipeline
 
     params = pipeline.card.resolve(wish(seed=5, num_outputs=2), video=False)
-    clips = pipeline.run(params, lambda step, total: None)
+    clips = pipeline.run(params, lambda step, total: None, no_partial)
     theirs = StableDiffusionPipeline.from_pretrained(tiny_sd)(
         "a cat",
         width=48,

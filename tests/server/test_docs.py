@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sgl_diffusion.server import errors, openapi, schemas
+from sgl_diffusion.server import errors, openapi, operations, schemas
 from sgl_diffusion.server.app import ROUTERS
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
@@ -83,7 +83,7 @@ def test_every_code_of_the_server_is_listed():
 
 
 def test_every_route_is_described():
-    described = set(openapi.OPERATIONS)
+    described = set(operations.OPERATIONS)
     served = {
         f"{method} {openapi.path_of(route.path)}"
         for router in ROUTERS

@@ -76,8 +76,11 @@ class LoraControl:
         return self.manager
 
     def _prepare(self, manager: Loras, payload: Payload) -> Payload:
-        """Answers `ready`: false means ask again."""
-        return {"ready": manager.prepare(_read(payload["settings"], list[LoraSetting]))}
+        """The report with `ready`, or just that it is not: ask again. `uses` are checked, too."""
+        ready = manager.prepare(_read(payload["settings"], list[LoraSetting]))
+        if ready and "uses" in payload:
+            manager.blend(_read(payload["uses"], list[LoraUse]))
+        return {"ready": ready, **(self.report() if ready else {})}
 
     def _set(self, manager: Loras, payload: Payload) -> None:
         self._check_idle()
@@ -122,11 +125,12 @@ def lora_control(
             raise SetupError(why, hint="Leave --lora-path out.")
         return LoraControl(None, busy, why)
     components = dict(pipeline.adaptables())
+    budget = int(options.max_lora_memory * _GIB)
     manager = Loras(
         components,
-        reader(components),
+        reader(components, budget),
         rows=runner.adapters,
-        budget=int(options.max_lora_memory * _GIB),
+        budget=budget,
         state=StateFile(state, pipeline.card.name),
         in_use=lambda: (job.blend for job in runner.jobs() if job.blend is not None),
     )
@@ -136,8 +140,8 @@ def lora_control(
     return LoraControl(manager, busy)
 
 
-def reader(components: Mapping[str, Adaptable]) -> ReadFile:
-    """Reads the files of adapters for these components."""
+def reader(components: Mapping[str, Adaptable], most_bytes: int) -> ReadFile:
+    """Reads the files of adapters for these components, but none that could not be kept."""
     transformer = components["transformer"]
     family = family_of(transformer.diffusers_class)
     experts = "transformer_2" in components
@@ -149,6 +153,8 @@ def reader(components: Mapping[str, Adaptable]) -> ReadFile:
             weight_name=source.weight_name,
             experts=experts,
             alpha=source.alpha,
+            local=source.local,
+            most_bytes=most_bytes,
         )
 
     return read

@@ -22,6 +22,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.loader.adapters.keys import shown
 
 MOST_HEADER = 100_000_000
+MOST_KEY = 1000
 
 _SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -101,6 +102,8 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]
 
 def _range(path: Path, key: str, entry: object) -> tuple[int, int, str]:
     """Where a tensor lies, after its entry was found to be consistent."""
+    if len(key) > MOST_KEY:
+        raise _damaged(path, f"the name of a tensor has {len(key)} characters")
     if isinstance(entry, dict):
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
         width = _SIZES.get(str(entry.get("dtype")))
@@ -121,13 +124,19 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 def _checked(key: str, tensor: Tensor) -> Tensor:
     tensor = tensor.to(_WIDENED.get(tensor.dtype, tensor.dtype))
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    if tensor.is_floating_point() and not is_finite(tensor):
         raise RequestError(
             f"{shown(key)} holds values that are not finite.",
             hint="The adapter is damaged; export or download it again.",
             code="invalid_lora",
         )
     return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    # The sum is much faster, and only finite where all values are.
+    total = tensor.sum(dtype=torch.float32)
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
 def _damaged(path: Path, why: str) -> RequestError:

@@ -33,6 +33,21 @@ class Source:
 
     files: Mapping[str, Path]
 
+    def check_size(self, most: int) -> None:
+        """Refuse files that would not fit into `most` bytes of memory."""
+        try:
+            size = sum(file.stat().st_size for file in self.files.values())
+        except OSError:
+            return  # who opens it will say why
+        if size > most:
+            raise RequestError(
+                f"The adapter has {size / 2**20:.1f} MiB; all adapters together may take "
+                f"{most / 2**20:.1f} MiB.",
+                hint="Start the server with a larger --max-lora-memory.",
+                code="lora_memory_full",
+                param="lora_path",
+            )
+
 
 def locate(
     path: str,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders import lora_pipeline
 from torch import Tensor
 
-from tests.loader.adapters.tiny import check, draw, linears, pair
+from sgl_diffusion.loader.adapters.types import LowRank
+from tests.loader.adapters.tiny import CONFIGS, check, draw, linears, pair, read, write
 
 WAN, FLUX, QWEN = "WanTransformer3DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel"
 Z_IMAGE, FLUX2, SD3 = "ZImageTransformer2DModel", "Flux2Transformer2DModel", "SD3Transformer2DModel"
@@ -26,7 +28,7 @@ def _all(name: str, prefix: str, **options: object) -> Tensors:
     return tensors
 
 
-@pytest.mark.parametrize("name", [WAN, FLUX, QWEN, Z_IMAGE, FLUX2, SD3])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_diffusers_names(name: str, tmp_path: Path) -> None:
     adapter = check(tmp_path, name, _all(name, "transformer."))
     assert (adapter.format, adapter.rank, adapter.per_request) == ("diffusers", 4, True)
@@ -269,3 +271,25 @@ def test_lokr(name: str, pairs: bool, tmp_path: Path) -> None:
         tensors[f"{key}.alpha"] = torch.tensor(0.5)
     adapter = check(tmp_path, name, tensors)
     assert adapter.kinds == ("LoKr",) and adapter.format.endswith("LoKr")
+
+
+def test_flux_layers_that_the_loader_knows_in_one_width_only(tmp_path: Path) -> None:
+    """diffusers has the rows of linear1 written into it; the products are compared on a probe."""
+    width, layer = 3072, "lora_unet_single_blocks_7_linear1"
+    tensors = pair(layer, (7 * width, width), KOHYA, rank=3, alpha=1.7)
+    tensors |= pair("lora_unet_double_blocks_3_img_attn_qkv", (3 * width, width), KOHYA, alpha=0.5)
+    # A file whose parts have ranks of their own: blocks of the upper factor, and zeros.
+    sparse = "lora_unet_double_blocks_4_txt_attn_qkv"
+    tensors |= pair(sparse, (3 * width, width), KOHYA, rank=6, alpha=6.0)
+    blocks = tensors[f"{sparse}.lora_up.weight"].view(3, width, 3, 2)
+    blocks *= torch.eye(3)[:, None, :, None]
+    path = write(tmp_path, tensors)
+    theirs = lora_pipeline.FluxLoraLoaderMixin.lora_state_dict(dict(tensors))
+    probe = draw(width, 2)
+    modules = read(path, FLUX).components["transformer"]
+    assert len(modules) == 4 + 3 + 3 and len(theirs) == 2 * len(modules)
+    for module, (delta,) in modules.items():
+        assert isinstance(delta, LowRank)
+        down, up = (theirs[f"transformer.{module}.lora_{part}.weight"] for part in "AB")
+        ours = delta.scale * (delta.up @ (delta.down @ probe))
+        torch.testing.assert_close(ours, up @ (down @ probe), rtol=1e-5, atol=1e-6)

@@ -42,6 +42,7 @@ GOOD = _entry(0, 8)
         ({"a": GOOD, "b": _entry(4, 12)}, "shares bytes"),
         ({"a": _entry(0, 8, dtype="F31")}, "has the type F31"),
         ({"a": []}, "does not fit its shape"),
+        ({"a" * 1001: GOOD}, "has 1001 characters"),
         ({"__metadata__": {"a": 1}}, "notes"),
         ([1], "not a JSON object"),
         (b"{", "not a JSON object"),
@@ -82,6 +83,12 @@ def test_values_must_be_finite(value: float, tmp_path: Path) -> None:
     save_file({"a.alpha": torch.tensor(value)}, tmp_path / "a.safetensors")
     with pytest.raises(RequestError, match="a.alpha holds values that are not finite"):
         read_file(tmp_path / "a.safetensors")
+
+
+def test_values_whose_sum_is_too_large_are_finite(tmp_path: Path) -> None:
+    largest = torch.full((8,), torch.finfo(torch.float32).max)
+    save_file({"a": largest}, tmp_path / "a.safetensors")
+    assert read_file(tmp_path / "a.safetensors").tensors["a"].equal(largest)
 
 
 def test_tensors_outlive_the_file(tmp_path: Path) -> None:

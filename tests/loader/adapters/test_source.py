@@ -56,6 +56,15 @@ def test_other_files_are_refused_unopened(path: str, why: str, folder: Path) -> 
     assert (caught.value.code, caught.value.param) == ("invalid_lora", "lora_path")
 
 
+def test_files_that_are_too_large_are_not_read(folder: Path) -> None:
+    size = len(DATA)
+    assert read(folder, WAN, most_bytes=size).layers == 1
+    (folder / "a.safetensors").write_bytes(bytes(size + 1))
+    with pytest.raises(RequestError, match="--max-lora-memory") as caught:
+        read(folder, WAN, most_bytes=size)
+    assert caught.value.code == "lora_memory_full"
+
+
 def test_a_folder_with_several_needs_a_weight_name(folder: Path) -> None:
     (folder / "b.safetensors").write_bytes(DATA)
     with pytest.raises(RequestError, match="2 adapter files: a.safetensors, b.saf") as caught:
@@ -138,7 +147,7 @@ def test_one_file_with_both_experts(tmp_path: Path) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyHub]:
     files = {
-        "a.safetensors": DATA,
+        "adapter_model.safetensors": DATA,
         "adapter_config.json": json.dumps({"lora_alpha": 2, "peft_type": "LORA"}).encode(),
         "model.bin": b"pickle",
         "run.py": b"raise SystemExit",
@@ -208,4 +217,4 @@ def test_local_is_decided_by_the_caller(
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "cache"
     assert locate("org/one", cache_dir=cache).files[""].name == "mine.safetensors"
-    assert locate("org/one", local=False, cache_dir=cache).files[""].name == "a.safetensors"
+    assert locate("org/one", local=False, cache_dir=cache).files[""].name != "mine.safetensors"

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.loaders import lora_pipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sgl_diffusion.loader.adapters.families.registry import family_of
@@ -113,6 +113,7 @@ PIPELINES = {
     "ZImageTransformer2DModel": lora_pipeline.ZImageLoraLoaderMixin,
     "Flux2Transformer2DModel": lora_pipeline.Flux2LoraLoaderMixin,
     "SD3Transformer2DModel": lora_pipeline.SD3LoraLoaderMixin,
+    "SanaTransformer2DModel": lora_pipeline.SanaLoraLoaderMixin,
     "LTX2VideoTransformer3DModel": lora_pipeline.LTX2LoraLoaderMixin,
 }
 
@@ -203,7 +204,10 @@ def merged_by_diffusers(model: nn.Module, path: Path, name: str) -> dict[str, Te
         kwargs: dict[str, Any] = {"weight_name": path.name, "return_lora_metadata": True}
         if name == "FluxTransformer2DModel":
             kwargs["return_alphas"] = True
-        loaded = PIPELINES[name].lora_state_dict(str(path.parent), **kwargs)
+        if name in PIPELINES:
+            loaded = PIPELINES[name].lora_state_dict(str(path.parent), **kwargs)
+        else:  # a pipeline without a loader of its own
+            loaded = (load_file(path), None)
         alphas = loaded[1] if len(loaded) == 3 else None
         model.load_lora_adapter(loaded[0], network_alphas=alphas, metadata=loaded[-1])
         model.fuse_lora()
