@@ -148,6 +148,14 @@ class LimitOptions:
 class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     """`sglang serve`."""
 
+    allowed_lora_path: tuple[str, ...] = option(
+        (), "Folder that callers without the admin key may load adapters from. Repeatable."
+    )
+    lora_timeout: float = option(
+        600.0,
+        "Seconds a change of adapters waits for running jobs, and a download may take.",
+        least=0,
+    )
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")

@@ -21,11 +21,13 @@ _MAX_PATH_CHARS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class LoraUse:
-    """One adapter of one job. A path is needed where the nickname is new."""
+    """One adapter of one job. A path is needed where the nickname is new; `local` says that it is
+    one of this machine and no hub id, None that whoever reads it is to find out."""
 
     nickname: str
     strength: float = 1.0
     path: str | None = None
+    local: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class LoraSetting:
     strength: float = 1.0
     alpha: float | None = None
     weight_name: str | None = None
+    local: bool | None = None
 
 
 def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:

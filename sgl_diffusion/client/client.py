@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.client.loras import LoraCalls
 from sgl_diffusion.client.types import GenerationHandle, Health, Limits
 from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -27,6 +28,7 @@ class Client:
         max_queue: int = 128,
         log_level: str = "info",
         limits: Limits | None = None,
+        lora_timeout: float = 600.0,
     ) -> None:
         self._coordinator = Coordinator(
             app,
@@ -35,6 +37,7 @@ class Client:
             log_level=log_level,
             limits=limits or Limits(),
         )
+        self.loras = LoraCalls(self._coordinator, lora_timeout)
         self._card: ModelCard | None = None
         self._card_of: Payload | None = None
 
@@ -85,6 +88,7 @@ class Client:
         """Queue a generation. `deadline` is in seconds from now; after it the job fails with the
         code `deadline_exceeded`. `attempt` counts on where an earlier server's worker died under
         the job. Raises BusyError (with `retry_after`) and UnavailableError."""
+        await self.loras.prepare(params.loras)
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(
             payload, job_id=job_id, deadline=deadline, attempt=attempt

@@ -21,6 +21,7 @@ import msgspec
 
 from sgl_diffusion.base.config import EngineOptions, resolve
 from sgl_diffusion.base.errors import RequestError, UnavailableError
+from sgl_diffusion.base.lora import MERGE_MODES, check_strength, check_target, line_up_settings
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.client.client import Client
@@ -130,6 +131,48 @@ class DiffGenerator:
             frames = 1
         video = frames != 1 if self.card.makes_video else frames not in (None, 1)
         return self._client.resolve(shaped(self.card, wish), video=video)
+
+    def set_lora(
+        self,
+        lora_nickname: str | list[str],
+        lora_path: str | list[str | None] | None = None,
+        target: str | list[str] = "all",
+        strength: float | list[float] = 1.0,
+        merge_mode: str = "auto",
+        lora_alpha: float | list[float | None] | None = None,
+        lora_weight_name: str | list[str | None] | None = None,
+    ) -> dict[str, Any]:
+        """Replace the adapters that every generation gets; a known nickname needs no path."""
+        if merge_mode not in MERGE_MODES:
+            raise RequestError(
+                f"merge_mode is {merge_mode!r}.",
+                hint=f"Use one of: {', '.join(MERGE_MODES)}.",
+                param="merge_mode",
+            )
+        settings = line_up_settings(
+            lora_nickname=lora_nickname,
+            lora_path=lora_path,
+            target=target,
+            strength=strength,
+            lora_alpha=lora_alpha,
+            lora_weight_name=lora_weight_name,
+        )
+        return self._loop.run(self._client.loras.set(settings, merge_mode))
+
+    def unmerge_lora(self, target: str = "all") -> dict[str, Any]:
+        """Generate without adapters again; the weights are those that were loaded."""
+        check_target(target)
+        return self._loop.run(self._client.loras.unmerge(target))
+
+    def merge_lora(self, target: str = "all", strength: float = 1.0) -> dict[str, Any]:
+        """Put the adapters that were set back into use, all at this strength."""
+        check_target(target)
+        check_strength(strength)
+        return self._loop.run(self._client.loras.merge(target, strength))
+
+    def list_loras(self) -> dict[str, Any]:
+        """The adapters that are loaded, and those in use."""
+        return self._loop.run(self._client.loras.report())
 
     def shutdown(self) -> None:
         """Unload the model and end the threads; more calls do nothing."""

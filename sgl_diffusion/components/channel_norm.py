@@ -1,4 +1,4 @@
-"""The Wan VAE's norm over channels on the CPU, as a sum of squares.
+"""The norm over channels of the Wan and Qwen-Image VAEs on the CPU, as a sum of squares.
 
 torch takes the norm over an outer axis element by element, the sum of squares a vector at a time,
 three to eight times faster (docs/measured.md). The norm was over a third of a decode.
@@ -16,11 +16,16 @@ _LEAST = 1e-24  # square of the smallest norm that is divided by
 
 
 def use_sums(model: nn.Module) -> None:
-    """Redirect every fp32 channel norm of a Wan VAE on the CPU; others stay as they are."""
+    """Redirect every fp32 channel norm of such a VAE on the CPU; others stay as they are."""
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageRMS_norm
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 
     for module in model.modules():
-        if isinstance(module, WanRMS_norm) and module.channel_first and _plain(module.gamma):
+        if (
+            isinstance(module, WanRMS_norm | QwenImageRMS_norm)
+            and module.channel_first
+            and _plain(module.gamma)
+        ):
             module.forward = partial(_forward, module)
 
 

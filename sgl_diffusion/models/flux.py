@@ -31,6 +31,7 @@ from sgl_diffusion.layers.embed import (
     token_grid,
     unpatchify,
 )
+from sgl_diffusion.layers.joint import JointStream
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
 from sgl_diffusion.models.params import read_params
@@ -180,57 +181,25 @@ class DoubleBlock(nn.Module):
     def __init__(self, params: FluxParams) -> None:
         super().__init__()
         self.heads = params.num_attention_heads
-        self.image = Stream(params)
-        self.text = Stream(params)
+        self.image = JointStream(params.width, params.attention_head_dim, EPS)
+        self.text = JointStream(params.width, params.attention_head_dim, EPS)
 
     def forward(
         self, text: Tensor, image: Tensor, signal: Tensor, rope: Rope, attend: Attend
     ) -> tuple[Tensor, Tensor]:
-        streams = (self.text, self.image)
-        modulation = [stream.modulation(signal).chunk(6, dim=-1) for stream in streams]
+        on_text, on_image = [self.text.modulate(signal)], [self.image.modulate(signal)]
         joint = torch.cat(
-            [
-                stream.to_qkv(ops.norm_modulate(x, scale, shift, eps=EPS))
-                for stream, x, (shift, scale, *_) in zip(
-                    streams, (text, image), modulation, strict=True
-                )
-            ],
-            dim=1,
+            (self.text.project(text, on_text), self.image.project(image, on_image)), dim=1
         )
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.text.to_qkv.split(joint))
         length = text.shape[1]
-        for stream, part in zip(streams, (slice(length), slice(length, None)), strict=True):
+        for stream, part in ((self.text, slice(length)), (self.image, slice(length, None))):
             stream.rotate(q[:, part], k[:, part], (rope[0][part], rope[1][part]))
         y = attend(q, k, v).flatten(2)
         return (
-            self.text.update(text, y[:, :length], modulation[0]),
-            self.image.update(image, y[:, length:], modulation[1]),
+            self.text.update(text, y[:, :length], on_text),
+            self.image.update(image, y[:, length:], on_image),
         )
-
-
-class Stream(nn.Module):
-    """The half of a double block that belongs to one kind of token."""
-
-    def __init__(self, params: FluxParams) -> None:
-        super().__init__()
-        width = params.width
-        self.modulation = Linear(width, 6 * width)
-        self.to_qkv = Linear(width, {"q": width, "k": width, "v": width})
-        self.norm_q = nn.RMSNorm(params.attention_head_dim)
-        self.norm_k = nn.RMSNorm(params.attention_head_dim)
-        self.to_out = Linear(width, width)
-        self.mlp = Mlp(width, 4 * width, width, "gelu_tanh")
-
-    def rotate(self, q: Tensor, k: Tensor, rope: Rope) -> None:
-        ops.qk_norm_rope_(q, k, self.norm_q.weight, self.norm_k.weight, *rope, eps=EPS, norm="head")
-
-    def update(self, x: Tensor, y: Tensor, modulation: Sequence[Tensor]) -> Tensor:
-        """The residual stream after attention's result `y` and the perceptron."""
-        _, _, gate, shift_mlp, scale_mlp, gate_mlp = modulation
-        x, y = ops.gate_residual_norm_modulate(
-            x, self.to_out(y), gate, scale_mlp, shift_mlp, eps=EPS
-        )
-        return ops.gate_residual(x, self.mlp(y), gate_mlp, out=x)
 
 
 class SingleBlock(nn.Module):

@@ -29,6 +29,9 @@ NATIVE: Registry[str] = Registry(
     {
         "FluxKontextPipeline": "sgl_diffusion.recipes.flux",
         "FluxPipeline": "sgl_diffusion.recipes.flux",
+        "QwenImageEditPipeline": "sgl_diffusion.recipes.qwen_image",
+        "QwenImageEditPlusPipeline": "sgl_diffusion.recipes.qwen_image",
+        "QwenImagePipeline": "sgl_diffusion.recipes.qwen_image",
         "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
         "ZImagePipeline": "sgl_diffusion.recipes.z_image",
         "WanPipeline": "sgl_diffusion.recipes.wan",

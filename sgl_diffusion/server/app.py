@@ -19,6 +19,7 @@ from sgl_diffusion.server import (
     image_store,
     images,
     info,
+    lora,
     metrics,
     openapi,
     remix,
@@ -53,6 +54,7 @@ ROUTERS = (
     metrics.router,
     openapi.router,
     images.router,
+    lora.router,
     image_store.router,
     remix.router,  # before the videos: its fixed names are no ids
     videos.router,

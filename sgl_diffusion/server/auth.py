@@ -13,8 +13,6 @@ PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz"})
 ADMIN_PATHS = frozenset(
     {
         "/v1/set_lora",
-        "/v1/load_lora",
-        "/v1/unload_lora",
         "/v1/merge_lora_weights",
         "/v1/unmerge_lora_weights",
         "/v1/update_weights",

@@ -59,6 +59,7 @@ class Settings:
     limits: LimitOptions = LimitOptions()
     fetch: FetchRules = FetchRules()
     inputs: InputRules = InputRules()
+    lora_roots: tuple[Path, ...] = ()
     s3: S3Settings | None = None
 
 
@@ -121,18 +122,23 @@ class ServerContext:
         if self.draining:
             raise UnavailableError("The server is shutting down.", code="draining")
 
-    def check_model(self, name: str | None, card: ModelCard) -> None:
-        """A request may name the served model or its path, or leave the name out."""
+    def check_model(self, name: str | None, card: ModelCard) -> str | None:
+        """A request may name the served model or its path, or leave the name out. After a colon
+        comes the nickname of an adapter, which is returned."""
         names = dict.fromkeys([self.model_name(card), card.name, card.path])
         if self.settings.model_path:
             names[self.settings.model_path] = None
-        if name is not None and name not in names:
-            raise NotFoundError(
-                "This server does not serve that model.",
-                hint=f"It serves {self.model_name(card)!r}.",
-                code="model_not_found",
-                param="model",
-            )
+        if name is None or name in names:
+            return None
+        for base in names:
+            if name.startswith(f"{base}:"):
+                return name.removeprefix(f"{base}:")
+        raise NotFoundError(
+            "This server does not serve that model.",
+            hint=f"It serves {self.model_name(card)!r}.",
+            code="model_not_found",
+            param="model",
+        )
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)

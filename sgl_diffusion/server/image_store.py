@@ -11,10 +11,10 @@ from starlette.responses import RedirectResponse, Response
 from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.orchestrator.jobstore import JobRow
 from sgl_diffusion.server.context import Context, ServerContext
-from sgl_diffusion.server.ids import is_id
 from sgl_diffusion.server.image_job import KIND, image_url
 from sgl_diffusion.server.media import IMAGE_TYPES
 from sgl_diffusion.server.pages import Page, page_of
+from sgl_diffusion.server.rows import find_row, not_found, visible_to
 from sgl_diffusion.server.sendfile import file_response
 
 router = APIRouter(prefix="/v1/images")
@@ -22,12 +22,19 @@ router = APIRouter(prefix="/v1/images")
 
 @router.get("")
 async def list_images(
-    context: Context, after: str | None = None, limit: str = "20", order: str = "desc"
+    request: Request,
+    context: Context,
+    after: str | None = None,
+    limit: str = "20",
+    order: str = "desc",
 ) -> dict[str, Any]:
-    page = Page.of(after, limit, order)
-    if after is not None and not is_id(after, KIND):
-        raise page.unknown()
-    rows = await page.rows(context.runner.jobs, KIND)
+    page, owner = Page.of(after, limit, order), visible_to(request)
+    if after is not None:
+        try:
+            await find_row(context, KIND, after, owner)
+        except NotFoundError:
+            raise page.unknown() from None
+    rows = await page.rows(context.jobs, KIND, owner)
     return page_of([_describe(context, row) for row in rows], page)
 
 
@@ -39,8 +46,8 @@ async def retrieve(context: Context, image_id: str) -> dict[str, Any]:
 @router.delete("/{image_id}")
 async def delete(context: Context, image_id: str) -> dict[str, Any]:
     row = await _find(context, image_id)
-    if not await context.runner.jobs.delete(image_id):
-        raise _no_image()
+    if not await context.jobs.delete(image_id):
+        raise not_found(KIND)
     await context.in_thread(lambda: _remove(context, row))
     return {"id": image_id, "object": "image.deleted", "deleted": True}
 
@@ -70,19 +77,7 @@ async def content(
 async def _find(context: ServerContext, image_id: str) -> JobRow:
     if image_id in ("generations", "edits", "variations"):
         raise HTTPException(405, headers={"Allow": "POST"})
-    if not is_id(image_id, KIND):
-        raise _no_image()
-    jobs = context.runner.jobs
-    row = await jobs.get(image_id)
-    if row is None and await jobs.expired(image_id):
-        raise NotFoundError(
-            "This image was kept as long as the server keeps images.",
-            code="image_expired",
-            param="image_id",
-        )
-    if row is None or row.kind != KIND:
-        raise _no_image()
-    return row
+    return await find_row(context, KIND, image_id)
 
 
 def _describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
@@ -115,12 +110,3 @@ def _remove(context: ServerContext, row: JobRow) -> None:
     for index in range(len(row.files)):
         path = context.files.image(row.id, index, row.payload["output_format"])
         path.unlink(missing_ok=True)
-
-
-def _no_image() -> NotFoundError:
-    return NotFoundError(
-        "There is no such image.",
-        hint="Only images asked for with a URL are kept.",
-        code="image_not_found",
-        param="image_id",
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.edit_inputs import EditInputs, read_inputs
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.image_job import KIND, ImageJob
+from sgl_diffusion.server.lora import loras_of
 from sgl_diffusion.server.repeats import origin_of
 from sgl_diffusion.server.schemas import EditRequest, ImageRequest
 from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
@@ -37,8 +39,9 @@ async def generate(request: Request, context: Context) -> Response:
     body = await read_body(request, form=False)
     origin = await origin_of(request, body)
     wanted = parse(ImageRequest, body)
-    context.check_model(wanted.model, context.card())
-    params = resolve(context, wanted.wish(), video=False, by_size=wanted.size is not None)
+    adapter = context.check_model(wanted.model, context.card())
+    wish = replace(wanted.wish(), loras=loras_of(request, context, wanted, adapter))
+    params = resolve(context, wish, video=False, by_size=wanted.size is not None)
     model = context.model_name(context.card())
     job = ImageJob(context, new_id(KIND), wanted, params, model, "image_generation", origin)
     return await _run(request, job)
@@ -58,13 +61,15 @@ async def edit(request: Request, context: Context) -> Response:
         origin = await origin_of(request, body)
         wanted = parse(EditRequest, body)
         card = context.card()
-        context.check_model(wanted.model, card)
+        adapter = context.check_model(wanted.model, card)
+        loras = loras_of(request, context, wanted, adapter)
         pictures = await read_inputs(context, card, wanted)
     finally:
         await body.close()
     image_id = new_id(KIND)
     inputs = EditInputs(context.files, image_id, pictures)
     wish = wanted.edit_wish(card, pictures.size, inputs.images, inputs.mask)
+    wish = replace(wish, loras=loras)
     params = resolve(context, wish, video=False, by_size=wanted.size is not None)
     model = context.model_name(card)
     job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from sgl_diffusion import __version__
-from sgl_diffusion.base.errors import BusyError, RequestError
+from sgl_diffusion.base.errors import BusyError, NotFoundError, RequestError
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.errors import envelope
 
@@ -137,6 +137,11 @@ async def stats(context: Context) -> dict[str, Any]:
         "model_path": card.path if card else context.settings.model_path,
         "uptime_s": int(time.time()) - context.started_at,
         "restarts": health.restarts,
+        "lora": {
+            key: value
+            for key, value in context.client.loras.known().items()
+            if key in ("state", "active", "waiting_changes", "waiting_jobs", "jobs_ahead")
+        },
         "samples": [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}
             for sample in context.samples()
@@ -146,19 +151,42 @@ async def stats(context: Context) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def list_models(context: Context) -> dict[str, Any]:
-    return {"object": "list", "data": [_model(context)]}
+    adapters = [_adapter(context, known) for known in _adapters(context)]
+    return {"object": "list", "data": [_model(context), *adapters]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def retrieve_model(context: Context, model_id: str) -> dict[str, Any]:
-    context.check_model(model_id, context.card())
-    return _model(context)
+    nickname = context.check_model(model_id, context.card())
+    if nickname is None:
+        return _model(context)
+    for known in _adapters(context):
+        if known["nickname"] == nickname:
+            return _adapter(context, known)
+    raise NotFoundError(
+        "There is no such adapter.",
+        hint="GET /v1/list_loras lists them.",
+        code="model_not_found",
+        param="model",
+    )
 
 
 @router.delete("/v1/models/{model_id:path}")
 async def delete_model(context: Context, model_id: str) -> None:
     context.check_model(model_id, context.card())
     raise RequestError("The served model cannot be deleted.", code="model_not_deletable")
+
+
+def _adapters(context: ServerContext) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = context.client.loras.known().get("loaded_adapters", [])
+    return found
+
+
+def _adapter(context: ServerContext, known: dict[str, Any]) -> dict[str, Any]:
+    """An adapter as OpenAI's clients see it: a model of its own, made from the served one."""
+    model = _model(context)
+    name = f"{model['id']}:{known['nickname']}"
+    return {**model, "id": name, "root": known["nickname"], "parent": model["id"]}
 
 
 def _model(context: ServerContext) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -32,6 +33,7 @@ from sgl_diffusion.server.settings import settings_of
 log = get_logger(__name__)
 
 _FINISH_SECONDS = 10.0  # for results that only have to be encoded and written
+_LORA_STATE = "loras.json"  # in the data folder: the adapters in use
 _CONNECTIONS_SECONDS = 5
 _TINY_NOTE = (
     "No --model-path: serving a tiny random model. Its pictures are noise-like patterns, "
@@ -46,12 +48,22 @@ def serve(options: ServeOptions, stages: App | None = None, limits: Limits | Non
     allowed = settings.keys.required or options.insecure_no_auth
     with bind(options.host, options.port, open_to_others=allowed) as listener:
         client = Client(
-            stages or diffusion_app(options),
+            stages or _diffusion(options),
             max_queue=options.max_queue + IN_FLIGHT,
             log_level=options.log_level,
+            lora_timeout=options.lora_timeout,
             limits=limits or Limits(silence=options.worker_timeout),
         )
         return asyncio.run(_serve(options, settings, client, listener))
+
+
+def _diffusion(options: ServeOptions) -> App:
+    """The stages of a diffusion model; the adapters in use outlive its worker."""
+    assert options.data_dir is not None, "the command line resolves the data folder"
+    lora_state = Path(options.data_dir) / _LORA_STATE
+    if options.lora_path:  # what the command asks for wins over what was in use
+        lora_state.unlink(missing_ok=True)
+    return diffusion_app(options, lora_state=lora_state)
 
 
 async def _serve(

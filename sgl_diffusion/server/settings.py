@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ def settings_of(options: ServeOptions) -> Settings:
         s3=s3_settings(options),
         keys=_keys(options),
         limits=limits,
+        lora_roots=_folders("allowed_lora_path", options.allowed_lora_path),
         fetch=FetchRules(
             mode=options.media_urls,
             hosts=frozenset(map(str.lower, _list(options.allow_media_host))),
@@ -49,7 +51,7 @@ def settings_of(options: ServeOptions) -> Settings:
             image_bytes=limits.max_image_mb * 2**20,
             image_pixels=limits.max_image_megapixels * 10**6,
             image_count=limits.max_images,
-            local_roots=_folders(options.allowed_media_path),
+            local_roots=_folders("allowed_media_path", _list(options.allowed_media_path)),
         ),
     )
 
@@ -85,13 +87,13 @@ def _origins(text: str) -> frozenset[str]:
     return frozenset(_list(text))
 
 
-def _folders(text: str) -> tuple[Path, ...]:
-    folders = tuple(Path(entry) for entry in _list(text))
+def _folders(option: str, entries: Iterable[str]) -> tuple[Path, ...]:
+    folders = tuple(Path(entry) for entry in entries)
     for folder in folders:
         if not folder.is_absolute() or not folder.is_dir():
             raise ConfigError(
-                f"allowed_media_path: {folder} is not an absolute path of a folder.",
-                param="allowed_media_path",
+                f"{option}: {folder} is not an absolute path of a folder.",
+                param=option,
             )
     return folders
 

@@ -16,6 +16,7 @@ from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.images import resolve
+from sgl_diffusion.server.lora import loras_of
 from sgl_diffusion.server.repeats import Origin, origin_of
 from sgl_diffusion.server.rows import find_row, visible_to
 from sgl_diffusion.server.schemas import VideoRequest
@@ -35,9 +36,9 @@ async def create(request: Request, context: Context) -> Response:
         origin = await origin_of(request, body)
         wanted = parse(VideoRequest, body)
         card = context.card()
-        context.check_model(wanted.model, card)
+        adapter = context.check_model(wanted.model, card)
         video_id = new_id(KIND)
-        wish = wanted.wish(card)
+        wish = replace(wanted.wish(card), loras=loras_of(request, context, wanted, adapter))
         reference = wanted.reference()
         if reference is None:
             params = resolve(context, wish, video=True, by_size=wanted.size is not None)
@@ -128,10 +129,11 @@ async def start(
         kind=KIND,
         payload={"params": asdict(params), "model": model, **how},
         seeds=list(params.seeds),
-        adapters=[asdict(use) for use in params.loras],
+        adapters=[asdict(use) for use in params.loras] or context.client.loras.active(),
     )
     stored = None
     try:
+        await context.client.loras.prepare(params.loras)
         stored = await context.runner.add(row, origin)
     finally:
         if stored is None or stored.id != video_id:

@@ -134,6 +134,46 @@ class FakeHandle:
         return True
 
 
+class FakeLoras:
+    """Writes down what it is asked, and answers as the real one does."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.fail_with: SglError | None = None
+        self.state: dict[str, Any] = {"loaded_adapters": [], "active": {}, "state": "ready"}
+
+    async def set(self, settings: Any, merge_mode: str = "auto") -> dict[str, Any]:
+        return self._do("set", (settings, merge_mode))
+
+    async def merge(self, target: str = "all", strength: float = 1.0) -> dict[str, Any]:
+        return self._do("merge", (target, strength))
+
+    async def unmerge(self, target: str = "all") -> dict[str, Any]:
+        return self._do("unmerge", target)
+
+    async def delete(self, nickname: str) -> dict[str, Any]:
+        return self._do("delete", nickname)
+
+    async def report(self) -> dict[str, Any]:
+        return self._do("report", None)
+
+    async def prepare(self, uses: Any) -> None:
+        if uses:
+            self._do("prepare", uses)
+
+    def known(self) -> dict[str, Any]:
+        return self.state
+
+    def active(self) -> list[dict[str, Any]]:
+        return []
+
+    def _do(self, what: str, how: Any) -> dict[str, Any]:
+        self.calls.append((what, how))
+        if self.fail_with is not None:
+            raise self.fail_with
+        return self.state
+
+
 class FakeClient:
     """`gate` holds jobs back, `fail_with` ends them, `state` is what health says."""
 
@@ -149,6 +189,7 @@ class FakeClient:
         self.submitted: list[ResolvedParams] = []
         self.handles: dict[str, FakeHandle] = {}
         self.loaded = True
+        self.loras = FakeLoras()
 
     def card(self) -> ModelCard | None:
         return self.model if self.loaded else None

@@ -76,8 +76,11 @@ class LoraControl:
         return self.manager
 
     def _prepare(self, manager: Loras, payload: Payload) -> Payload:
-        """Answers `ready`: false means ask again."""
-        return {"ready": manager.prepare(_read(payload["settings"], list[LoraSetting]))}
+        """The report with `ready`, or just that it is not: ask again. `uses` are checked, too."""
+        ready = manager.prepare(_read(payload["settings"], list[LoraSetting]))
+        if ready and "uses" in payload:
+            manager.blend(_read(payload["uses"], list[LoraUse]))
+        return {"ready": ready, **(self.report() if ready else {})}
 
     def _set(self, manager: Loras, payload: Payload) -> None:
         self._check_idle()
@@ -149,6 +152,7 @@ def reader(components: Mapping[str, Adaptable]) -> ReadFile:
             weight_name=source.weight_name,
             experts=experts,
             alpha=source.alpha,
+            local=source.local,
         )
 
     return read

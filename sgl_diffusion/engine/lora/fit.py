@@ -29,6 +29,7 @@ class Source:
     path: str
     alpha: float | None = None
     weight_name: str | None = None
+    local: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sgl_diffusion.base.errors import ConflictError, NotFoundError, SetupError, SglError
@@ -178,8 +179,10 @@ class Loras:
         if setting.path is None:
             source = self._find(setting.nickname)
             alpha = source.alpha if setting.alpha is None else setting.alpha
-            return Source(source.nickname, source.path, alpha, source.weight_name)
-        return Source(setting.nickname, setting.path, setting.alpha, setting.weight_name)
+            return replace(source, alpha=alpha)
+        return Source(
+            setting.nickname, setting.path, setting.alpha, setting.weight_name, setting.local
+        )
 
     def _find(self, nickname: str) -> Source:
         if nickname not in self._known:

@@ -27,7 +27,9 @@ def changes(
     deltas: list[Delta] = []
     change = _change(layer, parts)
     if change is not None:
-        scale = config.scale(alpha, change.rank)
+        # Two whole LoKr factors show no rank: LyCORIS has no scale then, PEFT that of its options.
+        rank = change.rank if "alpha" in parts else change.rank or config.rank_of(layer)
+        scale = config.scale(alpha, rank)
         change = _scaled(change, scale)
         if "up_bias" in parts:
             deltas.append(FullDelta(parts["up_bias"], "bias", scale))

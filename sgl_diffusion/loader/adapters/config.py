@@ -37,20 +37,26 @@ _PATTERN = re.compile(
 _MOST_WILDCARDS = 3
 
 
+_Patterns = tuple[tuple[re.Pattern[str], float], ...]
+
+
 @dataclass(frozen=True)
 class Config:
-    """The alpha of layers, by patterns of their names or for all, and the kind of scale."""
+    """Alpha and rank of layers, by patterns of their names or for all, and the kind of scale."""
 
     alpha: float | None = None
-    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+    alphas: _Patterns = ()
+    rank: float | None = None
+    ranks: _Patterns = ()
     rank_stabilised: bool = False
 
     def alpha_of(self, layer: str) -> float | None:
         """The alpha of a layer; None where the file says nothing: then the scale is 1."""
-        for pattern, alpha in self.patterns:
-            if pattern.fullmatch(layer):
-                return alpha
-        return self.alpha
+        return _first(self.alphas, layer, self.alpha)
+
+    def rank_of(self, layer: str) -> int:
+        """The rank that a layer was trained with, for factors that do not show it; 0 if unknown."""
+        return int(_first(self.ranks, layer, self.rank) or 0)
 
     def scale(self, alpha: float | None, rank: int) -> float:
         if alpha is None or rank == 0:
@@ -69,16 +75,11 @@ def read_config(values: Mapping[str, Any]) -> Config:
     start = values.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
         raise _refused(f"an adapter that starts from {shown(start)} weights")
-    alpha = values.get("lora_alpha", values.get("alpha"))
-    patterns = values.get("alpha_pattern") or {}
-    if not isinstance(patterns, Mapping):
-        raise _damaged("alpha_pattern")
     return Config(
-        alpha=None if alpha is None else _number(alpha, "lora_alpha"),
-        patterns=tuple(
-            (_compiled(str(name)), _number(value, "alpha_pattern"))
-            for name, value in patterns.items()
-        ),
+        alpha=_optional(values, "lora_alpha" if "lora_alpha" in values else "alpha"),
+        alphas=_patterns(values, "alpha_pattern"),
+        rank=_optional(values, "r"),
+        ranks=_patterns(values, "rank_pattern"),
         rank_stabilised=bool(values.get("use_rslora")),
     )
 
@@ -101,14 +102,29 @@ def read_header(metadata: Mapping[str, str]) -> dict[str, Config]:
     return {component: read_config(options) for component, options in components.items()}
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _first(patterns: _Patterns, layer: str, other: float | None) -> float | None:
+    return next((value for pattern, value in patterns if pattern.fullmatch(layer)), other)
+
+
+def _optional(values: Mapping[str, Any], name: str) -> float | None:
+    return None if values.get(name) is None else _number(values[name], name)
+
+
+def _patterns(values: Mapping[str, Any], name: str) -> _Patterns:
+    patterns = values.get(name) or {}
+    if not isinstance(patterns, Mapping):
+        raise _damaged(name)
+    return tuple((_compiled(str(k), name), _number(v, name)) for k, v in patterns.items())
+
+
+def _compiled(pattern: str, name: str) -> re.Pattern[str]:
     wildcards = sum(pattern.count(sign) for sign in ("*", "+"))
     if len(pattern) > 500 or wildcards > _MOST_WILDCARDS or not _PATTERN.fullmatch(pattern):
-        raise _refused(f"the alpha_pattern {shown(pattern)!r}")
+        raise _refused(f"the {name} {shown(pattern)!r}")
     try:
         return re.compile(rf"(?:.*\.)?(?:{pattern})", re.ASCII)
     except re.error:
-        raise _damaged("alpha_pattern") from None
+        raise _damaged(name) from None
 
 
 def _number(value: object, name: str) -> float:

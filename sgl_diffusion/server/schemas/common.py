@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import MAX_USES
+from sgl_diffusion.server.schemas.lora import Lora, parse_lora
 from sgl_diffusion.server.validate import Edge, Int, RequestBody
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -69,7 +71,17 @@ class Sampling(RequestBody):
     seed: Int | list[Int] | None = None
     output_quality: OutputQuality = "default"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    lora: Annotated[list[Lora], Field(max_length=MAX_USES)] = []
     user: Annotated[str, Field(max_length=512)] | None = None
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora(cls, value: Any) -> Any:
+        """In a form every entry is JSON text, and so may the whole list be."""
+        entries = [value] if isinstance(value, str | dict) else value
+        if not isinstance(entries, list):
+            return entries
+        return [parse_lora(entry) if isinstance(entry, str) else entry for entry in entries]
 
     @field_validator("size")
     @classmethod

@@ -87,10 +87,19 @@ def test_loha(tmp_path: Path) -> None:
     assert _check(config, tmp_path).kinds == ("LoHa",)
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_lokr(both: bool, tmp_path: Path) -> None:
-    config = peft.LoKrConfig(r=2, alpha=6, decompose_both=both, target_modules=TARGETS)
-    assert _check(config, tmp_path).kinds == ("LoKr",)
+@pytest.mark.parametrize(("rank", "both"), [(2, False), (2, True), (16, False)])
+def test_lokr(rank: int, both: bool, tmp_path: Path) -> None:
+    """At a high rank PEFT keeps whole factors, and still scales them by alpha / rank."""
+    config = peft.LoKrConfig(
+        r=rank,
+        alpha=6,
+        decompose_both=both,
+        rank_pattern={"ffn.net.2": rank + 1},
+        target_modules=TARGETS,
+    )
+    adapter = _check(config, tmp_path)
+    assert adapter.kinds == ("LoKr",)
+    assert bool(adapter.ranks) == (rank < 16)
 
 
 def test_dora_scale_of_other_trainers(tmp_path: Path) -> None:

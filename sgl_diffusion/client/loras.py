@@ -1,0 +1,107 @@
+"""Adapters through the client: load, set, merge, unmerge, list, forget.
+
+Loading happens beside running jobs. A change of the set waits until the jobs before it have ended;
+the jobs after it wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sgl_diffusion.base.errors import UnavailableError
+from sgl_diffusion.base.lora import LoraSetting, LoraUse
+from sgl_diffusion.orchestrator.coordinator import Coordinator
+from sgl_diffusion.orchestrator.messages import Payload
+
+_ASK_AGAIN = 0.05  # seconds, while an adapter is being read
+
+
+class LoraCalls:
+    """`timeout` is how long a change waits for the jobs before it, in seconds, and how long the
+    loading of an adapter may take."""
+
+    def __init__(self, coordinator: Coordinator, timeout: float) -> None:
+        self._coordinator = coordinator
+        self._timeout = timeout
+        self._report: Payload = {}
+        self._report_of: Payload | None = None  # the worker's card that came before it
+
+    async def set(self, settings: Sequence[LoraSetting], merge_mode: str = "auto") -> Payload:
+        """Replace the set that all jobs have; returns what `report` would."""
+        given = [dataclasses.asdict(setting) for setting in settings]
+        await self._load({"settings": given})
+        return await self._change("lora_set", {"settings": given, "merge_mode": merge_mode})
+
+    async def merge(self, target: str = "all", strength: float = 1.0) -> Payload:
+        """Put the set back into use, every adapter at this strength."""
+        return await self._change("lora_merge", {"target": target, "strength": strength})
+
+    async def unmerge(self, target: str = "all") -> Payload:
+        """Take the set out of use: the weights are those that were loaded."""
+        return await self._change("lora_unmerge", {"target": target})
+
+    async def delete(self, nickname: str) -> Payload:
+        """Forget an adapter; ConflictError while it is in use."""
+        return self._seen(await self._coordinator.control("lora_delete", {"nickname": nickname}))
+
+    async def report(self) -> Payload:
+        """The adapters and the sets, and whether a change waits."""
+        return self._seen(await self._coordinator.control("lora_list", {}))
+
+    async def prepare(self, uses: Sequence[LoraUse]) -> None:
+        """Load the adapters that a job names and check that it could have them now."""
+        if uses:
+            given = [dataclasses.asdict(use) for use in uses]
+            await self._load({"settings": given, "uses": given})
+
+    def known(self) -> Payload:
+        """What is known here without asking the worker."""
+        card = self._coordinator.card()
+        if card is not self._report_of:
+            self._report_of = card
+            self._report = dict((card or {}).get("loras", {}))
+        return self._state(self._report)
+
+    def active(self) -> list[dict[str, Any]]:
+        """The set that a job without adapters of its own gets, as far as it is known here."""
+        return [
+            {"nickname": use["nickname"], "strength": use["strength"], "target": component}
+            for component, uses in self.known().get("active", {}).items()
+            for use in uses
+        ]
+
+    async def _load(self, payload: Payload) -> None:
+        until = time.monotonic() + self._timeout
+        while True:
+            answer = await self._coordinator.control("lora_prepare", payload)
+            if answer.pop("ready"):
+                self._seen(answer)
+                return
+            if time.monotonic() > until:
+                raise UnavailableError(
+                    f"The adapters were not loaded within {self._timeout:g} s.",
+                    hint="A download goes on; try again later.",
+                    code="lora_loading",
+                )
+            await asyncio.sleep(_ASK_AGAIN)
+
+    async def _change(self, action: str, payload: Payload) -> Payload:
+        return self._seen(await self._coordinator.change(action, payload, self._timeout))
+
+    def _seen(self, report: Payload) -> Payload:
+        self._report_of, self._report = self._coordinator.card(), report
+        return self._state(report)
+
+    def _state(self, report: Payload) -> Payload:
+        gate = self._coordinator.gate()
+        return {
+            **report,
+            "state": "changing" if gate.changing else "ready",
+            "waiting_changes": gate.changes,
+            "waiting_jobs": gate.held,
+            "jobs_ahead": gate.ahead,
+        }

@@ -1,0 +1,83 @@
+"""What a client may say about adapters: per request, and in the calls that change the set."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import LoraSetting, LoraUse, line_up_settings
+from sgl_diffusion.server.validate import RequestBody
+
+Alpha = Annotated[float, Field(allow_inf_nan=True)]  # our own text says what is wrong with it
+Strength = Annotated[float, Field(allow_inf_nan=True)]
+
+
+class Lora(BaseModel):
+    """One entry of `lora` in an image or video request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    nickname: str
+    strength: Strength = 1.0
+    path: str | None = None
+
+    def use(self) -> LoraUse:
+        return LoraUse(nickname=self.nickname, strength=self.strength, path=self.path)
+
+
+def parse_lora(text: str) -> Any:
+    """One entry of `lora` from a form."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RequestError(
+            'lora is not a list of objects like {"nickname": "a", "strength": 0.8}.',
+            code="invalid_type",
+            param="lora",
+        ) from None
+
+
+class SetLora(RequestBody):
+    """POST /v1/set_lora"""
+
+    lora_nickname: str | list[str]
+    lora_path: str | list[str | None] | None = None
+    target: str | list[str] = "all"
+    strength: Strength | list[Strength] = 1.0
+    lora_alpha: Alpha | list[Alpha | None] | None = None
+    lora_weight_name: str | list[str | None] | None = None
+    merge_mode: Literal["auto", "merge", "dynamic"] = "auto"
+
+    def settings(self) -> tuple[LoraSetting, ...]:
+        return line_up_settings(
+            lora_nickname=self.lora_nickname,
+            lora_path=self.lora_path,
+            target=self.target,
+            strength=self.strength,
+            lora_alpha=self.lora_alpha,
+            lora_weight_name=self.lora_weight_name,
+        )
+
+
+class UnmergeLora(RequestBody):
+    """POST /v1/unmerge_lora_weights"""
+
+    target: str = "all"
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 1:
+            return value[0]
+        if isinstance(value, list):
+            raise RequestError("target is one target here.", code="invalid_type", param="target")
+        return value
+
+
+class MergeLora(UnmergeLora):
+    """POST /v1/merge_lora_weights"""
+
+    strength: Strength = 1.0

@@ -1,0 +1,95 @@
+"""Adapters on the served image models, merged and per request, against diffusers with PEFT."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.lora import LoraSetting, LoraUse
+from sgl_diffusion.engine.lora.control import lora_control
+from sgl_diffusion.engine.pipeline import Pipeline
+from tests.engine.bench import Bench
+from tests.engine.lora.adapters import prepare
+from tests.oracles import images as oracle
+from tests.recipes.test_flux import opened, unpacked
+
+CALL = {"width": 64, "height": 48, "num_inference_steps": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "tiny_flux_a": {"guidance_scale": 3.5, "max_sequence_length": 64},
+    "tiny_sd3_a": {"guidance_scale": 4.0, "max_sequence_length": 64, "negative_prompt": "grey"},
+    "tiny_z_image_a": {"guidance_scale": 0.0},
+}
+PROMPT = "a red fox in the snow"
+
+
+def _write(transformer: nn.Module, path: Path) -> Path:
+    """An adapter on every linear layer of the transformer, in the names of diffusers."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, nn.Linear):
+            down = torch.randn(2, layer.in_features, generator=generator)
+            up = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
+            tensors[f"transformer.{name}.lora_A.weight"] = down / layer.in_features**0.5
+            tensors[f"transformer.{name}.lora_B.weight"] = up
+    save_file(tensors, path)
+    return path
+
+
+def _want(pipe: Any, call: dict[str, Any]) -> Tensor:
+    latents, _ = oracle.run(pipe, PROMPT, seed=3, **call)
+    return unpacked(latents, call["height"], call["width"]) if latents.ndim == 3 else latents
+
+
+def _run(bench: Bench, name: str) -> Tensor:
+    bench.run()
+    assert not bench.errors
+    return bench.latents[name][0]
+
+
+@pytest.mark.parametrize("checkpoint", CASES)
+def test_merged_and_per_request_equal_diffusers(
+    checkpoint: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(checkpoint)
+    call = {**CALL, **CASES[checkpoint]}
+    pipe = oracle.pipeline(folder)
+    path = _write(pipe.transformer, tmp_path / "a.safetensors")
+    base = _want(pipe, call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.load_lora_weights(str(path), adapter_name="a")
+    pipe.set_adapters(["a"], [0.7])
+    wanted = _want(pipe, call)
+    assert (wanted - base).abs().max() > 0.05, "the adapter shows"
+
+    pipeline: Pipeline = opened(folder)
+    bench = Bench(pipeline)
+    control = lora_control(pipeline, bench.runner, EngineOptions(), None, lambda note: None)
+    assert control.manager is not None
+    pipeline.card = dataclasses.replace(pipeline.card, lora_targets=control.targets)
+    prepare(control.manager, LoraSetting(nickname="a", path=str(path)))
+    (listed,) = control.manager.report()["loaded_adapters"]
+    assert not listed["unmatched"]
+
+    uses = (LoraUse(nickname="a", strength=0.7),)
+    job = bench.add("own", prompt=PROMPT, seed=3, num_frames=1, loras=uses, **call)
+    job.blend = control.blend(uses)
+    found = {"own": _run(bench, "own")}
+    control.manager.replace([LoraSetting(nickname="a", strength=0.7)], "merge")
+    bench.add("merged", prompt=PROMPT, seed=3, num_frames=1, **call)
+    found["merged"] = _run(bench, "merged")
+    control.manager.unmerge("all")
+    bench.add("base", prompt=PROMPT, seed=3, num_frames=1, **call)
+    found["base"] = _run(bench, "base")
+    for name, latents in found.items():
+        expected = base if name == "base" else wanted
+        assert (latents.view(expected.shape) - expected).abs().max() <= 1e-4, name
