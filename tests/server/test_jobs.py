@@ -251,3 +251,20 @@ def test_the_metrics_worth_an_alert(api: Any) -> None:
         "sgld_event_loop_lag_seconds",
     ):
         assert name in text, name
+
+
+def test_a_job_runs_with_its_adapters_or_not_at_all(
+    make_api: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = {"nickname": "ink", "strength": 0.5, "target": "transformer"}
+    first = make_api()
+    first.client.gate.clear()
+    plain = first.post(VIDEOS, json={"prompt": "x"}).json()["id"]
+    monkeypatch.setattr(first.client.loras, "active", lambda: [use])
+    inked = first.post(VIDEOS, json={"prompt": "y"}).json()["id"]
+    first.call(first.context.runner.stop_taking)
+    first.close()
+    second = make_api()
+    assert second.wait_for(plain, "completed", "failed")["status"] == "completed"
+    failed = second.wait_for(inked, "completed", "failed")
+    assert failed["error"]["code"] == "adapters_changed"
