@@ -77,7 +77,7 @@ bench: $(READY)  ## every benchmark, with its peer, on an idle machine
 bench-kernels: $(READY)  ## the CPU kernels' table with every bar
 	$(BIN)/python benchmarks/bench_kernels.py $(ARGS)
 
-# On a machine with a GPU: make gpu-check PART=build|correct|norms|attention|lora
+# On a machine with a GPU: make gpu-check PART=build|correct|norms|attention|lora|denoise|e2e
 PART ?= correct
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(PART) --save $(ARGS)

@@ -23,8 +23,10 @@ Row = dict[str, Any]
 
 def variant(row: Row) -> str:
     """The head dim of an attention and the rank of a merge, which have bars of their own."""
-    last = row["shape"].rpartition("x")[2]
-    return {"attention": f" d{last}", "lora_merge_": f" r{last}"}.get(row["op"], "")
+    sizes = row["shape"].split("x")
+    if row["op"] == "attention":
+        return f"{'' if sizes[0] == sizes[1] else ' cross'} d{sizes[-1]}"
+    return f" r{sizes[-1]}" if row["op"] == "lora_merge_" else ""
 
 
 def label(row: Row) -> str:
@@ -46,7 +48,7 @@ def block(record: dict[str, Any], source: str) -> str:
     facts = record["machine"]
     limits = ", ".join(f"{name} {rate:.0f}" for name, rate in record["limits"].items())
     lines = [
-        f"{facts['cpu']} ({facts['isa']}), {facts['threads']} threads, torch {facts['torch']}, "
+        f"{facts['cpu']} ({facts['isa']}), threads: {facts['threads']}, torch {facts['torch']}, "
         f"{facts['date']}, `{source}`.",
         f"Other processes used {facts['other_cores']} cores; limits: {limits}.",
         "",

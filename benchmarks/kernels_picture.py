@@ -55,7 +55,7 @@ def picture(record: dict[str, Any]) -> str:
     height = TOP + LINE * len(bars) + 34
     facts = record["machine"]
     subtitle = (
-        f"{facts['cpu']} ({facts['isa']}), {facts['threads']} threads, torch {facts['torch']}, "
+        f"{facts['cpu']} ({facts['isa']}), threads: {facts['threads']}, torch {facts['torch']}, "
         f"{facts['date']}; other processes used {facts['other_cores']} cores"
     )
     out = [

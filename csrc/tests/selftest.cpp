@@ -130,8 +130,10 @@ int main() {
   expect(!error_of([] { isa_from_name("sse9"); }).empty(), "an unknown ISA name is an error");
   cap_isa(Isa::scalar);
   expect(active_isa() == Isa::scalar, "the cap lowers the ISA");
+  expect(!active_pairs(), "the cap leaves no products of pairs");
   cap_isa(Isa::avx512_bf16);
   expect(active_isa() == machine_isa(), "the cap never raises the ISA");
+  expect(active_pairs() == (machine_isa() == Isa::avx512_bf16), "asked for, pairs are multiplied");
   for (const int64_t D : {1, 3, 17, 40, 64, 129, 1536})
     for (const int mode : {0, 1, 2, 3}) {
       const bool rms = mode & 1, per_token = mode & 2;

@@ -27,6 +27,8 @@ Note = Callable[[str], None]
 NATIVE: Registry[str] = Registry(
     "native recipe",
     {
+        "Flux2KleinPipeline": "sgl_diffusion.recipes.flux2",
+        "Flux2Pipeline": "sgl_diffusion.recipes.flux2",
         "FluxKontextPipeline": "sgl_diffusion.recipes.flux",
         "FluxPipeline": "sgl_diffusion.recipes.flux",
         "QwenImageEditPipeline": "sgl_diffusion.recipes.qwen_image",

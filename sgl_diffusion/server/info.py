@@ -202,6 +202,8 @@ def _model(context: ServerContext) -> dict[str, Any]:
         "num_gpus": context.settings.num_gpus,
         "task_type": card.tasks[0],
         "supported_task_types": list(card.tasks),
+        "edits": card.edits,
+        "max_images": card.max_images,
         "dit_precision": card.dit_precision,
         "vae_precision": card.vae_precision,
         "pipeline_name": card.family,

@@ -16,6 +16,7 @@ from sgl_diffusion.server.schemas import (
     VideoRequest,
     answers,
 )
+from sgl_diffusion.server.schemas.lora import MergeLora, SetLora, UnmergeLora
 from sgl_diffusion.server.validate import RequestBody
 
 Schema = dict[str, Any]
@@ -115,6 +116,22 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "POST /v1/videos/{video_id}/remix": Operation(
         "Make it again with another prompt.", RemixRequest, answer=answers.Video, errors=(404, 409)
+    ),
+    "POST /v1/set_lora": Operation(
+        "Replace the adapters that every job gets.",
+        SetLora,
+        answer=answers.Status,
+        errors=(404, 409),
+    ),
+    "POST /v1/merge_lora_weights": Operation(
+        "Put that set back into use.", MergeLora, answer=answers.Status, errors=(404, 409)
+    ),
+    "POST /v1/unmerge_lora_weights": Operation(
+        "Take that set out of use.", UnmergeLora, answer=answers.Status, errors=(404, 409)
+    ),
+    "GET /v1/list_loras": Operation("The adapters.", answer=_OBJECT),
+    "DELETE /v1/loras/{nickname}": Operation(
+        "Forget an adapter.", answer=_OBJECT, errors=(400, 404, 409)
     ),
     "POST /v1/images/variations": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/edits": Operation("Not supported.", errors=(404,)),

@@ -37,7 +37,7 @@ async def own_rows(request: Request, context: Context) -> None:
     owner = visible_to(request)
     for kind in ("video", "image"):
         job_id = request.path_params.get(f"{kind}_id")
-        if owner is not None and job_id is not None:
+        if owner is not None and job_id is not None and is_id(job_id, kind):
             await find_row(context, kind, job_id, owner)
 
 

@@ -22,7 +22,13 @@ class Server:
     module = "sgl_diffusion.cli"
     command: tuple[str, ...] = ("serve",)
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.log = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -31,7 +37,8 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+                cwd=cwd,
             )  # fmt: skip
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.engine.pictures import to_pixels
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.worker import DiffusionWorker
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
+from tests.engine.outbox import RecordingOutbox
 
 WIDTH, HEIGHT = 64, 48
 
@@ -232,3 +235,57 @@ def test_what_makes_no_sense_is_refused(
             SamplingParams(prompt="a", **wish), video=wish.get("num_frames", 1) > 1
         )
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+class ReadsPictures:
+    """The pipeline as if it read pictures itself: it writes down what it is given."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.card = dataclasses.replace(pipeline.card, edits="native", max_images=2)
+        self.given: list[tuple[str, list[Image.Image]]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pipeline, name)
+
+    def encode(self, prompt: str, params: object, pictures: list[Image.Image]) -> object:
+        self.given.append((prompt, list(pictures)))
+        return self._pipeline.encode(prompt, params, ())  # type: ignore[arg-type]
+
+
+def test_a_model_that_reads_pictures_gets_them_as_they_are(
+    pipeline: Pipeline, picture: str, folder: Path
+) -> None:
+    other = folder / "other.png"
+    Image.new("RGBA", (30, 200), (255, 0, 0, 0)).save(other)
+    reader = ReadsPictures(pipeline)
+    latents = latents_of(reader, images=(picture, str(other)), negative_prompt="no")  # type: ignore[arg-type]
+    assert [prompt for prompt, _ in reader.given] == ["a cat", "no"], "with and without the prompt"
+    for _, pictures in reader.given:
+        assert [(image.mode, image.size) for image in pictures] == [
+            ("RGB", (WIDTH, HEIGHT)),
+            ("RGB", (30, 200)),
+        ]
+        assert pictures[1].getpixel((0, 0)) == (255, 255, 255), "on white where it is transparent"
+    assert torch.equal(latents, latents_of(pipeline, negative_prompt="no")), "all steps are run"
+
+
+def test_a_mask_keeps_pixels_on_a_model_that_reads_pictures(
+    pipeline: Pipeline, picture: str, mask: str
+) -> None:
+    reader = ReadsPictures(pipeline)
+    (frame,) = frames_of(reader, images=(picture,), mask=mask)  # type: ignore[arg-type]
+    with Image.open(picture) as opened:
+        given = np.asarray(opened).astype(float)
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    inside[16:32, 40:56] = True
+    assert np.array_equal(frame[~inside], given[~inside])
+    assert len(reader.given) == 2 and len(reader.given[0][1]) == 1
+
+
+def test_a_model_that_needs_a_picture_warms_up_with_one(pipeline: Pipeline) -> None:
+    reader = ReadsPictures(pipeline)
+    reader.card = dataclasses.replace(reader.card, min_images=2, lora_targets=())
+    worker = DiffusionWorker(lambda note: reader, EngineOptions(), RecordingOutbox())  # type: ignore[arg-type,return-value]
+    worker.load()
+    assert reader.given and len(reader.given[0][1]) == 2

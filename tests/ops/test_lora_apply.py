@@ -166,3 +166,24 @@ def test_it_is_traced_as_one_graph(level: str) -> None:
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, y, index), step(x, y, index))
+
+
+def test_a_merge_and_its_end_work_within_a_compiled_function(level: str) -> None:
+    """The length of a record depends on the weights, so the graph breaks around both."""
+    (delta,) = _adapters(32, 48, torch.bfloat16)[0][:1]
+    weight, x = torch.randn(48, 32).bfloat16(), torch.randn(4, 32).bfloat16()
+
+    def around(weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        (record,) = ops.lora_merge_([weight], [[delta]])
+        merged = x @ weight.T
+        ops.lora_unmerge_([weight], [record])
+        return merged, x @ weight.T
+
+    base = weight.clone()
+    name = "torch" if level == "torch" else "cpu"
+    with ops.using(lora_merge_=name, lora_unmerge_=name), torch.inference_mode():
+        want = around(weight, x)
+        torch._dynamo.reset()
+        got = torch.compile(around, backend="aot_eager")(weight, x)
+    assert torch.equal(weight, base) and not torch.equal(want[0], want[1])
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])

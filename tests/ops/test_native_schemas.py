@@ -73,6 +73,12 @@ def _calls() -> dict[str, Callable[[Tensor], Any]]:
         "gelu_tanh": activation_in_place,
         "silu_mul": lambda x: ops.silu_mul(x, x),
         "quant_fp8_rowwise": lambda x: ops.quant_fp8_rowwise(x)[1],
+        "cfg_combine_step": lambda x: ops.cfg_combine_step(
+            x, x, x * 2, torch.ones(2), torch.ones(2, 9), x, x, x
+        )[0],
+        "attention_merge": lambda x: ops.attention_merge(
+            x[None], torch.ones(1, 3, 2), x[None] * 2, torch.zeros(1, 3, 2)
+        )[0],
     }
 
 

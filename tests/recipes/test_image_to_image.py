@@ -1,0 +1,95 @@
+"""Image-to-image of every native image family, against diffusers' own pipelines for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgl_diffusion.engine.pictures import to_pixels
+from sgl_diffusion.engine.pipeline import Pipeline
+from tests.oracles import images as oracle
+from tests.recipes.test_flux import opened, run
+
+PROMPT = "a red fox sleeping in the garden"
+WIDTH, HEIGHT = 80, 64
+FAMILIES = ["tiny_flux_a", "tiny_flux_b", "tiny_sd3_a", "tiny_z_image_a"]
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    across, down = np.meshgrid(np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT))
+    path = tmp_path_factory.mktemp("pictures") / "in.png"
+    Image.fromarray(np.stack([across, down, 255 - across], -1).astype(np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request: pytest.FixtureRequest) -> tuple[Pipeline, Any]:
+    from diffusers import AutoPipelineForImage2Image
+
+    path: Path = request.getfixturevalue(request.param)
+    theirs = AutoPipelineForImage2Image.from_pipe(oracle.pipeline(path))
+    theirs.set_progress_bar_config(disable=True)
+    _encode_to_the_mode(theirs.vae)
+    return opened(path), theirs
+
+
+def _encode_to_the_mode(vae: Any) -> None:
+    """diffusers draws from the posterior, which its seed then does not have for the noise."""
+    encode = vae.encode
+
+    def exact(x: torch.Tensor, **options: Any) -> Any:
+        result = encode(x.contiguous(), **options)
+        posterior = result.latent_dist if hasattr(result, "latent_dist") else result[0]
+        posterior.sample = lambda generator=None: posterior.mode()
+        return result
+
+    vae.encode = exact
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_pixels_equal_diffusers(both: tuple[Pipeline, Any], picture: str, strength: float) -> None:
+    ours, theirs = both
+    call = {"num_inference_steps": 5, "guidance_scale": 3.5, "strength": strength}
+    size = {"width": WIDTH, "height": HEIGHT, "max_sequence_length": 64}
+    _, pixels = run(ours, prompt=PROMPT, seed=11, images=(picture,), **size, **call)
+    with Image.open(picture) as image:
+        _, their_pixels = oracle.run(theirs, PROMPT, seed=11, image=image, **size, **call)
+    assert pixels[0].float().std() > 5, "the comparison means something"
+    assert (pixels.int() - their_pixels.int()).abs().max() <= 1
+
+
+def test_both_ends_of_strength(both: tuple[Pipeline, Any], picture: str) -> None:
+    ours, _ = both
+    call = {"prompt": PROMPT, "width": WIDTH, "height": HEIGHT, "num_inference_steps": 4}
+    full, _ = run(ours, images=(picture,), strength=1.0, **call)
+    assert torch.equal(full, run(ours, **call)[0])
+    _, frame = run(ours, images=(picture,), strength=0.0, **call)
+    with Image.open(picture) as image:
+        clean = ours.encode_images(to_pixels(image, WIDTH, HEIGHT))
+    assert torch.equal(frame, next(ours.decode(clean))[0])
+
+
+def test_outside_a_mask_every_pixel_stays(
+    both: tuple[Pipeline, Any], picture: str, tmp_path: Path
+) -> None:
+    ours, _ = both
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[16:48, 24:56] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    call = {"prompt": PROMPT, "width": WIDTH, "height": HEIGHT, "num_inference_steps": 3}
+    latents, frame = run(ours, images=(picture,), mask=str(tmp_path / "mask.png"), **call)
+    with Image.open(picture) as image:
+        given = torch.from_numpy(np.array(image))
+        clean = ours.encode_images(to_pixels(image, WIDTH, HEIGHT))
+    inside = torch.from_numpy(mask > 0)
+    assert torch.equal(frame[~inside], given[~inside])
+    assert (frame[inside].int() - given[inside].int()).abs().float().mean() > 3
+    cells = inside.float()[None, None]
+    free = torch.nn.functional.adaptive_max_pool2d(cells, latents.shape[-2:])[0, 0] > 0
+    assert (latents[..., ~free] - clean[..., ~free]).abs().max() < 1e-5
