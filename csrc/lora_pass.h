@@ -1,4 +1,4 @@
-// What bindings_cuda.cpp registers of sgld/lora_pass.h, and the boundary that both devices share.
+// What bindings_cuda.cpp registers of the passes in sgld/lora_pass.h, and the boundary that both devices share.
 #pragma once
 
 #include "sgld/lora_pass.h"

@@ -161,6 +161,7 @@ def test_a_mask_reaches_the_worker_as_it_is(api: Any) -> None:
         ({"image": file()}, {"size": "50x50"}, "invalid_size", "size"),
         ({"image": file()}, {"imgae": "x"}, "unknown_parameter", "imgae"),
         ({"image": file()}, {"input_fidelity": "exact"}, "unsupported_parameter", "input_fidelity"),
+        ({"image": file(), "markup": file()}, {}, "unsupported_parameter", "markup"),
         ({"image": file()}, {"num_frames": "5"}, "unsupported_parameter", "num_frames"),
         ({"image": file()}, {"partial_images": "1"}, "conflicting_parameters", "partial_images"),
     ],
