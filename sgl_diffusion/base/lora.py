@@ -59,7 +59,7 @@ def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
     names = [use.nickname for use in uses]
     for name in names:
         if names.count(name) > 1:
-            raise RequestError(f"{param} names {name!r} twice.", param=param)
+            raise RequestError(f"{param} names {name!r} twice.", code="lora_twice", param=param)
 
 
 def check_nickname(name: str, param: str = "lora_nickname") -> None:
@@ -216,6 +216,7 @@ def _check_twice(settings: Sequence[LoraSetting]) -> None:
             if (setting.nickname, place) in seen:
                 raise RequestError(
                     f"lora_nickname names {setting.nickname!r} twice for one target.",
+                    code="lora_twice",
                     param="lora_nickname",
                 )
             seen.add((setting.nickname, place))

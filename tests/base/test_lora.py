@@ -52,9 +52,9 @@ def test_a_mismatch_says_which_list_has_how_many(given, param, text):
         ({"lora_alpha": math.inf}, "not_finite"),
         ({"lora_nickname": "../x"}, "invalid_value"),
         ({"lora_nickname": "n" * 10_000}, "invalid_value"),
-        ({"lora_nickname": ["a", "a"]}, "invalid_value"),
+        ({"lora_nickname": ["a", "a"]}, "lora_twice"),
         ({"lora_nickname": []}, "out_of_range"),
-        ({"lora_nickname": ["a", "a"], "target": ["all", "transformer_2"]}, "invalid_value"),
+        ({"lora_nickname": ["a", "a"], "target": ["all", "transformer_2"]}, "lora_twice"),
         ({"lora_path": " "}, "lora_path_not_allowed"),
         ({"lora_path": "a\0b"}, "lora_path_not_allowed"),
     ],
@@ -75,7 +75,7 @@ def test_one_adapter_may_have_a_strength_for_each_expert():
 @pytest.mark.parametrize(
     ("uses", "code"),
     [
-        ([LoraUse(nickname="a"), LoraUse(nickname="a", strength=2)], "invalid_value"),
+        ([LoraUse(nickname="a"), LoraUse(nickname="a", strength=2)], "lora_twice"),
         ([LoraUse(nickname="a", strength=math.inf)], "not_finite"),
         ([LoraUse(nickname="a", strength=-101)], "out_of_range"),
         ([LoraUse(nickname=f"a{i}") for i in range(17)], "out_of_range"),

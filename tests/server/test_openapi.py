@@ -26,7 +26,8 @@ BEYOND_SCHEMA = {
     "invalid_image", "invalid_size", "local_path_not_allowed", "mismatched_lengths",
     "model_not_found", "prompt_empty", "request_too_large", "task_not_supported",
     "invalid_mask", "too_many_images", "too_many_parts", "unsupported_image_format",
-    "unsupported_url_scheme", "url_not_allowed",
+    "unsupported_url_scheme", "url_not_allowed", "lora_not_supported", "lora_twice",
+    "lora_path_not_allowed",
 }  # fmt: skip
 
 

@@ -81,7 +81,8 @@ class Sampling(RequestBody):
         entries = [value] if isinstance(value, str | dict) else value
         if not isinstance(entries, list):
             return entries
-        return [parse_lora(entry) if isinstance(entry, str) else entry for entry in entries]
+        read = [parse_lora(entry) if isinstance(entry, str) else entry for entry in entries]
+        return read[0] if len(read) == 1 and isinstance(read[0], list) else read
 
     @field_validator("size")
     @classmethod

@@ -8,11 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.lora import LoraSetting, LoraUse, line_up_settings
+from sgl_diffusion.base.lora import MAX_STRENGTH, LoraSetting, LoraUse, line_up_settings
 from sgl_diffusion.server.validate import RequestBody
 
-Alpha = Annotated[float, Field(allow_inf_nan=True)]  # our own text says what is wrong with it
-Strength = Annotated[float, Field(allow_inf_nan=True)]
+# For /openapi.json; base/lora.py checks them, with texts of its own.
+NICKNAME = r"^[A-Za-z0-9][A-Za-z0-9_.+@ -]{0,127}$"
+PATH = r"^[!-~]{1,200}$"
+STRENGTH: dict[str, Any] = {"minimum": -MAX_STRENGTH, "maximum": MAX_STRENGTH}
+# Our own texts say what is wrong with NaN.
+Strength = Annotated[float, Field(allow_inf_nan=True, json_schema_extra=STRENGTH)]
+Alpha = Annotated[float, Field(allow_inf_nan=True)]
 
 
 class Lora(BaseModel):
@@ -20,9 +25,9 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    nickname: str
+    nickname: Annotated[str, Field(json_schema_extra={"pattern": NICKNAME})]
     strength: Strength = 1.0
-    path: str | None = None
+    path: Annotated[str, Field(json_schema_extra={"pattern": PATH})] | None = None
 
     def use(self) -> LoraUse:
         return LoraUse(nickname=self.nickname, strength=self.strength, path=self.path)
