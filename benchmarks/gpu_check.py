@@ -1,6 +1,6 @@
 """The GPU check in parts of a few minutes: build, correctness, benchmarks against peers.
 
-    python benchmarks/gpu_check.py build|correct|norms|attention|lora [--save]
+    python benchmarks/gpu_check.py build|correct|norms|attention|lora|denoise|e2e [--save]
 
 Every part can run by itself and builds what is missing first. Peers are timed in turns in one
 process over several sets of random inputs; each part prints a table and one JSON line, and with
@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-PARTS = ("build", "correct", "norms", "attention", "lora")
+PARTS = ("build", "correct", "norms", "attention", "lora", "denoise", "e2e")
 SANITIZER_SECONDS = 150
 SETS = 3  # input sets in rotation, so that the cache does not serve the next call
 
@@ -88,6 +88,11 @@ def compare(peers: Peers, repeats: int = 9, span_ms: float = 20.0) -> dict[str, 
     import torch
 
     def group(work: Callable[[int], Any], calls: int) -> float:
+        if not torch.cuda.is_available():
+            begin = time.perf_counter()
+            for i in range(calls):
+                work(i % SETS)
+            return (time.perf_counter() - begin) * 1e3 / calls
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for i in range(calls):
@@ -184,7 +189,8 @@ def main() -> int:
     if options.part == "correct":
         rows = correct()
     elif options.part != "build":
-        cases = importlib.import_module("benchmarks.gpu_cases")
+        name = "gpu_engine" if options.part in ("denoise", "e2e") else "gpu_cases"
+        cases = importlib.import_module(f"benchmarks.{name}")
         with torch.inference_mode():
             rows = getattr(cases, options.part)()
     report(options.part, rows, options.save)

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/cuda_ops.h"
+#include "lora_pass.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
   m.def(
@@ -19,7 +20,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
   m.def(
       "cuda_sm90_attention(Tensor q, Tensor k, Tensor v, float scale, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, int max_seqlen_q, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  // The tables hold addresses, of weights that it changes among others.
+  m.def(
+      "lora_pass(int mode, ScalarType dtype, Tensor matrices, Tensor parts, Tensor scales, "
+      "Tensor owner, Tensor(a!) starts, Tensor(b!) counts, Tensor places, Tensor(c!) sums) -> ()");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(sgld, CPU, m) { m.impl("lora_pass", TORCH_BOX(&sgld::lora_pass_cpu)); }
 
 #if defined(SGLD_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(sgld, CUDA, m) {
@@ -27,5 +34,6 @@ STABLE_TORCH_LIBRARY_IMPL(sgld, CUDA, m) {
   m.impl("cuda_qk_norm_rope", TORCH_BOX(&sgld::qk_norm_rope_cuda));
   m.impl("cuda_attention", TORCH_BOX(&sgld::attention_cuda));
   m.impl("cuda_sm90_attention", TORCH_BOX(&sgld::attention_sm90_cuda));
+  m.impl("lora_pass", TORCH_BOX(&sgld::lora_pass_cuda));
 }
 #endif

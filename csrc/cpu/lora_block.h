@@ -7,6 +7,7 @@
 
 #include "lora_codes.h"
 #include "sgld/lora.h"
+#include "sgld/lora_element.h"
 #include "sgld/vec.h"
 
 #if defined(__SSE__)
@@ -147,7 +148,7 @@ struct LoraKernel {
     return f.block_begin <= b.index && b.index < f.block_end;
   }
 
-  // merged - update: near the weight that was merged. Of a bf16 the lower half is cut off rather than rounded.
+  // lora_recomputed, a vector at a time.
   template <class T, class U>
   static void recompute(const T* merged, const float* update, U* back) {
     for (int j = 0; j < kLoraGroup; j += V::width) {
@@ -163,23 +164,11 @@ struct LoraKernel {
     }
   }
 
-  template <class U>
+  template <class T, class U>
   static uint32_t checksum(const U* bits) {
-    using Signed = std::make_signed_t<U>;
     uint32_t sum = 0;
-    for (int j = 0; j < kLoraGroup; ++j)
-      sum += static_cast<uint32_t>(int32_t{static_cast<Signed>(bits[j])}) * (2 * j + 1);
+    for (uint32_t j = 0; j < kLoraGroup; ++j) sum += lora_checksum<T>(bits[j], j);
     return sum;
-  }
-
-  template <class T>
-  struct Bits {
-    using type = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-  };
-  template <class T>
-  static constexpr typename Bits<T>::type exponent() {
-    if constexpr (std::is_same_v<T, float>) return 0x7f800000u;
-    return std::is_same_v<T, bf16> ? 0x7f80u : 0x7c00u;
   }
 
   template <class T, class U>
@@ -190,17 +179,12 @@ struct LoraKernel {
     std::memcpy(old, weight, sizeof old);
     for (int j = 0; j < kLoraGroup; j += V::width)
       (V::load(weight + j) + V::load(update + j)).store(merged + j);
-    sum += checksum(old);
+    sum += checksum<T>(old);
     std::memcpy(weight, merged, sizeof merged);
     if (bits == 0) return;
     recompute(merged, update, back);
-    const U escape = static_cast<U>((1 << bits) - 1), bias = escape / 2;
     uint8_t code[kLoraGroup];
-    for (int j = 0; j < kLoraGroup; ++j) {
-      const U k = static_cast<U>(old[j] - back[j] + bias);
-      const bool fits = k < escape && (old[j] & exponent<T>()) != exponent<T>();
-      code[j] = static_cast<uint8_t>(fits ? k : escape);
-    }
+    for (int j = 0; j < kLoraGroup; ++j) code[j] = lora_code<T>(old[j], back[j], bits);
     lora_pack(code, bits, words);
     for (uint32_t escaped = lora_escaped(words, bits); escaped; escaped &= escaped - 1)
       *escapes++ = old[__builtin_ctz(escaped)];
@@ -213,11 +197,10 @@ struct LoraKernel {
     uint8_t code[kLoraGroup];
     recompute(weight, update, back);
     lora_unpack(words, bits, code);
-    const U bias = static_cast<U>(((1 << bits) - 1) / 2);
-    for (int j = 0; j < kLoraGroup; ++j) back[j] = static_cast<U>(back[j] + code[j] - bias);
+    for (int j = 0; j < kLoraGroup; ++j) back[j] = lora_decoded<T>(back[j], code[j], bits);
     for (uint32_t escaped = lora_escaped(words, bits); escaped; escaped &= escaped - 1)
       back[__builtin_ctz(escaped)] = *escapes++;
-    sum += checksum(back);
+    sum += checksum<T>(back);
     std::memcpy(weight, back, sizeof back);
   }
 
@@ -292,7 +275,7 @@ struct LoraKernel {
 
   template <class T, bool kMerge, int kBits>
   static LoraPassed pass(const LoraBlock& b) {
-    using U = typename Bits<T>::type;
+    using U = LoraBits<T>;
     using Escapes = std::conditional_t<kMerge, U*, const U*>;
     alignas(64) float update[kLoraRows * kLoraPanel];
     Escapes escapes = static_cast<U*>(b.escapes);

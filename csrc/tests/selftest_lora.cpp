@@ -14,6 +14,8 @@
 #include "lora_pack.h"
 #include "lora_units.h"
 #include "sgld/isa.h"
+#include "sgld/lora_pass.h"
+#include "sgld/lora_piece.h"
 
 namespace {
 
@@ -149,9 +151,79 @@ void the_cheapest_code_wins() {
   expect(choose(100, 10, 5, DType::f32) == 3, "fp32: 3 bits");
 }
 
+// What a thread of a GPU does with 8 weights, for every exponent and with what has none, and back.
+template <class T>
+void pieces_survive(const char* name) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 20000; ++round) {
+    LoraPiece<T> old;
+    float update[kLoraPiece];
+    for (int j = 0; j < kLoraPiece; ++j) {
+      const auto bits = static_cast<LoraBits<T>>(random());
+      std::memcpy(&old.weight[j], &bits, sizeof bits);
+      // Mostly near the weight's own size, so that codes of every kind appear.
+      const float near = widen(old.weight[j]) * 0.3f * static_cast<float>(random() % 200) / 100.0f;
+      update[j] = round % 3 == 0 || !std::isfinite(near) ? 1e-3f : near;
+    }
+    const int bits = kLoraMinBits + round % 3;
+    const auto column = static_cast<uint32_t>(round % 4 * kLoraPiece);
+    const auto r = lora_merge_piece(old, update, bits, column);
+    expect(lora_piece_escaped(r.planes, bits) == r.escaped, "planes say what escaped");
+    LoraPiece<T> back = lora_unmerge_piece(r.merged, update, r.planes, bits);
+    uint32_t checksum = 0;
+    for (int j = 0; j < kLoraPiece; ++j) {
+      if (r.escaped >> j & 1u) back.weight[j] = old.weight[j];
+      checksum += lora_checksum<T>(lora_bits(back.weight[j]), column + j);
+      const bool finite = (lora_bits(old.weight[j]) & lora_exponent<T>()) != lora_exponent<T>();
+      expect(finite || (r.escaped >> j & 1u), "what is not finite escapes");
+    }
+    expect(std::memcmp(&back, &old, sizeof old) == 0, std::string(name) + " piece comes back");
+    expect(checksum == r.checksum, "the checksum is of the weights before");
+    const auto none = lora_merge_piece(old, update, 0, column);
+    expect(none.planes == 0 && none.escaped == 0, "no codes");
+    if (failures > 0) return;
+  }
+}
+
+void arithmetic_flushes_what_is_subnormal() {
+  const float tiny = bits_to_float(1), small = 0x1p-100f;
+  expect(lora_fused(tiny, 1e30f, 0.0f) == 0.0f, "operands");
+  expect(lora_fused(small, small, 0.0f) == 0.0f, "results");
+  expect(lora_sum(0x1.8p-126f, -0x1p-126f) == 0.0f, "sums");
+  expect(lora_scaled(small, small, 7.0f, false, true) == 0.0f, "the first adapter");
+  expect(lora_scaled(0x1p-70f, 0x1p-70f, 0.0f, true, true) == 0x1p-140f,
+         "an only adapter does not");
+  expect(lora_fused(0x1.000002p0f, 0x1.000002p0f, -0x1.000004p0f) == 0x1p-46f, "one rounding");
+}
+
+void the_gpu_tile_reads_without_conflicts() {
+  bool seen[kLoraPanel] = {};
+  for (int c = 0; c < kLoraPanel; ++c) seen[lora_down_at(c)] = true;
+  for (const bool one : seen) expect(one, "a permutation of the columns");
+  // 16 bytes of 8 threads at a time must meet all 32 banks.
+  for (int half = 0; half < 2; ++half)
+    for (int first = 0; first < 16; first += 8) {
+      int banks[32] = {};
+      for (int thread = first; thread < first + 8; ++thread)
+        for (int b = 0; b < 4; ++b) ++banks[lora_down_at(thread * 8 + half * 4 + b) % 32];
+      for (const int count : banks) expect(count == 1, "banks");
+    }
+  int64_t part[kLoraPartColumns] = {};
+  part[kLoraStart] = 47;
+  part[kLoraPartRows] = 50;
+  expect(lora_reaches(part, 0) && lora_reaches(part, 1) && lora_reaches(part, 2), "three blocks");
+  expect(!lora_reaches(part, 3), "97 rows end in the third");
+  expect(lora_grid(5, 132) == 5 && lora_grid(1 << 20, 132) == 264, "grid");
+}
+
 }  // namespace
 
 int main() {
+  pieces_survive<float>("fp32");
+  pieces_survive<bf16>("bf16");
+  pieces_survive<f16>("fp16");
+  arithmetic_flushes_what_is_subnormal();
+  the_gpu_tile_reads_without_conflicts();
   kernels_agree();
   codes_survive_packing();
   the_cheapest_code_wins();

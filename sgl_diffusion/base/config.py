@@ -47,7 +47,7 @@ class EngineOptions:
         "auto", "Precision of the text encoder.", choices=PRECISIONS
     )
     attention_backend: str = option(
-        "auto", "Attention implementation: auto, flash, native or sdpa."
+        "auto", "Attention implementation: auto, flash, native, triton or sdpa."
     )
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
     lora_path: tuple[str, ...] = option(

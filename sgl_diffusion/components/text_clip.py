@@ -45,6 +45,12 @@ class TextClip:
         model = load_pretrained(kind, folder, dtype=dtype, device=device)
         return cls(load_tokenizer(index, tokenizer), model)
 
+    @property
+    def module(self) -> nn.Module:
+        """The encoder, whose names are those of transformers."""
+        model: nn.Module = self._model
+        return model
+
     def blocks(self) -> list[nn.Module]:
         return [module for module in self._model.modules() if type(module).__name__ == _LAYER]
 

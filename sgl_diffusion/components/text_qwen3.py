@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,10 +38,19 @@ class TextQwen3:
         return list(self._model.layers)
 
     @torch.inference_mode()
-    def encode(self, prompt: str, max_length: int, *, layer: int, thinking: bool) -> Tensor:
-        """[1, L, width]: states of the prompt's own tokens, with those of the chat around it.
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        *,
+        layers: Sequence[int],
+        thinking: bool,
+        padded: bool = False,
+    ) -> Tensor:
+        """[1, L, layers * width]: the states after these layers, side by side, of the prompt's
+        tokens and those of the chat around it.
 
-        A longer chat is cut to `max_length` tokens.
+        A longer chat is cut to `max_length` tokens; a shorter one is filled up if `padded`.
         """
         text = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
@@ -49,8 +59,13 @@ class TextQwen3:
             enable_thinking=thinking,
         )
         tokens = self._tokenizer(
-            [text], max_length=max_length, truncation=True, return_tensors="pt"
+            [text],
+            max_length=max_length,
+            truncation=True,
+            padding="max_length" if padded else False,
+            return_tensors="pt",
         ).to(self._model.device)
-        output = self._model(tokens.input_ids, output_hidden_states=True, use_cache=False)
-        states: Tensor = output.hidden_states[layer]
-        return states
+        output = self._model(
+            tokens.input_ids, tokens.attention_mask, output_hidden_states=True, use_cache=False
+        )
+        return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)

@@ -34,6 +34,12 @@ class TextT5:
         model = load_pretrained(T5EncoderModel, folder, dtype=dtype, device=device)
         return cls(load_tokenizer(index, tokenizer), model)
 
+    @property
+    def module(self) -> nn.Module:
+        """The encoder, whose names are those of transformers."""
+        model: nn.Module = self._model
+        return model
+
     def blocks(self) -> list[nn.Module]:
         return list(self._model.encoder.block)
 

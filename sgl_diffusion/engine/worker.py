@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from sgl_diffusion import ops
+from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
@@ -83,9 +84,11 @@ class DiffusionWorker:
         self._outbox.loading("warming up")
         edge = card.size_multiple
         wish = SamplingParams(prompt="warm-up", width=edge, height=edge, num_inference_steps=1)
-        self._active.add(Job(_WARM_UP, card.resolve(wish, video=False)))
-        while self._active.step():
-            pass
+        with blank_pictures(card.min_images) as images:
+            wish = dataclasses.replace(wish, images=images)
+            self._active.add(Job(_WARM_UP, card.resolve(wish, video=False)))
+            while self._active.step():
+                pass
         self._active.counters.clear()
         if self._load_error is not None:
             raise self._load_error

@@ -27,11 +27,12 @@ class Mlp(nn.Module):
         hidden: int,
         out_features: int,
         activation: Literal["gelu_tanh", "silu"],
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.linear_1 = Linear(in_features, hidden)
+        self.linear_1 = Linear(in_features, hidden, bias)
         self.activation = activation
-        self.linear_2 = Linear(hidden, out_features)
+        self.linear_2 = Linear(hidden, out_features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(x)))

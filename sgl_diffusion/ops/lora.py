@@ -6,7 +6,7 @@ that are merged must be unmerged before other adapters are merged into them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.base.errors import EngineError
-from sgl_diffusion.ops import library, lora_truth
+from sgl_diffusion.ops import cuda_lora, library, lora_truth
 from sgl_diffusion.ops.dispatch import FLOATS, Implementation, Op
 from sgl_diffusion.ops.lora_types import ALGORITHM, LoraDelta, LoraRecord
 
@@ -109,15 +109,30 @@ def _fake(x: Tensor, y: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(y)
 
 
+def _on_gpu(run: Callable[..., Any]) -> Implementation:
+    """The CUDA kernels; on the CPU, by name, their tiles one after another."""
+    return Implementation(
+        "cuda",
+        run,
+        ("cuda",),
+        sm=range(80, 1000),
+        named_devices=("cpu",),
+        absent=library.without_cuda,
+        refuses=_refuses,
+    )
+
+
 _merge = Op(
     "lora_merge_",
     _merge_truth,
     Implementation("cpu", _merge_native, ("cpu",), absent=library.absent, refuses=_refuses),
+    _on_gpu(cuda_lora.merge),
 )
 _unmerge = Op(
     "lora_unmerge_",
     _unmerge_truth,
     Implementation("cpu", _unmerge_native, ("cpu",), absent=library.absent, refuses=_refuses),
+    _on_gpu(cuda_lora.unmerge),
 )
 _apply = Op(
     "lora_apply",

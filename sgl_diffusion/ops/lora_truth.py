@@ -133,10 +133,15 @@ def _choose_bits(k: Tensor, finite: Tensor, width: int) -> int:
         tile = padded[block * ROWS :, panel * PANEL :][:ROWS, :PANEL]
         tiles.append(tile.flatten())
     sample = torch.cat(tiles)
+    escaped = [int((sample > (1 << bits) // 2 - 1).sum().item()) for bits in BITS]
+    return cheapest(escaped, sample.numel(), width)
+
+
+def cheapest(escaped: Sequence[int], total: int, width: int) -> int:
+    """The bits of the code that costs least, by its escapes among some weights; 0 for a copy."""
     best, least = 0, width / 2
-    for bits in BITS:
-        escaped = int((sample > (1 << bits) // 2 - 1).sum().item())
-        cost = bits + escaped / sample.numel() * width
+    for bits, count in zip(BITS, escaped, strict=True):
+        cost = bits + count / total * width
         if cost < least:
             best, least = bits, cost
     return best

@@ -24,7 +24,7 @@ class Pace:
         self._per_job = took if self._per_job is None else 0.8 * self._per_job + 0.2 * took
         self._last_end = now
 
-    def eta(self, jobs: int) -> float | None:
+    def eta(self, jobs: float) -> float | None:
         """Seconds for so many jobs; None before the first one ended."""
         return None if self._per_job is None else jobs * self._per_job
 

@@ -21,6 +21,7 @@ from sgl_diffusion.components.vae_kl import VaeKl
 from sgl_diffusion.engine.pictures import to_pixels
 from sgl_diffusion.engine.pipeline import Adaptable, Combine
 from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.models.flux import FluxContext, FluxParams, FluxTransformer
 from sgl_diffusion.models.flux_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
@@ -106,7 +107,11 @@ class Flux:
         return [*self._transformer.blocks(), *self._t5.blocks(), *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES, "FluxTransformer2DModel")}
+        return {
+            "transformer": Adaptable(self._transformer, RULES, "FluxTransformer2DModel"),
+            "text_encoder": Adaptable(self._clip.module, Rules(), "CLIPTextModel"),
+            "text_encoder_2": Adaptable(self._t5.module, Rules(), "T5EncoderModel"),
+        }
 
     def solver(self, params: ResolvedParams) -> Solver:
         tokens = params.width * params.height // self.card.size_multiple**2

@@ -21,6 +21,7 @@ from sgl_diffusion.components.text_t5 import TextT5
 from sgl_diffusion.components.vae_kl import VaeKl
 from sgl_diffusion.engine.pipeline import Adaptable, Combine
 from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.models.sd3 import Sd3Context, Sd3Params, Sd3Transformer
 from sgl_diffusion.models.sd3_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
@@ -112,7 +113,13 @@ class Sd3:
         return [*self._transformer.blocks, *text, *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES, "SD3Transformer2DModel")}
+        result = {"transformer": Adaptable(self._transformer, RULES, "SD3Transformer2DModel")}
+        for number, clip in zip(("", "_2"), self._clips, strict=True):
+            name = f"text_encoder{number}"
+            result[name] = Adaptable(clip.module, Rules(), "CLIPTextModelWithProjection")
+        if self._t5 is not None:
+            result["text_encoder_3"] = Adaptable(self._t5.module, Rules(), "T5EncoderModel")
+        return result
 
     def solver(self, params: ResolvedParams) -> Solver:
         steps, shift = params.num_inference_steps, params.flow_shift

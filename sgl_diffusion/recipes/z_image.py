@@ -99,7 +99,7 @@ class ZImage:
         self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
     ) -> ZImageContext:
         length = params.max_sequence_length
-        states = self._text.encode(prompt, length, layer=-2, thinking=True)
+        states = self._text.encode(prompt, length, layers=[-2], thinking=True)
         return self._transformer.prepare(states)
 
     def encode_images(self, pixels: Tensor) -> Tensor:

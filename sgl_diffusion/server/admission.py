@@ -6,6 +6,7 @@ the queues are bounded.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -106,6 +107,11 @@ class Admission:
         ticket = Ticket(self, kind, owner)
         self._tickets.add(ticket)
         return ticket
+
+    def eta(self, kind: str, jobs: float) -> int | None:
+        """Seconds that so many jobs will take, by those that have ended; None before the first."""
+        seconds = self._paces[kind].eta(jobs)
+        return None if seconds is None else math.ceil(seconds)
 
     def metrics(self) -> list[Metric]:
         depth = Counter(ticket.kind for ticket in self._tickets if ticket.waits)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -39,6 +37,7 @@ from sgl_diffusion.server.keeper import Keeper
 from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.outcomes import Outcomes
+from sgl_diffusion.server.pools import media_pool, video_pool
 from sgl_diffusion.server.probe import Probe
 from sgl_diffusion.server.rows import own_rows
 from sgl_diffusion.server.storage import Bucket
@@ -66,11 +65,11 @@ ROUTERS = (
 def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     """`client` and `jobs` are started and stopped by the caller; the app's own work lives in its
     lifespan. `app.state.context` is what the routes share."""
-    threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="media")
+    threads, encoders = media_pool(), video_pool()
     files = Files(settings.data_dir)
     keeper = Keeper(jobs, files, settings.jobs)
     admission = Admission(settings.jobs, keeper)
-    outcomes = Outcomes(jobs, files, keeper, threads, metadata=settings.metadata)
+    outcomes = Outcomes(jobs, files, keeper, encoders, metadata=settings.metadata)
     runner = VideoRunner(client, jobs, files, settings, admission, outcomes)
     fetcher = Fetcher(settings.fetch)
     inputs = Inputs(settings.inputs, fetcher, threads)
@@ -112,7 +111,8 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
             if uploads is not None:
                 await uploads.stop()
             fetcher.close()
-            threads.shutdown(cancel_futures=True)
+            for pool in (threads, encoders):
+                pool.shutdown(cancel_futures=True)
 
     app = FastAPI(
         title="sgl_diffusion",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.server.ids import new_id
@@ -73,11 +74,11 @@ class Probe:
         wish = SamplingParams(prompt="health", num_inference_steps=1)
         card = self._client.card()
         if card is not None:
-            edge = card.size_multiple
-            wish = SamplingParams(prompt="health", width=edge, height=edge, num_inference_steps=1)
-        params = self._client.resolve(wish, video=False)
-        handle = await self._client.submit(params, job_id=new_id("probe"), deadline=_DEADLINE)
-        try:
-            await handle.result()
-        finally:
-            handle.cancel()  # does nothing to a job that has ended
+            wish = replace(wish, width=card.size_multiple, height=card.size_multiple)
+        with blank_pictures(card.min_images if card is not None else 0) as images:
+            params = self._client.resolve(replace(wish, images=images), video=False)
+            handle = await self._client.submit(params, job_id=new_id("probe"), deadline=_DEADLINE)
+            try:
+                await handle.result()
+            finally:
+                handle.cancel()  # does nothing to a job that has ended

@@ -29,7 +29,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+    def __init__(
+        self, frames: AsyncIterator[bytes], close: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(_until_error(frames), headers=_HEADERS)
         self._close = close
 
@@ -37,7 +39,8 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._close()
+            if self._close is not None:
+                self._close()
 
 
 def frame(data: Mapping[str, Any]) -> bytes:

@@ -86,10 +86,17 @@ def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:
     snapshot = context.runner.snapshot(row.id)
     position = context.runner.position(row.id)
     if snapshot is None or snapshot.state == "queued":
-        return {"status": "queued", "progress": 0, "queue_position": position}
+        ahead = 0 if position is None else position
+        return {
+            "status": "queued",
+            "progress": 0,
+            "queue_position": position,
+            "eta_s": context.admission.eta(KIND, ahead + 1),
+        }
     return {
         "status": "in_progress",
         "progress": min(snapshot.progress, 99),
         "attempt": snapshot.attempt,
         "state_detail": snapshot.phase or None,
+        "eta_s": context.admission.eta(KIND, 1 - snapshot.progress / 100),
     }

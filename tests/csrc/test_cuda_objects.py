@@ -44,8 +44,16 @@ WIDE = {
     "norm_modulate_registers_kernel": 3 * 3,  # dtypes, items
     "gated_norm_registers_kernel": 3 * 2,
     "qk_norm_rope_kernel": 3 * 2,  # dtypes, rotations
+    "lora_merge_kernel": 3,  # dtypes
+    "lora_unmerge_kernel": 3,
 }
-STREAMED = {"norm_modulate_streamed_kernel": 3, "gated_norm_streamed_kernel": 3}
+STREAMED = {
+    "norm_modulate_streamed_kernel": 3,
+    "gated_norm_streamed_kernel": 3,
+    "lora_sample_kernel": 3,  # reads a few panels
+    "lora_count_kernel": 1,
+    "lora_gather_kernel": 2,  # 16 and 32 bits
+}
 MATRIX = {"sm80_attention_kernel": 2}  # head dims
 HOPPER = {"sm90_attention_kernel": 2}  # compiled for sm_90a only
 ARCHITECTURES = 3
@@ -104,6 +112,18 @@ def test_sm90_attention_is_made_of_copies_and_products_of_warpgroups(
         assert softmax.count("MUFU.EX2") > keys // 2, "the softmax runs beside the values' product"
         # Ping-pong: the turn is waited for and passed on.
         assert "BAR.SYNC" in text and "BAR.ARV" in text
+
+
+def test_lora_has_only_the_fused_operations_that_it_asks_for(
+    kernels: dict[str, list[str]],
+) -> None:
+    """A product and a sum that the compiler fused would give other bits than a CPU."""
+    for name in ("lora_merge_kernel", "lora_unmerge_kernel"):
+        for text in kernels[name]:
+            assert "FFMA.FTZ" in text and "LDS.128" in text
+            plain = set(re.findall(r"\bFFMA(?!\.FTZ)[\w.]*", text))
+            # Of fp16 a product by a power of two, which is exact, may be fused.
+            assert not plain or "3f16" in text.split("\n", 1)[0], name
 
 
 def test_the_library_loads_without_cuda_torch() -> None:

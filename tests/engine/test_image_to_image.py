@@ -15,8 +15,10 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.engine.pictures import to_pixels
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.worker import DiffusionWorker
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
+from tests.engine.outbox import RecordingOutbox
 
 WIDTH, HEIGHT = 64, 48
 
@@ -279,3 +281,11 @@ def test_a_mask_keeps_pixels_on_a_model_that_reads_pictures(
     inside[16:32, 40:56] = True
     assert np.array_equal(frame[~inside], given[~inside])
     assert len(reader.given) == 2 and len(reader.given[0][1]) == 1
+
+
+def test_a_model_that_needs_a_picture_warms_up_with_one(pipeline: Pipeline) -> None:
+    reader = ReadsPictures(pipeline)
+    reader.card = dataclasses.replace(reader.card, min_images=2, lora_targets=())
+    worker = DiffusionWorker(lambda note: reader, EngineOptions(), RecordingOutbox())  # type: ignore[arg-type,return-value]
+    worker.load()
+    assert reader.given and len(reader.given[0][1]) == 2

@@ -24,3 +24,9 @@ def close(got: Tensor, want: Tensor, steps: float = 1.0) -> None:
 def relative(got: Tensor, want: Tensor) -> float:
     """The norm of the error over the norm of the exact result."""
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal bytes: NaN equals itself, and zero is not negative zero."""
+    assert a.dtype == b.dtype and a.shape == b.shape
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ops import triton_lora
-from tests.gpu.common import close, fresh
+from sgl_diffusion import ops
+from sgl_diffusion.ops import LoraDelta, triton_lora
+from tests.gpu.common import close, fresh, same
 
 pytestmark = pytest.mark.gpu
 
@@ -47,6 +48,44 @@ def test_a_hundred_cycles_leave_the_weights_as_they_were() -> None:
         triton_lora.lora_unmerge_(weights, a, b, scales, codes)
     for w, old in zip(weights, before, strict=True):
         assert torch.equal(w, old)
+
+
+@pytest.mark.parametrize("factor", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_cuda_gets_the_bits_of_the_cpu(dtype: torch.dtype, factor: torch.dtype) -> None:
+    """Merged weights and records: a merge on one is undone on the other."""
+    weights, deltas = [], []
+    for rows, columns in [(1, 1), (130, 257), (1536, 3072), (5, 123), (300, 512)]:
+        weights.append(fresh(rows, columns, dtype=dtype, size=0.02))
+        down, up = fresh(41, columns, dtype=factor), fresh(rows, 41, dtype=factor, size=1e-3)
+        more = LoraDelta(fresh(8, columns), fresh(rows // 2, 8, size=1e-3), -0.7, rows // 3)
+        deltas.append([LoraDelta(down, up, 0.5), more])
+    weights[1].view(-1)[:4] = torch.tensor([0.0, -0.0, float("nan"), -float("inf")])
+    before = [weight.cpu() for weight in weights]
+    on_cpu = [weight.clone() for weight in before]
+    moved = [
+        [LoraDelta(d.down.cpu(), d.up.cpu(), d.scale, d.start) for d in some] for some in deltas
+    ]
+    wanted = ops.lora_merge_(on_cpu, moved)
+    with ops.using(lora_merge_="cuda", lora_unmerge_="cuda"):
+        records = ops.lora_merge_(weights, deltas)
+        for record, want, weight, merged in zip(records, wanted, weights, on_cpu, strict=True):
+            assert same(weight.cpu().nan_to_num(), merged.nan_to_num())
+            assert same(record.codes.cpu(), want.codes) and same(record.escapes.cpu(), want.escapes)
+            assert torch.equal(record.ends.cpu(), want.ends) and record.checksum == want.checksum
+        ops.lora_unmerge_(weights, records)
+    assert all(map(same, [weight.cpu() for weight in weights], before))
+
+
+def test_cuda_a_hundred_cycles_leave_the_weights_as_they_were() -> None:
+    weights = [fresh(*shape, size=0.02) for shape in SHAPES]
+    before = [w.clone() for w in weights]
+    with ops.using(lora_merge_="cuda", lora_unmerge_="cuda"):
+        for cycle in range(100):
+            a, b = _adapters((4, 16, 64, 128)[cycle % 4], 0.1 + 0.005 * cycle, torch.bfloat16)
+            deltas = [[LoraDelta(down, up)] for down, up in zip(a, b, strict=True)]
+            ops.lora_unmerge_(weights, ops.lora_merge_(weights, deltas))
+    assert all(map(same, weights, before))
 
 
 def test_apply_by_token() -> None:

@@ -20,13 +20,15 @@ from tests.refs.norm_modulate import rounding_error
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SHAPES = [(1, 1, 1), (7, 5, 3), (100, 333, 16), (48, 128, 32), (97, 140, 75)]
-LEVELS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
+LEVELS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar", "cuda")
 
 
 @contextmanager
 def computing(level: str) -> Iterator[None]:
     """One implementation, the CPU level capped; skips where this machine has no such level."""
     name, _, isa = level.partition("-")
+    if name == "cuda" and library.without_cuda():
+        pytest.skip(library.without_cuda())
     capped = at_level(isa) if isa else nullcontext()
     with capped, ops.using(lora_merge_=name, lora_unmerge_=name):
         yield

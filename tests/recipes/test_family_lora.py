@@ -26,20 +26,31 @@ CASES: dict[str, dict[str, Any]] = {
     "tiny_flux_a": {"guidance_scale": 3.5, "max_sequence_length": 64},
     "tiny_sd3_a": {"guidance_scale": 4.0, "max_sequence_length": 64, "negative_prompt": "grey"},
     "tiny_z_image_a": {"guidance_scale": 0.0},
+    "tiny_qwen_image_a": {"true_cfg_scale": 2.0, "negative_prompt": "grey"},
 }
+# Those that diffusers' own loader of the family knows.
+COMPONENTS = [
+    ("tiny_flux_a", ("transformer", "text_encoder")),
+    ("tiny_flux_a", ("text_encoder",)),
+    ("tiny_sd3_a", ("transformer", "text_encoder", "text_encoder_2")),
+    ("tiny_sd3_a", ("text_encoder_2",)),
+    ("tiny_z_image_a", ("transformer",)),
+    ("tiny_qwen_image_a", ("transformer",)),
+]
 PROMPT = "a red fox in the snow"
 
 
-def _write(transformer: nn.Module, path: Path) -> Path:
-    """An adapter on every linear layer of the transformer, in the names of diffusers."""
+def _write(pipe: Any, components: tuple[str, ...], path: Path) -> Path:
+    """An adapter on every linear layer of some components, in the names of diffusers."""
     generator = torch.Generator().manual_seed(3)
     tensors = {}
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, nn.Linear):
-            down = torch.randn(2, layer.in_features, generator=generator)
-            up = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
-            tensors[f"transformer.{name}.lora_A.weight"] = down / layer.in_features**0.5
-            tensors[f"transformer.{name}.lora_B.weight"] = up
+    for component in components:
+        for name, layer in getattr(pipe, component).named_modules():
+            if isinstance(layer, nn.Linear) and name != "text_projection":
+                down = torch.randn(2, layer.in_features, generator=generator)
+                up = 0.1 * torch.randn(layer.out_features, 2, generator=generator)
+                tensors[f"{component}.{name}.lora_A.weight"] = down / layer.in_features**0.5
+                tensors[f"{component}.{name}.lora_B.weight"] = up
     save_file(tensors, path)
     return path
 
@@ -55,21 +66,21 @@ def _run(bench: Bench, name: str) -> Tensor:
     return bench.latents[name][0]
 
 
-@pytest.mark.parametrize("checkpoint", CASES)
+@pytest.mark.parametrize(("checkpoint", "components"), COMPONENTS)
 def test_merged_and_per_request_equal_diffusers(
-    checkpoint: str, tmp_path: Path, request: pytest.FixtureRequest
+    checkpoint: str, components: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(checkpoint)
     call = {**CALL, **CASES[checkpoint]}
     pipe = oracle.pipeline(folder)
-    path = _write(pipe.transformer, tmp_path / "a.safetensors")
+    path = _write(pipe, components, tmp_path / "a.safetensors")
     base = _want(pipe, call)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(path), adapter_name="a")
     pipe.set_adapters(["a"], [0.7])
     wanted = _want(pipe, call)
-    assert (wanted - base).abs().max() > 0.05, "the adapter shows"
+    assert (wanted - base).abs().max() > 0.01, "the adapter shows"
 
     pipeline: Pipeline = opened(folder)
     bench = Bench(pipeline)

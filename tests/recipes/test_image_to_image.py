@@ -39,6 +39,11 @@ def both(request: pytest.FixtureRequest) -> tuple[Pipeline, Any]:
     return opened(path), theirs
 
 
+@pytest.fixture(scope="module", params=[*FAMILIES, "tiny_qwen_image_a"])
+def ours(request: pytest.FixtureRequest) -> Pipeline:
+    return opened(request.getfixturevalue(request.param))
+
+
 def _encode_to_the_mode(vae: Any) -> None:
     """diffusers draws from the posterior, which its seed then does not have for the noise."""
     encode = vae.encode
@@ -64,8 +69,7 @@ def test_pixels_equal_diffusers(both: tuple[Pipeline, Any], picture: str, streng
     assert (pixels.int() - their_pixels.int()).abs().max() <= 1
 
 
-def test_both_ends_of_strength(both: tuple[Pipeline, Any], picture: str) -> None:
-    ours, _ = both
+def test_both_ends_of_strength(ours: Pipeline, picture: str) -> None:
     call = {"prompt": PROMPT, "width": WIDTH, "height": HEIGHT, "num_inference_steps": 4}
     full, _ = run(ours, images=(picture,), strength=1.0, **call)
     assert torch.equal(full, run(ours, **call)[0])
@@ -75,10 +79,7 @@ def test_both_ends_of_strength(both: tuple[Pipeline, Any], picture: str) -> None
     assert torch.equal(frame, next(ours.decode(clean))[0])
 
 
-def test_outside_a_mask_every_pixel_stays(
-    both: tuple[Pipeline, Any], picture: str, tmp_path: Path
-) -> None:
-    ours, _ = both
+def test_outside_a_mask_every_pixel_stays(ours: Pipeline, picture: str, tmp_path: Path) -> None:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[16:48, 24:56] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")

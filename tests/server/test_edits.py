@@ -161,6 +161,7 @@ def test_a_mask_reaches_the_worker_as_it_is(api: Any) -> None:
         ({"image": file()}, {"size": "50x50"}, "invalid_size", "size"),
         ({"image": file()}, {"imgae": "x"}, "unknown_parameter", "imgae"),
         ({"image": file()}, {"input_fidelity": "exact"}, "unsupported_parameter", "input_fidelity"),
+        ({"image": file(), "markup": file()}, {}, "unsupported_parameter", "markup"),
         ({"image": file()}, {"num_frames": "5"}, "unsupported_parameter", "num_frames"),
         ({"image": file()}, {"partial_images": "1"}, "conflicting_parameters", "partial_images"),
     ],
@@ -234,3 +235,12 @@ def test_inputs_of_a_server_that_died_are_swept(make_api: Any, tmp_path: Path) -
     video.mkdir()
     make_api()
     assert not left.exists() and video.exists()
+
+
+def test_the_health_of_a_model_that_needs_a_picture(api: Any) -> None:
+    api.client.model = dataclasses.replace(
+        api.client.model, edits="native", min_images=1, max_images=3
+    )
+    assert api.get("/health_generate").status_code == 200
+    (params,) = api.client.submitted
+    assert len(params.images) == 1 and not Path(params.images[0]).exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
+import time
 
 import av
 import openai
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from sgl_diffusion.base import errors
+from sgl_diffusion.server.keys import Keys
+from tests.server.conftest import listening
 
 # OpenAI retires its own video service; the calls stay the way to talk to servers like this one.
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -139,3 +143,78 @@ def test_a_conflict_is_not_repeated(base_url, api):
             client.videos.download_content(video.id)
         retries = raised.value.response.request.headers["x-stainless-retry-count"]
     assert raised.value.code == "video_not_ready" and retries == "0"
+
+
+def test_keys(make_api):
+    api = make_api(keys=Keys.of(["the-key"], ["the-admin-key"]))
+    with listening(api) as url:
+        for key, allowed in (("the-key", True), ("the-admin-key", True), ("another", False)):
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=2) as client:
+                if allowed:
+                    assert [model.id for model in client.models.list()] == ["tiny"]
+                    continue
+                with pytest.raises(openai.AuthenticationError) as raised:
+                    client.models.list()
+                assert raised.value.code == "invalid_api_key"
+                retries = raised.value.response.request.headers["x-stainless-retry-count"]
+                assert retries == "0"
+
+
+def refused_first(api, times: int, error: Exception) -> list[int]:
+    """The engine refuses the first `times` submissions; returns the list of all of them."""
+    submit, seen = api.client.submit, []
+
+    async def submit_later(*args, **options):
+        seen.append(len(seen))
+        if len(seen) <= times:
+            raise error
+        return await submit(*args, **options)
+
+    api.client.submit = submit_later
+    return seen
+
+
+@pytest.mark.parametrize("kind", [errors.BusyError, errors.UnavailableError])
+def test_what_may_be_repeated_is_repeated(base_url, api, kind):
+    """After the time that the answer says, not after the SDK's own."""
+    error = kind("Not now.")
+    error.retry_after = 1
+    seen = refused_first(api, 1, error)
+    started = time.monotonic()
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=2) as client:
+        answer = client.images.generate(prompt="x", size="64x48")
+    assert len(answer.data) == 1 and len(seen) == 2
+    assert time.monotonic() - started >= 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.RequestError("Wrong."), errors.OutOfMemoryError("9 GB.")],
+    ids=["400", "out of memory"],
+)
+def test_what_cannot_help_is_not_repeated(base_url, api, error):
+    seen = refused_first(api, 5, error)
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=2) as client:
+        with pytest.raises(openai.APIStatusError) as raised:
+            client.images.generate(prompt="x", size="64x48")
+    assert raised.value.code == error.code and len(seen) == 1
+
+
+def test_a_video_that_is_sent_twice_is_made_once(base_url, api):
+    """With a key of the caller's, and in the SDK's own second try."""
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0) as client:
+        key = {"Idempotency-Key": "one-video"}
+        made = {client.videos.create(prompt="x", extra_headers=key).id for _ in range(3)}
+        with pytest.raises(openai.ConflictError) as raised:
+            client.videos.create(prompt="y", extra_headers=key)
+        assert raised.value.code == "idempotency_key_reused"
+    assert len(made) == 1 and len(api.get("/v1/videos").json()["data"]) == 1
+
+
+def test_no_server():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.APIConnectionError):
+            client.models.list()

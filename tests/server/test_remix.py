@@ -111,6 +111,18 @@ def test_what_is_not_supported(api, name):
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_supported"
 
 
+def test_eta(api):
+    """Unknown before a video was made; then the further back, the later."""
+    first = api.post(PATH, json={"prompt": "x", "num_inference_steps": 4}).json()
+    assert first["eta_s"] is None
+    api.client.step_seconds = 0.6
+    finished(api, num_inference_steps=4)  # takes 2.4 seconds
+    api.client.gate.clear()
+    waiting = [api.post(PATH, json={"prompt": "x"}).json() for _ in range(3)]
+    etas = [video["eta_s"] for video in waiting]
+    assert etas == sorted(etas) and 0 < etas[0] < etas[2] <= 3 * etas[0]
+
+
 class Stream:
     """The events of a video, read from a socket by a thread."""
 
@@ -193,7 +205,7 @@ def test_events_of_a_deleted_video_and_of_a_stopping_server(api, base_url):
 
 
 def test_an_idle_stream_is_kept_alive(api, base_url, monkeypatch):
-    monkeypatch.setattr("sgl_diffusion.server.events._PING_SECONDS", 0.2)
+    monkeypatch.setattr("sgl_diffusion.server.events.PING_SECONDS", 0.2)
     api.client.gate.clear()
     video = api.post(PATH, json={"prompt": "x"}).json()
     stream = Stream(base_url, video["id"])

@@ -15,21 +15,21 @@
 
 namespace sgld {
 
-static inline float bits_to_float(uint32_t bits) {
+SGLD_HOST_DEVICE static inline float bits_to_float(uint32_t bits) {
   float value;
-  std::memcpy(&value, &bits, sizeof value);
+  memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-static inline uint32_t float_to_bits(float value) {
+SGLD_HOST_DEVICE static inline uint32_t float_to_bits(float value) {
   uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
+  memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-static inline float widen(float x) { return x; }
-static inline float widen(bf16 x) { return bits_to_float(uint32_t{x.bits} << 16); }
-static inline float widen(f16 x) {
+SGLD_HOST_DEVICE static inline float widen(float x) { return x; }
+SGLD_HOST_DEVICE static inline float widen(bf16 x) { return bits_to_float(uint32_t{x.bits} << 16); }
+SGLD_HOST_DEVICE static inline float widen(f16 x) {
   const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
   const uint32_t magnitude = x.bits & 0x7fffu;
   if (magnitude >= 0x7c00u)  // infinity, NaN
@@ -38,15 +38,15 @@ static inline float widen(f16 x) {
   return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
 }
 
-static inline void narrow(float value, float* out) { *out = value; }
-static inline void narrow(float value, bf16* out) {
+SGLD_HOST_DEVICE static inline void narrow(float value, float* out) { *out = value; }
+SGLD_HOST_DEVICE static inline void narrow(float value, bf16* out) {
   const uint32_t bits = float_to_bits(value);
   if (value != value)
     out->bits = static_cast<uint16_t>(bits >> 16 | 0x40u);
   else
     out->bits = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
-static inline void narrow(float value, f16* out) {
+SGLD_HOST_DEVICE static inline void narrow(float value, f16* out) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = bits >> 16 & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

@@ -125,11 +125,12 @@ def lora_control(
             raise SetupError(why, hint="Leave --lora-path out.")
         return LoraControl(None, busy, why)
     components = dict(pipeline.adaptables())
+    budget = int(options.max_lora_memory * _GIB)
     manager = Loras(
         components,
-        reader(components),
+        reader(components, budget),
         rows=runner.adapters,
-        budget=int(options.max_lora_memory * _GIB),
+        budget=budget,
         state=StateFile(state, pipeline.card.name),
         in_use=lambda: (job.blend for job in runner.jobs() if job.blend is not None),
     )
@@ -139,8 +140,8 @@ def lora_control(
     return LoraControl(manager, busy)
 
 
-def reader(components: Mapping[str, Adaptable]) -> ReadFile:
-    """Reads the files of adapters for these components."""
+def reader(components: Mapping[str, Adaptable], most_bytes: int) -> ReadFile:
+    """Reads the files of adapters for these components, but none that could not be kept."""
     transformer = components["transformer"]
     family = family_of(transformer.diffusers_class)
     experts = "transformer_2" in components
@@ -153,6 +154,7 @@ def reader(components: Mapping[str, Adaptable]) -> ReadFile:
             experts=experts,
             alpha=source.alpha,
             local=source.local,
+            most_bytes=most_bytes,
         )
 
     return read

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.pipeline import Adaptable
+from sgl_diffusion.loader.adapters.files import is_finite
 from sgl_diffusion.loader.adapters.match import match
 from sgl_diffusion.loader.adapters.table import table_of
 from sgl_diffusion.loader.adapters.types import Adapter, Delta, Dora
@@ -121,7 +122,7 @@ def _place(source: Source, component: str, name: str, adaptable: Adaptable, delt
     module = adaptable.module.get_submodule(target.module)
     segments = getattr(module, "segments", {"": slice(0, None)})
     parameter = getattr(module, delta.parameter)
-    if not all(bool(tensor.isfinite().all()) for tensor in delta.tensors):
+    if not all(map(is_finite, delta.tensors)):
         raise _misfit(source, f"{component}.{name} holds numbers that are not finite")
     moved = _moved(delta, parameter.device)
     return Place(module, f"{component}.{name}", moved, segments[target.segment].start)

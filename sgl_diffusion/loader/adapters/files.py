@@ -124,7 +124,7 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 def _checked(key: str, tensor: Tensor) -> Tensor:
     tensor = tensor.to(_WIDENED.get(tensor.dtype, tensor.dtype))
-    if tensor.is_floating_point() and not _is_finite(tensor):
+    if tensor.is_floating_point() and not is_finite(tensor):
         raise RequestError(
             f"{shown(key)} holds values that are not finite.",
             hint="The adapter is damaged; export or download it again.",
@@ -133,7 +133,7 @@ def _checked(key: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     # The sum is much faster, and only finite where all values are.
     total = tensor.sum(dtype=torch.float32)
     return bool(total.isfinite()) or bool(tensor.isfinite().all())

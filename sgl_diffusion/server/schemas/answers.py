@@ -85,6 +85,7 @@ class Video(BaseModel):
     seed: int
     attempt: int
     queue_position: int | None = None
+    eta_s: int | None = None
     state_detail: str | None = None
     inference_time_s: float = 0.0
 
@@ -118,6 +119,8 @@ class Model(BaseModel):
     vae_precision: str
     pipeline_name: str
     pipeline_class: str
+    edits: str
+    max_images: int
 
 
 class Models(BaseModel):

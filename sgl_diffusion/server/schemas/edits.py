@@ -15,6 +15,7 @@ class EditRequest(ImageRequest):
 
     neutral = ImageRequest.neutral | {
         "input_fidelity": ("low", "high"),  # a hint the models do not take
+        "markup": (),
         "num_frames": (1,),
         "task_type": ("I2I", "TI2I"),
     }

@@ -1,0 +1,65 @@
+"""Latents to pictures and back with AutoencoderKLFlux2, the image VAE of FLUX.2.
+
+A latent of the engine is a patch of 2x2 of the VAE's, normalised by statistics that the VAE keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgl_diffusion.components.pixels import to_frames
+from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.loader.index import ModelIndex
+
+
+class VaeFlux2:
+    """The VAE of one repository."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        config = model.config
+        self.channels = 4 * int(config.latent_channels)
+        self.spatial_factor = 2 * 2 ** (len(config.block_out_channels) - 1)
+        shape = (1, self.channels, 1, 1)
+        self._mean = model.bn.running_mean.view(shape)
+        self._std = torch.sqrt(model.bn.running_var.view(shape) + config.batch_norm_eps)
+
+    @classmethod
+    def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VaeFlux2:
+        from diffusers import AutoencoderKLFlux2
+
+        folder = index.component("vae").folder
+        return cls(load_pretrained(AutoencoderKLFlux2, folder, dtype=dtype, device=device))
+
+    def blocks(self) -> list[nn.Module]:
+        encoder, decoder = self._model.encoder, self._model.decoder
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
+
+    def noise(self, width: int, height: int, seed: int) -> Tensor:
+        """The first latents [1, C, 1, h, w] of a picture of that size, drawn on the CPU."""
+        shape = (1, self.channels, 1, height // self.spatial_factor, width // self.spatial_factor)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [1, 3, 1, H, W] in -1..1 to latents [1, C, 1, h, w]: the mode, not a sample."""
+        # In this order: torch's group norm of channels-last pictures is off by 1e-3 on a CPU.
+        picture = pixels[:, :, 0].to(self._model.dtype).contiguous()
+        z = self._model.encode(picture).latent_dist.mode()
+        z = nn.functional.pixel_unshuffle(z, 2)
+        return (((z - self._mean) / self._std)[:, :, None]).float()
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]:
+        """Latents [C, 1, h, w] -> one chunk of uint8 frames [1, H, W, 3] on the device."""
+        assert latents.shape[:2] == (self.channels, 1), tuple(latents.shape)
+        # The mode is left before the yield: the caller's code runs then.
+        with torch.inference_mode():
+            z = latents[None, :, 0].to(self._mean) * self._std + self._mean
+            z = nn.functional.pixel_shuffle(z, 2)
+            video = self._model.decode(z.to(self._model.dtype), return_dict=False)[0]
+            frames = to_frames(video[:, :, None])
+        yield frames
