@@ -5,8 +5,8 @@
 The layers are those of the first blocks of Wan 1.3B and FLUX, with an adapter on each. Both sides
 have their adapters loaded. `set` merges one into plain weights, `switch` replaces it by another,
 `unmerge` restores the weights: ours bit for bit, PEFT's by subtracting. The copy is of all weights;
-ours also writes and reads what the exact unmerge needs. The step is one pass of 8 rows of 512 tokens
-through the layers, each row with a rank-16 adapter of its own, over the same pass without adapters.
+ours also writes and reads what the exact unmerge needs. The step is one pass of 8 rows of 512
+tokens through the layers, each row with a rank-16 adapter of its own, over one without adapters.
 """
 
 from __future__ import annotations
