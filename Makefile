@@ -9,7 +9,7 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test faults test-slow test-isa check format bench bench-kernels gpu-check clean
+.PHONY: setup serve test faults soak test-slow test-isa check format bench bench-kernels gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -44,6 +44,9 @@ test: $(READY)  ## the whole default suite
 
 faults: $(READY)  ## every fault, fifty random kills
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(ARGS)
+
+soak: $(READY)  ## a long mixed load; options: make soak ARGS="--minutes 480 --report soak.json"
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 test-slow: $(READY)  ## what the default suite leaves out
 	$(BIN)/python -m pytest -m slow $(ARGS)

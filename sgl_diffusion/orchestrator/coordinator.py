@@ -210,10 +210,10 @@ class Coordinator:
             case ControlDone():
                 self._controls.done(message)
 
-    def stage_lost(self, why: str) -> None:
+    def stage_lost(self, reason: str, why: str) -> None:
         self._leave_link(why)
         for job in accuse(self._jobs.values(), self._limits.attempts):
-            self._fail(job, endings.worker_lost(why, job.attempt))
+            self._fail(job, endings.worker_lost(reason, why, job.attempt))
 
     def stage_unavailable(self, error: SglError) -> None:
         self._leave_link(str(error))

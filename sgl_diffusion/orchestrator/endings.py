@@ -5,6 +5,7 @@ from __future__ import annotations
 from sgl_diffusion.base.errors import (
     CancelledError,
     EngineError,
+    OutOfMemoryError,
     UnavailableError,
     WorkerLostError,
 )
@@ -22,10 +23,12 @@ def too_late(seconds: float) -> EngineError:
     )
 
 
-def worker_lost(why: str, attempts: int) -> WorkerLostError:
+def worker_lost(reason: str, why: str, attempts: int) -> EngineError:
+    message = f"The worker {why} while it ran the job, {attempts} times."
+    if reason == "memory":
+        return OutOfMemoryError(message, hint="Ask for less at once, or give it more memory.")
     return WorkerLostError(
-        f"The worker {why} while it ran the job, {attempts} times.",
-        hint="The server's log has the details; a smaller job may work.",
+        message, hint="The server's log has the details; a smaller job may work."
     )
 
 

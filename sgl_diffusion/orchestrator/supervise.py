@@ -42,7 +42,7 @@ class Owner(Protocol):
 
     def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None: ...
 
-    def stage_lost(self, why: str) -> None:
+    def stage_lost(self, reason: str, why: str) -> None:
         """It died and is started again."""
 
     def stage_unavailable(self, error: SglError) -> None:
@@ -127,7 +127,7 @@ class Supervisor:
         else:
             self._deaths.append(time.monotonic())
             self._become("restarting", f"The worker {why}; it is being restarted.")
-            self._owner.stage_lost(why)
+            self._owner.stage_lost(reason, why)
         if life.ready_at and time.monotonic() - life.ready_at >= self._limits.steady:
             self._backoffs = 0
             pause = 0.0

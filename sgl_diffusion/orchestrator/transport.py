@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -99,6 +100,7 @@ class _ProcessLink:
                 env=env.child_environment({"PYTHONPATH": _python_path()}),
             )
         self.name = f"worker {self._process.pid}"
+        self._kernel_kills = _kernel_kills()
         self._reading = True
         self._loop.add_reader(self._socket, self._readable)
         threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True).start()
@@ -179,7 +181,7 @@ class _ProcessLink:
         self._loop.remove_writer(self._socket)
         code = self._process.wait()
         self._close()
-        self._listener.exited(*_death(code))
+        self._listener.exited(*_death(code, _kernel_kills() > self._kernel_kills))
 
     def _close(self) -> None:
         self._reader.close()
@@ -251,7 +253,18 @@ def _decode(frame: Frame) -> tuple[FromStage, list[NDArray[Any]]]:
     return message, []
 
 
-def _death(code: int) -> tuple[str, str]:
+def _kernel_kills() -> int:
+    """How many processes of this machine the kernel has killed for want of memory."""
+    try:
+        fields = Path("/proc/vmstat").read_text().split()
+    except OSError:
+        return 0
+    return int(fields[fields.index("oom_kill") + 1]) if "oom_kill" in fields else 0
+
+
+def _death(code: int, kernel_killed: bool) -> tuple[str, str]:
+    if code == -signal.SIGKILL and kernel_killed:
+        return "memory", "was killed because the machine ran out of memory"
     if code >= 0:
         return "exit", f"exited with status {code}"
     try:

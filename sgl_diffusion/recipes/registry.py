@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.errors import ConfigError, SetupError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.base.registry import Registry
@@ -69,10 +70,27 @@ def _open_tiny(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
     folder = data_folder(options.data_dir) / "models" / f"{TINY_NAME}-{__version__}"
     if not folder.is_dir():
         note("building a tiny random model")
-    build_tiny_wan(folder)
+    try:
+        build_tiny_wan(folder)
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        raise SetupError(
+            f"The disk is too full for the tiny model in {folder.parent}.",
+            hint="It takes a few MB: make room, or use another --data-dir.",
+            code="insufficient_storage",
+        ) from None
     pipeline = _open(read_index(folder), options, TINY_NAME, note)
     pipeline.card = dataclasses.replace(pipeline.card, defaults=DEFAULTS, note=TINY_NOTE)
     return pipeline
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Also where safetensors says it: its errors carry the number in their text only."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"os error {number})" in str(error) for number in full)
 
 
 def _open(

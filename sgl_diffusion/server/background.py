@@ -184,7 +184,7 @@ class VideoRunner:
         params = msgspec.convert(row.payload["params"], ResolvedParams)
         while not live.dropped:
             try:
-                if self._accepts(row):
+                if self._accepts(row, params):
                     return await self._client.submit(
                         params,
                         job_id=row.id,
@@ -196,16 +196,25 @@ class VideoRunner:
             await asyncio.sleep(_RETRY_SECONDS)
         return None
 
-    def _accepts(self, row: JobRow) -> bool:
-        """Whether the served model is known; ConflictError if the job was made for another."""
+    def _accepts(self, row: JobRow, params: ResolvedParams) -> bool:
+        """Whether the served model is known; ConflictError if the job was made for another, or for
+        other adapters than those that every job gets now."""
         card = self._client.card()
-        if card is not None and row.model and row.model != card.path:
+        if card is None:
+            return False
+        if row.model and row.model != card.path:
             raise ConflictError(
                 f"The job was accepted for the model {row.model}, which is not served any more.",
                 hint="Send it again to run it on the present one.",
                 code="model_changed",
             )
-        return card is not None
+        if not params.loras and row.adapters != self._client.loras.active():
+            raise ConflictError(
+                "The job was accepted with other adapters than those that are set now.",
+                hint="Send it again to run it with the present ones.",
+                code="adapters_changed",
+            )
+        return True
 
     async def _follow(self, live: _Live, handle: GenerationHandle) -> None:
         if live.dropped:

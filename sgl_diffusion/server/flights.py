@@ -19,6 +19,7 @@ from sgl_diffusion.server.repeats import Origin
 
 Answer = dict[str, Any]
 _KEPT_BYTES = 64 * 2**20
+_KEPT = 256
 
 
 @dataclass(eq=False)
@@ -30,12 +31,15 @@ class _Flight:
     bytes: int = 0
 
     def over(self) -> bool:
-        failed = self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+        """Whether nobody can get an answer from it any more."""
+        if not self.task.done():
+            return False
+        failed = self.task.cancelled() or self.task.exception() is not None
         return failed or time.monotonic() - self.began > RETRY_SECONDS
 
 
 class Flights:
-    """Answers are kept for ten minutes, as far as `kept_bytes` reach, the newest longest."""
+    """Answers are kept for ten minutes, as far as `kept_bytes` reach and 256 of them at most."""
 
     def __init__(self, kept_bytes: int = _KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
@@ -45,6 +49,7 @@ class Flights:
         self, request: Request, origin: Origin, make: Callable[[], Coroutine[Any, Any, Answer]]
     ) -> Answer | None:
         """What `make` returns, or returned to the same request; None if the client went away."""
+        self._flights = [flight for flight in self._flights if not flight.over()]
         flight = self._find(origin) if origin.repeatable else None
         if flight is None:
             flight = _Flight(origin, asyncio.create_task(make()))
@@ -65,7 +70,6 @@ class Flights:
             await asyncio.gather(gone, return_exceptions=True)
 
     def _find(self, origin: Origin) -> _Flight | None:
-        self._flights = [flight for flight in self._flights if not flight.over()]
         for flight in reversed(self._flights):
             known = flight.origin
             if known.owner != origin.owner:
@@ -80,14 +84,13 @@ class Flights:
 
     def _landed(self, flight: _Flight) -> None:
         if flight.over():
-            self._flights.remove(flight)
+            self._flights = [known for known in self._flights if known is not flight]
             return
         entries = flight.task.result()["data"]
         flight.bytes = sum(len(entry["b64_json"] or "") for entry in entries)
-        total = sum(known.bytes for known in self._flights)
-        for known in list(self._flights):
-            if total <= self._kept_bytes:
-                return
-            if known.task.done():
-                self._flights.remove(known)
-                total -= known.bytes
+        landed = [known for known in self._flights if known.task.done()]
+        total = sum(known.bytes for known in landed)
+        while landed and (total > self._kept_bytes or len(landed) > _KEPT):
+            oldest = landed.pop(0)
+            self._flights.remove(oldest)
+            total -= oldest.bytes

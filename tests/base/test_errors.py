@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -63,3 +64,13 @@ def test_the_lines_of_a_traceback_are_no_records() -> None:
     first, *trace = log._OneLine().format(record).split("\n")
     assert first.endswith("E n: failed") and trace
     assert all(line.startswith("    | ") for line in trace)
+
+
+def test_a_record_as_json_is_one_line_with_its_fields():
+    record = logging.LogRecord("a.b", logging.INFO, "", 0, "x\n\x1b[31m %s", ("y",), None)
+    record.fields = {"status": 200, "prompt": "sha256:1 \r\n"}
+    line = log._Json().format(record)
+    assert "\n" not in line and "\x1b" not in line
+    event = json.loads(line)
+    assert event["event"] == "x\n\x1b[31m y" and event["status"] == 200
+    assert event["level"] == "info" and event["time"].endswith("Z")

@@ -176,6 +176,14 @@ def test_edits(victim, row):
     check(victim, answer, row.status, row.code, row.param)
 
 
+@rows("lora")
+def test_lora(victim, row):
+    verb, body = row.given
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    answer = victim.server.http.post(f"/v1/{verb}", json=body, headers=admin)
+    check(victim, answer, row.status, row.code, row.param)
+
+
 @rows("fine")
 def test_odd_pictures_that_are_fine(victim, row):
     small = [(name, (None, value)) for name, value in SMALL.items()]
@@ -206,3 +214,42 @@ def test_control_characters_in_a_prompt_stay_in_one_line_of_the_log(victim):
     assert logged and logged[-1]["prompt"].startswith("sha256:")
     text = victim.server.log.read_text()
     assert "all lost" not in text and KEY not in text and "Traceback" not in text
+
+
+def listeners(processes: set[int]) -> set[int]:
+    """The TCP ports on which any of `processes` listens, as the kernel knows them."""
+    sockets = set()
+    for process in processes:
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(descriptor))
+            except OSError:
+                continue  # closed meanwhile
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def family(process: int) -> set[int]:
+    """A process and all its descendants."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # ended meanwhile
+    found, more = {process}, {process}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
+    return found
+
+
+def test_the_only_listener_is_the_api_port(victim):
+    everyone = family(victim.server.process.pid)
+    assert set(victim.workers) and set(victim.workers) < everyone
+    assert listeners(everyone) == {victim.server.port}

@@ -1,7 +1,8 @@
 """A worker without a model that fails on demand: twenty steps of a little sleep and numpy.
 
 The prompt says what goes wrong, and at which step: `@abort:3` `@kill:3` `@exit:3` `@hang:3`
-`@stop:3` `@raise:3` `@memory:3` `@oom:3`. `@slow:0.1` is the length of each step in seconds.
+`@stop:3` `@raise:3` `@memory:3` `@oom:3` `@hoard:3` (takes 600 MB). `@slow:0.1` is the length of
+each step in seconds.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class FakeEngine:
         self._outbox = outbox
         self._jobs: dict[str, _Job] = {}
         self._steps = 0
+        self._hoard = np.ones(0)
 
     def load(self) -> Payload:
         if (marker := self._config.get("broken_while")) and Path(marker).exists():
@@ -122,6 +124,8 @@ class FakeEngine:
                 raise ValueError(SECRET)
             case "memory":
                 raise MemoryError(SECRET)
+            case "hoard":
+                self._hoard = np.ones(75_000_000)
             case "oom":
                 del self._jobs[job_id]
                 error = OutOfMemoryError(

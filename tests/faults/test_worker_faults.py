@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from tests.faults.engine import SECRET
-from tests.faults.harness import FaultServer, history
+from tests.faults.harness import FaultServer, check, history
 
 
 def restarts(server: FaultServer) -> float:
@@ -67,6 +71,48 @@ def test_the_device_runs_out_of_memory_twice(server: FaultServer) -> None:
         assert "31.4 GB" in error["message"] and failed.headers["x-should-retry"] == "false"
     assert server.image().status_code == 200
     assert server.workers() == [worker]
+
+
+@contextmanager
+def little_memory(server: FaultServer, megabytes: int) -> Iterator[None]:
+    """Workers, those of restarts too, get no more; who takes it is killed by the kernel."""
+    root = Path("/sys/fs/cgroup/memory")
+    name = "memory.limit_in_bytes" if root.is_dir() else "memory.max"
+    group = (root if root.is_dir() else root.parent) / f"sgld-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / name).write_text(str(megabytes * 2**20))
+    except OSError:
+        pytest.skip("this machine lets nobody limit the memory of a process")
+    over = threading.Event()
+
+    def catch() -> None:
+        while not over.wait(0.01):
+            for worker in server.workers():
+                with suppress(OSError):
+                    (group / "cgroup.procs").write_text(str(worker))
+
+    catcher = threading.Thread(target=catch)
+    catcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        catcher.join()
+        for pid in (group / "cgroup.procs").read_text().split():
+            (group.parent / "cgroup.procs").write_text(pid)
+        group.rmdir()
+
+
+def test_the_kernel_kills_a_worker_that_takes_too_much(start: Callable[..., FaultServer]) -> None:
+    """After two attempts the job fails for want of memory, and the next one is fine."""
+    server = start("--worker-timeout", "60").wait_worker()
+    with little_memory(server, 300):
+        failed = server.finished(server.make("@slow:0.05 @hoard:10"))
+    assert failed["error"]["code"] == "out_of_memory" and failed["attempt"] == 2
+    assert server.metrics()['sgld_worker_restarts_total{reason="memory"}'] == 2
+    assert server.finished(server.make())["status"] == "completed"
+    check(server)
 
 
 def test_a_bug_in_a_step(server: FaultServer) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,23 @@ def test_pictures_are_neither_flat_nor_saturated(name: str, request: pytest.Fixt
     for frame in frames.float():
         assert 10 < float(frame.std()) < 70
         assert float(((frame == 0) | (frame == 255)).float().mean()) < 0.02
+
+
+def test_a_disk_that_is_full_is_told(tmp_path):
+    """In a process of its own, whose files may not grow."""
+    code = """
+        import resource, sys
+        from sgl_diffusion.base.config import EngineOptions
+        from sgl_diffusion.base.errors import SetupError
+        from sgl_diffusion.recipes.registry import open_pipeline
+        import diffusers, transformers
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            open_pipeline(EngineOptions(data_dir=sys.argv[1]), lambda note: None)
+        except SetupError as error:
+            print(error.code, error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.startswith("insufficient_storage The disk is too full"), done.stderr[-2000:]
+    assert not list(tmp_path.glob("models/*"))

@@ -119,6 +119,8 @@ class Model(BaseModel):
     vae_precision: str
     pipeline_name: str
     pipeline_class: str
+    edits: str
+    max_images: int
 
 
 class Models(BaseModel):

@@ -1,0 +1,210 @@
+"""A long mixed load on one server, and whether anything grew: `make soak ARGS="--minutes 480"`.
+
+Of the requests a tenth is aborted and a fifth is wrong; a worker is killed every few minutes. Ends
+with a report as JSON, and with status 1 if memory, descriptors, threads, tasks or files grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tests.faults.harness import FaultServer, check
+
+SLOPE = 1e6  # bytes per thousand requests
+ABORTED, WRONG = 0.1, 0.2
+_BAD: tuple[dict[str, Any], ...] = (
+    {},
+    {"prompt": ""},
+    {"prompt": "x", "size": "0x0"},
+    {"prompt": "x", "n": 99},
+    {"prompt": "x", "promt": 1},
+    {"prompt": "x" * 33_000},
+    {"prompt": "x", "num_inference_steps": 10**9},
+)
+
+
+@dataclass
+class Load:
+    """What the clients share."""
+
+    server: FaultServer
+    until: float
+    requests: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, outcome: str) -> None:
+        with self.lock:
+            self.requests += 1
+            self.outcomes[outcome] += 1
+
+
+def client(load: Load, seed: int) -> None:
+    chance = random.Random(seed)
+    with httpx.Client(base_url=load.server.url, timeout=60) as http:
+        while time.monotonic() < load.until:
+            try:
+                load.count(_one(http, chance))
+            except httpx.TimeoutException:
+                load.count("aborted")
+            except httpx.TransportError:
+                load.count("cut off")
+
+
+def _one(http: httpx.Client, chance: random.Random) -> str:
+    lot = chance.random()
+    path = chance.choice(("/v1/images/generations", "/v1/videos"))
+    if lot < ABORTED:
+        slow = {"prompt": "@slow:0.02", "size": "32x32", "num_inference_steps": 100}
+        http.post("/v1/images/generations", json=slow, timeout=0.05)
+        return "not aborted"
+    if lot < ABORTED + WRONG:
+        return f"wrong {http.post(path, json=chance.choice(_BAD)).status_code}"
+    body = {"prompt": "soak", "size": "32x32", "seed": chance.randrange(1000)}
+    if path.endswith("generations"):
+        form = chance.choice(("url", "b64_json"))
+        answer = http.post(path, json={**body, "response_format": form})
+        if form == "url" and answer.status_code == 200:
+            made = answer.json()
+            http.get(made["data"][0]["url"])
+            http.delete(f"/v1/images/{made['id']}")
+        return f"image {answer.status_code}"
+    answer = http.post(path, json={**body, "num_frames": 5})
+    if answer.status_code != 200:
+        return f"video {answer.status_code}"
+    video = answer.json()
+    while video["status"] in ("queued", "in_progress"):
+        time.sleep(0.02)
+        video = http.get(f"/v1/videos/{video['id']}").json()
+    http.get(f"/v1/videos/{video['id']}/content")
+    http.delete(f"/v1/videos/{video['id']}")
+    return f"video {video['status']}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    seconds: float
+    requests: int
+    resident: float
+    fds: float
+    threads: float
+    tasks: float
+    files: int
+
+
+def sample(load: Load, began: float) -> Sample:
+    found = load.server.metrics()
+    names = ("resident_bytes", "open_fds", "threads", "tasks")
+    files = sum(1 for path in load.server.data_dir.rglob("*") if path.is_file())
+    return Sample(
+        round(time.monotonic() - began, 1),
+        load.requests,
+        *(found[f"sgld_{name}"] for name in names),
+        files=files,
+    )
+
+
+def slope(samples: list[Sample]) -> float:
+    """Bytes per thousand requests after the first fifth, when caches and pools are full."""
+    steady = samples[len(samples) // 5 :]
+    requests = [sample.requests for sample in steady]
+    return float(np.polyfit(requests, [sample.resident for sample in steady], 1)[0] * 1000)
+
+
+def soak(server: FaultServer, seconds: float, clients: int, kill_every: float) -> dict[str, Any]:
+    began = time.monotonic()
+    load = Load(server, began + seconds)
+    # What is there before the first picture is no measure: pools and imports come with it.
+    warm = Load(server, began + min(20.0, seconds / 5))
+    _drive(warm, clients, lambda: time.sleep(0.2))
+    before = _settled(load, began)
+    samples: list[Sample] = []
+    next_sample, next_kill = time.monotonic(), time.monotonic() + kill_every
+
+    def watch() -> None:
+        nonlocal next_sample, next_kill
+        if time.monotonic() >= next_kill:
+            next_kill += kill_every
+            with suppress(IndexError, ProcessLookupError):
+                os.kill(server.workers()[0], 9)
+        if time.monotonic() >= next_sample:
+            next_sample += max(seconds / 200, 0.5)
+            samples.append(sample(load, began))
+        time.sleep(0.1)
+
+    _drive(load, clients, watch)
+    after = _settled(load, began)
+    check(server)
+    grown = {
+        name: getattr(after, name) - getattr(before, name)
+        for name in ("fds", "threads", "tasks", "files")
+    }
+    found = slope(samples)
+    return {
+        "passed": found < SLOPE and all(count <= 0 for count in grown.values()),
+        "seconds": round(seconds),
+        "requests": load.requests,
+        "outcomes": dict(sorted(load.outcomes.items())),
+        "rss_bytes_per_1000_requests": round(found),
+        "rss_first": samples[0].resident,
+        "rss_last": samples[-1].resident,
+        "grown": grown,
+        "machine": f"{platform.machine()} {os.cpu_count()} cpus",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _drive(load: Load, clients: int, watch: Any) -> None:
+    threads = [threading.Thread(target=client, args=(load, number)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        watch()
+
+
+def _settled(load: Load, began: float) -> Sample:
+    """When nothing runs and unused connections are closed."""
+    time.sleep(6.0)
+    load.server.wait_worker()
+    return sample(load, began)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--kill-every", type=float, default=300.0, help="seconds")
+    parser.add_argument("--report", type=Path, default=None)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        server = FaultServer(Path(folder) / "data")
+        try:
+            server.wait_worker()
+            report = soak(server, 60 * chosen.minutes, chosen.clients, chosen.kill_every)
+        finally:
+            server.close()
+    text = json.dumps(report, indent=2)
+    if chosen.report is not None:
+        chosen.report.write_text(text + "\n")
+    print(text)
+    return 0 if report["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
