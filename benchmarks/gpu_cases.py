@@ -13,6 +13,7 @@ from benchmarks.gpu_check import SETS, Peers, Row, compare, copy_rate, rows_of
 from sgl_diffusion import ops
 from sgl_diffusion.ops import (
     cuda_attention,
+    cuda_lora,
     cuda_norms,
     library,
     triton_attention,
@@ -165,6 +166,10 @@ def attention() -> list[Row]:
             "cuda": lambda i, q=qs, k=ks, v=vs: cuda_attention.attention(q[i], k[i], v[i]),
             "triton": lambda i, q=qs, k=ks, v=vs: triton_attention.attention(q[i], k[i], v[i]),
         }
+        if torch.cuda.get_device_capability() == (9, 0):
+            peers["cuda_sm90"] = lambda i, q=qs, k=ks, v=vs: cuda_attention.attention_sm90(
+                q[i], k[i], v[i]
+            )
         tflop = 4 * queries * keys * heads * dim / 1e12
         shape = f"{queries}x{keys}x{heads}x{dim}"
         rows += rows_of("attention", shape, peers, tflop, "TFLOP/s", limit)
@@ -216,11 +221,29 @@ def _lora_rows(
 
         lora_merge_launch(weights, a, b, scales, keep=False)
 
+    deltas = [
+        [ops.LoraDelta(down, up, scale)] for down, up, scale in zip(a, b, scales, strict=True)
+    ]
+
+    def cuda_cycle(_: int) -> None:
+        records = cuda_lora.merge(weights[0], weights, deltas)
+        named = [
+            ops.LoraRecord(*parts, 0, (w.shape[0], w.shape[1]), tuple(some))
+            for w, parts, some in zip(weights, records, deltas, strict=True)
+        ]
+        found = cuda_lora.unmerge(weights[0], weights, deltas, named)
+        assert found == [record.checksum for record in named]
+
     # A cycle reads and writes the weights twice, and writes and reads the codes.
     gb = count * 4 / 1e9
     rows = rows_of("lora_merge_", shape, {"peft": peft, "triton": merge}, gb, "GB/s", limit)
     rows += rows_of(
-        "lora merge and unmerge", shape, {"triton": cycle}, 2 * gb + count / 1e9, "GB/s", limit
+        "lora merge and unmerge",
+        shape,
+        {"triton": cycle, "cuda": cuda_cycle},
+        2 * gb + count / 1e9,
+        "GB/s",
+        limit,
     )
     return [
         *rows,

@@ -10,10 +10,12 @@ import asyncio
 import dataclasses
 import os
 import queue
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -51,6 +53,7 @@ class DiffGenerator:
         self._client = Client(app, in_process=True, limits=Limits(leave=3.0, term=0.1))
         self._loop = _ClientThread(self._client)
         self._shutdown = weakref.finalize(self, self._loop.close)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         try:
             self._loop.run(self._client.start())
             self._loop.run(self._client.ready())
@@ -67,7 +70,16 @@ class DiffGenerator:
         from sgl_diffusion.apps.diffusion import diffusion_app
 
         given = {"model_path": model_path, **options}
-        return cls(diffusion_app(resolve(EngineOptions, [("the arguments", given)]).value))
+        chosen = resolve(EngineOptions, [("the arguments", given)]).value
+        # Should the engine fail and start anew, it has the same adapters again.
+        folder = tempfile.TemporaryDirectory(prefix="sgl-diffusion-")
+        try:
+            generator = cls(diffusion_app(chosen, lora_state=Path(folder.name) / "loras.json"))
+        except BaseException:
+            folder.cleanup()
+            raise
+        generator._folder = folder
+        return generator
 
     @property
     def card(self) -> ModelCard:
@@ -177,6 +189,8 @@ class DiffGenerator:
     def shutdown(self) -> None:
         """Unload the model and end the threads; more calls do nothing."""
         self._shutdown()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self

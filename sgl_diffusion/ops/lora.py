@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.base.errors import EngineError
-from sgl_diffusion.ops import cuda_lora, library, lora_truth
+from sgl_diffusion.ops import cuda_lora, library, lora_truth, triton_lora
 from sgl_diffusion.ops.dispatch import FLOATS, Implementation, Op
 from sgl_diffusion.ops.lora_types import ALGORITHM, LoraDelta, LoraRecord
+from sgl_diffusion.ops.triton_register import implementation
 
 _Merged = list[lora_truth.Merged]
 _Deltas = Sequence[Sequence[LoraDelta]]
@@ -138,6 +139,7 @@ _apply = Op(
     "lora_apply",
     lora_truth.apply,
     Implementation("cpu", _apply_native, ("cpu",), absent=library.absent, refuses=_apply_refuses),
+    implementation(triton_lora.apply, triton_lora.refuses_apply),
 )
 
 

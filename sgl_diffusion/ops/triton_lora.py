@@ -6,11 +6,15 @@ Merge and unmerge are no torch ops: they change weights between steps, outside o
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgl_diffusion.ops import triton_impl
+from sgl_diffusion.ops.lora_types import LoraDelta
 from sgl_diffusion.ops.triton_register import register
 
 
@@ -66,3 +70,57 @@ def lora_apply_(
     _library()
     torch.ops.sgld_triton.lora_apply_.default(y, x, a, b, scales, index)
     return y
+
+
+def apply(
+    x: Tensor, y: Tensor, adapters: Sequence[Sequence[LoraDelta]], index: Tensor | None
+) -> Tensor:
+    """y plus each row's adapter: a launch for every segment of rows that adapters reach."""
+    rows = x.flatten(0, -2)
+    tokens = rows.shape[0]
+    if index is None:  # all rows have all of them: each is a launch of its own
+        chosen = [[(0, delta)] for some in adapters for delta in some]
+        where = torch.zeros(tokens, dtype=torch.int32, device=x.device)
+    else:
+        chosen = _segments(adapters)
+        where = index.flatten().int()
+    spans = sorted((part[0][1].start, part[0][1].end) for part in chosen)
+    overlap = any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
+    # Where several are added to the same numbers only the sum is rounded.
+    out = y.flatten(0, -2).to(torch.float32 if overlap else y.dtype, copy=True)
+    for part in chosen:
+        first, rank = part[0][1], max(delta.down.shape[0] for _, delta in part)
+        if rank == 0 or first.up.shape[0] == 0:
+            continue
+        count = 1 if index is None else len(adapters)
+        a = x.new_zeros(count, rank, x.shape[-1])
+        b = x.new_zeros(count, first.up.shape[0], rank)
+        scales = torch.zeros(count)
+        for number, delta in part:
+            a[number, : delta.down.shape[0]] = delta.down
+            b[number, :, : delta.down.shape[0]] = delta.up
+            scales[number] = delta.scale
+        lora_apply_(out[:, first.start : first.end], rows, a, b, scales.to(x.device), where)
+    return out.to(y.dtype).view(y.shape)
+
+
+def _segments(adapters: Sequence[Sequence[LoraDelta]]) -> list[list[tuple[int, LoraDelta]]]:
+    """The adapters' parts, those on the same rows together, with one of each adapter at most."""
+    found: dict[tuple[int, int, int], list[tuple[int, LoraDelta]]] = {}
+    for number, some in enumerate(adapters):
+        seen: dict[tuple[int, int], int] = {}
+        for delta in some:
+            span = (delta.start, delta.end)
+            seen[span] = seen.get(span, 0) + 1
+            found.setdefault((*span, seen[span]), []).append((number, delta))
+    return list(found.values())
+
+
+def refuses_apply(
+    x: Tensor, y: Tensor, adapters: Sequence[Sequence[LoraDelta]], index: Tensor | None
+) -> str:
+    for delta in (delta for some in adapters for delta in some):
+        for factor in (delta.down, delta.up):
+            if factor.dtype != x.dtype or factor.device != x.device:
+                return f"an adapter of {factor.dtype} on {factor.device} for {x.dtype}"
+    return triton_impl.refuses(x)

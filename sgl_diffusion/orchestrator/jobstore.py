@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,7 @@ class JobStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobstore")
         self._table: JobTable
         self._watchers: Watchers = []
+        self._known = _Known()
 
     @classmethod
     async def open(cls, folder: Path) -> JobStore:
@@ -81,11 +83,14 @@ class JobStore:
         """Change columns of a row; NotFoundError if it is gone, ConflictError if the change would
         bring a job to life that is over. `why` goes into the job's history."""
         assert changes and set(changes) < set(COLUMNS) - {"id"}, f"not columns: {set(changes)}"
-        row = await self._run(lambda: self._table.update(job_id, changes, why or {}))
+        row = await self._run(
+            lambda: self._known.put(self._table.update(job_id, changes, why or {}))
+        )
         return self._tell(job_id, row)
 
     async def get(self, job_id: str) -> JobRow | None:
-        return await self._run(lambda: self._table.get(job_id))
+        """A row; clients that poll get it from memory. Nobody may change what is in it."""
+        return self._known.get(job_id) or await self._run(lambda: self._read(job_id))
 
     async def list(
         self,
@@ -110,13 +115,13 @@ class JobStore:
         return await self._run(lambda: self._table.ids())
 
     async def delete(self, job_id: str) -> bool:
-        gone = await self._run(lambda: self._table.delete(job_id)) is not None
+        gone = await self._run(lambda: self._table.delete(self._known.drop(job_id))) is not None
         self._tell(job_id, None)
         return gone
 
     async def expire(self, job_id: str, why: str) -> bool:
         """Delete a row for good reasons of the server; `expired` knows of it for a day."""
-        gone = await self._run(lambda: self._table.expire(job_id, why))
+        gone = await self._run(lambda: self._table.expire(self._known.drop(job_id), why))
         self._tell(job_id, None)
         return gone
 
@@ -137,7 +142,7 @@ class JobStore:
 
         A row that was interrupted too often fails, so that it cannot take every server down.
         """
-        return await self._run(lambda: self._table.recover())
+        return await self._run(self._recover)
 
     def watch(self, watcher: Callable[[str, JobRow | None], None]) -> None:
         """Call `watcher` with every row that was stored, and with None for one that went. It runs
@@ -149,6 +154,14 @@ class JobStore:
             Metric("db_commit_seconds_count", self._table.commits),
             Metric("db_commit_seconds_sum", self._table.commit_seconds),
         ]
+
+    def _recover(self) -> Rows:
+        self._known.rows.clear()
+        return self._table.recover()
+
+    def _read(self, job_id: str) -> JobRow | None:
+        row = self._table.get(job_id)
+        return None if row is None else self._known.put(row)
 
     def _tell(self, job_id: str, row: R) -> R:
         for watcher in self._watchers:
@@ -183,3 +196,26 @@ class JobStore:
         if fresh and (count := self._table.rebuild()):
             log.warning("%d jobs were rebuilt from their sidecars", count)
         sidecars.sweep(self._table.ids())
+
+
+class _Known:
+    """Rows read or written lately. Only the thread that owns the table changes this, in the order
+    of its work, so a row in here is the one in the table; the event loop looks things up."""
+
+    def __init__(self, most: int = 256) -> None:
+        self.rows: OrderedDict[str, JobRow] = OrderedDict()
+        self._most = most
+
+    def get(self, job_id: str) -> JobRow | None:
+        return self.rows.get(job_id)
+
+    def put(self, row: JobRow) -> JobRow:
+        self.rows[row.id] = row
+        self.rows.move_to_end(row.id)
+        if len(self.rows) > self._most:
+            self.rows.popitem(last=False)
+        return row
+
+    def drop(self, job_id: str) -> str:
+        self.rows.pop(job_id, None)
+        return job_id

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from sgl_diffusion import __version__
@@ -14,6 +14,15 @@ from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.errors import envelope
 
 router = APIRouter()
+
+
+def _shown_path(request: Request, context: Context) -> str:
+    """Where the model lies is for admins; other keys learn the name under which it is served."""
+    card = context.card()
+    return card.path if request.state.caller.admin else context.model_name(card)
+
+
+ShownPath = Annotated[str, Depends(_shown_path)]
 
 
 @router.get("/liveness")
@@ -60,11 +69,11 @@ def _unhealthy(context: ServerContext, state: str, reason: str, code: str) -> Re
 
 
 @router.get("/models")
-async def served(context: Context) -> dict[str, Any]:
+async def served(context: Context, path: ShownPath) -> dict[str, Any]:
     """SGLang's description of the one served model; OpenAI's list is /v1/models."""
     card = context.card()
     return {
-        "model_path": card.path,
+        "model_path": path,
         "served_model_name": context.model_name(card),
         "num_gpus": context.settings.num_gpus,
         "task_type": card.tasks[0],
@@ -90,13 +99,13 @@ async def served(context: Context) -> dict[str, Any]:
 
 
 @router.get("/model_info")
-async def model_info(context: Context) -> dict[str, Any]:
+async def model_info(context: Context, path: ShownPath) -> dict[str, Any]:
     """What kind of model it is, in SGLang's words."""
     card = context.card()
     kinds = {"V": "video", "I": "image"}
     outputs = list(dict.fromkeys(kinds[task[-1]] for task in card.tasks if task[-1] in kinds))
     return {
-        "model_path": card.path,
+        "model_path": path,
         "is_generation": True,
         "model_type": "diffusion",
         "architectures": [card.pipeline_class],
@@ -110,15 +119,15 @@ async def model_info(context: Context) -> dict[str, Any]:
 
 
 @router.get("/v1/model_info")
-async def model_path(context: Context) -> dict[str, Any]:
-    return {"model_path": context.card().path}
+async def model_path(path: ShownPath) -> dict[str, Any]:
+    return {"model_path": path}
 
 
 @router.get("/server_info")
-async def server_info(context: Context) -> dict[str, Any]:
+async def server_info(context: Context, path: ShownPath) -> dict[str, Any]:
     card = context.card()
     return {
-        "model_path": card.path,
+        "model_path": path,
         "served_model_name": context.model_name(card),
         "tp_size": 1,
         "dp_size": 1,
@@ -128,13 +137,13 @@ async def server_info(context: Context) -> dict[str, Any]:
 
 
 @router.get("/stats")
-async def stats(context: Context) -> dict[str, Any]:
+async def stats(request: Request, context: Context) -> dict[str, Any]:
     """The samples of /metrics as JSON, for people with curl."""
     health = context.client.health()
-    card = context.client.card()
+    loaded = context.client.card() is not None
     return {
         "status": "draining" if context.draining else health.state,
-        "model_path": card.path if card else context.settings.model_path,
+        "model_path": _shown_path(request, context) if loaded else None,
         "uptime_s": int(time.time()) - context.started_at,
         "restarts": health.restarts,
         "lora": {
@@ -150,16 +159,16 @@ async def stats(context: Context) -> dict[str, Any]:
 
 
 @router.get("/v1/models")
-async def list_models(context: Context) -> dict[str, Any]:
+async def list_models(context: Context, path: ShownPath) -> dict[str, Any]:
     adapters = [_adapter(context, known) for known in _adapters(context)]
-    return {"object": "list", "data": [_model(context), *adapters]}
+    return {"object": "list", "data": [_model(context, path), *adapters]}
 
 
 @router.get("/v1/models/{model_id:path}")
-async def retrieve_model(context: Context, model_id: str) -> dict[str, Any]:
+async def retrieve_model(context: Context, path: ShownPath, model_id: str) -> dict[str, Any]:
     nickname = context.check_model(model_id, context.card())
     if nickname is None:
-        return _model(context)
+        return _model(context, path)
     for known in _adapters(context):
         if known["nickname"] == nickname:
             return _adapter(context, known)
@@ -184,19 +193,19 @@ def _adapters(context: ServerContext) -> list[dict[str, Any]]:
 
 def _adapter(context: ServerContext, known: dict[str, Any]) -> dict[str, Any]:
     """An adapter as OpenAI's clients see it: a model of its own, made from the served one."""
-    model = _model(context)
+    model = _model(context, known["nickname"])
     name = f"{model['id']}:{known['nickname']}"
-    return {**model, "id": name, "root": known["nickname"], "parent": model["id"]}
+    return {**model, "id": name, "parent": model["id"]}
 
 
-def _model(context: ServerContext) -> dict[str, Any]:
+def _model(context: ServerContext, path: str) -> dict[str, Any]:
     card = context.card()
     return {
         "id": context.model_name(card),
         "object": "model",
         "created": context.started_at,
         "owned_by": "sgl_diffusion",
-        "root": card.path,
+        "root": path,
         "parent": None,
         "max_model_len": None,
         "num_gpus": context.settings.num_gpus,

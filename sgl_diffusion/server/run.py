@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ def serve(options: ServeOptions, stages: App | None = None, limits: Limits | Non
 def _diffusion(options: ServeOptions) -> App:
     """The stages of a diffusion model; the adapters in use outlive its worker."""
     assert options.data_dir is not None, "the command line resolves the data folder"
+    tempfile.tempdir = options.data_dir  # large uploads wait here without a name, not in memory
     lora_state = Path(options.data_dir) / _LORA_STATE
     if options.lora_path:  # what the command asks for wins over what was in use
         lora_state.unlink(missing_ok=True)

@@ -120,10 +120,12 @@ class Uploads:
             return
         folder = self._folder_of(row.kind)
         try:
-            for entry in _missing(row):
-                put = partial(self._bucket.put, folder / entry["name"])
-                entry["remote"] = await self._in_thread(put)
-            await self._jobs.update(job_id, files=row.files)
+            files = [dict(entry) for entry in row.files]
+            for entry in files:
+                if "remote" not in entry:
+                    put = partial(self._bucket.put, folder / entry["name"])
+                    entry["remote"] = await self._in_thread(put)
+            await self._jobs.update(job_id, files=files)
         except (FileNotFoundError, NotFoundError):
             self.changed(job_id, None)  # deleted meanwhile: what was copied goes, too
         self._settle(job_id)
@@ -142,5 +144,5 @@ class Uploads:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _missing(row: JobRow) -> list[dict[str, Any]]:
-    return [entry for entry in row.files if "remote" not in entry]
+def _missing(row: JobRow) -> bool:
+    return any("remote" not in entry for entry in row.files)

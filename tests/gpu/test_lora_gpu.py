@@ -99,3 +99,21 @@ def test_apply_by_token() -> None:
         want = want + torch.where((index == n)[:, None], part, 0.0)
     triton_lora.lora_apply_(y, x, a, b, scales, index)
     close(y, want, steps=4)
+
+
+def test_the_op_applies_segments_by_row() -> None:
+    def delta(rank: int, rows: int, start: int) -> LoraDelta:
+        down = fresh(rank, 1536, size=1536**-0.5)
+        return LoraDelta(down, fresh(rows, rank, size=rank**-0.5), 0.5, start)
+
+    adapters = [[delta(16, 512, 0), delta(16, 512, 1024)], [delta(64, 1536, 0)]]
+    x, y = fresh(2, 300, 1536), fresh(2, 300, 1536)
+    index = torch.randint(-1, 2, (2,), device="cuda")
+    with ops.using(lora_apply="triton"):
+        got = ops.lora_apply(x, y, adapters, index)
+    want = y.double()
+    for row, number in enumerate(index.tolist()):
+        for part in adapters[number] if number >= 0 else []:
+            own = (x[row].double() @ part.down.double().T) @ part.up.double().T
+            want[row, :, part.start : part.end] += part.scale * own
+    close(got, want, steps=4)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgl_diffusion import ops
 from sgl_diffusion.kernels import lora
 from sgl_diffusion.kernels.lora import lora_merge_launch, lora_unmerge_launch
 from sgl_diffusion.kernels.lora_apply import lora_apply_launch
 from sgl_diffusion.kernels.settings import escape_room
+from sgl_diffusion.ops import lora_truth
 from tests.kernels import interpreter
 
 assert interpreter, "run this file with TRITON_INTERPRET=1"
@@ -161,3 +163,26 @@ def test_apply_by_token(tokens: int, width: int, out: int, dtype: torch.dtype) -
     lora_apply_launch(y, x, a, b, scales, index)
     limit = {torch.float32: 1e-5, torch.float16: 4e-3}[dtype]
     torch.testing.assert_close(y.double(), want, rtol=limit, atol=limit)
+
+
+@DTYPES
+@pytest.mark.parametrize("by_row", [True, False])
+def test_the_op_applies_segments_of_several_adapters(dtype: torch.dtype, by_row: bool) -> None:
+    def delta(rank: int, rows: int, scale: float, start: int) -> ops.LoraDelta:
+        down, up = torch.randn(rank, 40) / 40**0.5, torch.randn(rows, rank) / rank**0.5
+        return ops.LoraDelta(down.to(dtype), up.to(dtype), scale, start)
+
+    adapters = [
+        [delta(4, 20, 1.0, 0), delta(4, 20, -2.0, 20), delta(2, 20, 0.5, 20)],
+        [delta(9, 60, 0.7, 0)],
+        [],
+    ]
+    x, y = torch.randn(2, 9, 40).to(dtype), torch.randn(2, 9, 60).to(dtype)
+    index = torch.randint(-1, 3, (2, 9)) if by_row else None
+    kept = y.clone()
+    with ops.using(lora_apply="triton"):
+        got = ops.lora_apply(x, y, adapters, index)
+    assert torch.equal(y, kept) and got.dtype == dtype
+    limit = {torch.float32: 1e-5, torch.float16: 4e-3}[dtype]
+    want = lora_truth.apply(x.double().float(), y.float(), adapters, index)
+    torch.testing.assert_close(got.double(), want.double(), rtol=limit, atol=limit)

@@ -109,6 +109,21 @@ def test_metrics_are_public_only_where_configured(make_api, locked):
     assert api.get("/metrics").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [("/models", "model_path"), ("/model_info", "model_path"), ("/v1/model_info", "model_path"),
+     ("/server_info", "model_path"), ("/stats", "model_path")],
+)  # fmt: skip
+def test_paths_of_this_machine_are_for_admins(locked, route, field):
+    assert locked.get(route, headers=bearer(USER)).json()[field] == "tiny"
+    assert locked.get(route, headers=bearer(ADMIN)).json()[field] == "/models/tiny-wan"
+    roots = [
+        locked.get("/v1/models", headers=bearer(key)).json()["data"][0]["root"]
+        for key in (USER, ADMIN)
+    ]
+    assert roots == ["tiny", "/models/tiny-wan"]
+
+
 def test_callers_have_ids_that_say_nothing(locked):
     keys = locked.context.settings.keys
     ids = {keys.caller(key.encode()).key_id for key in (USER, OTHER, ADMIN)}

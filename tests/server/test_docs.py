@@ -91,3 +91,38 @@ def test_every_route_is_described():
         for method in route.methods - {"HEAD"}
     }
     assert described == served
+
+
+# What clients of OpenAI and of SGLang's diffusion server send, from their published references.
+SHARED = """
+attention_backend_override cache_dit_params cfg_gate_step diffusers_kwargs enable_cache_dit
+enable_teacache enable_upscaling enhance_prompt flow_shift generator_device guidance_scale height
+max_sequence_length model n negative_prompt num_inference_steps num_profiled_timesteps
+output_compression output_quality perf_dump_path profile profile_all_stages progressive_delta
+progressive_levels progressive_mode prompt quality seed size skip_softmax_params task_type
+true_cfg_scale upscaling_model_path upscaling_scale user width
+"""
+IMAGES = """
+background complexity frame_count frame_duration_ms moderation output_format partial_images
+response_format safety_identifier stream style svg
+"""
+EDITS = "image input_fidelity markup mask num_frames url"
+VIDEOS = """
+enable_frame_interpolation fps frame_interpolation_exp frame_interpolation_model_path
+frame_interpolation_scale guidance_scale_2 input_reference num_frames num_outputs_per_prompt
+output_path reference_url seconds video_path video_reference video_url x264_preset
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (schemas.ImageRequest, f"{SHARED} {IMAGES}"),
+        (schemas.EditRequest, f"{SHARED} {IMAGES} {EDITS}"),
+        (schemas.VideoRequest, f"{SHARED} {VIDEOS}"),
+    ],
+)
+def test_every_field_of_other_clients_is_known(kind, fields):
+    """Honoured, or accepted where it changes nothing, or refused by its name: never unknown."""
+    unknown = set(fields.split()) - set(kind.model_fields) - set(kind.neutral)
+    assert not unknown
