@@ -160,7 +160,8 @@ class FluxTransformer(nn.Module):
         x = torch.cat((text, image), dim=1)
         for block in self.single_blocks:
             x = block(x, signal, rope, self.attention.tokens)
-        x = x[:, text.shape[1] : text.shape[1] + tokens]
+        start = context.text.shape[1]
+        x = x[:, start : start + tokens]
 
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         x = ops.norm_modulate(x, scale, shift, eps=EPS)

@@ -151,7 +151,8 @@ class Flux2Transformer(nn.Module):
         x = torch.cat((text, image), dim=1)
         for block in self.single_blocks:
             x = block(x, on_both, rope, self.attention.tokens)
-        x = x[:, text.shape[1] : text.shape[1] + tokens]
+        start = context.text.shape[1]
+        x = x[:, start : start + tokens]
 
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         x = self.proj_out(ops.norm_modulate(x, scale, shift, eps=self.params.eps))
