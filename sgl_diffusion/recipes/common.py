@@ -51,8 +51,9 @@ class Plan:
         """A transformer with its weights and its attention."""
         with torch.device("meta"):
             model = kind(params)
-        folder = index.component(name).folder
-        load_weights(model, folder, rules, dtype=self.dit, device=self.device)
+        part = index.component(name)
+        placed = {"dtype": self.dit, "device": self.device}
+        load_weights(model, part.weights, rules, variant=part.variant, **placed)
         model.attention = AttentionContext.on_one_rank(self.attention)  # type: ignore[assignment]
         return model
 
