@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Origin:
     """The picture a job begins with, as clean latents [1,C,T,h,w].
 
-    With a mask: `keep` [1,1,1,h,w] is 1 where latents stay those of the picture; `pixels`
-    [H,W,3] in 0..255 and `share` [H,W] say what becomes of the finished frame.
+    With a mask: `keep`, which broadcasts to them, is 1 where latents stay those of the picture;
+    `pixels` [H,W,3] in 0..255 and `share` [H,W] say what becomes of the finished frame.
     """
 
     latents: Tensor

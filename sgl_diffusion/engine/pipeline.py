@@ -19,6 +19,8 @@ from sgl_diffusion.loader.rules import Rules
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sgl_diffusion.engine.beginning import Origin
+
 Condition = Any  # what a recipe made of one prompt; the engine only hands it back
 Context = Any  # conditions of a batch, side by side
 
@@ -72,6 +74,14 @@ class Pipeline(Protocol):
 
     def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """Final latents [1,C,T,h,w] of one row to uint8 frames [f,H,W,3], chunk by chunk."""
+
+
+@runtime_checkable
+class KeepsPicture(Protocol):
+    """A pipeline whose edits keep a part of a picture as it is, like the first frame of a clip."""
+
+    def origin(self, condition: Condition, params: ResolvedParams) -> Origin | None:
+        """What is kept of the picture that a condition was made with."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.lineup import Batch, line_up
 from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.pictures import open_picture
-from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.pipeline import KeepsPicture, Pipeline
 from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.turns import Turns
@@ -108,10 +108,13 @@ class StepRunner:
             job.condition = pipeline.encode(params.prompt, params, parts)
             if params.guided:
                 job.negative = pipeline.encode(params.negative_prompt, params, parts)
+        if job.origin is None and isinstance(pipeline, KeepsPicture):
+            job.origin = pipeline.origin(job.condition, params)
+        kept = job.origin is not None and job.origin.keep is not None
         for row in job.rows:
             noise = pipeline.noise(params, row.seed)
             row.state = first_state(job.origin, noise, solver)
-            row.noise = noise.float() if params.mask is not None else None
+            row.noise = noise.float() if kept else None
         job.solver = solver
         self._spend([job], "encode", time.perf_counter() - start)
 

@@ -1,8 +1,8 @@
-"""Wan video transformer (arXiv 2503.20314): text-to-video, Wan-AI/Wan2.1-T2V-*-Diffusers.
+"""Wan video transformer (arXiv 2503.20314): Wan-AI/Wan2.1-*-Diffusers and Wan2.2-*-Diffusers.
 
 Shapes: B rows (independent jobs, each at its own timestep), C latent channels, T/h/w latent
 frames/rows/columns, S = T*h*w / patch tokens in order t, y, x, D = H*d hidden width of H heads, L
-text tokens, N blocks.
+text tokens, I tokens of an input picture, N blocks.
 
 Precision: the residual stream is in the model's dtype; norms, modulation and gated updates compute
 in fp32 and round once; the parameters named in KEEP_FP32 stay fp32 in every precision.
@@ -11,7 +11,7 @@ in fp32 and round once; the parameters named in KEEP_FP32 stay fp32 in every pre
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -47,6 +47,9 @@ class WanParams:
     num_layers: int = 40
     cross_attn_norm: bool = True
     eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    pos_embed_seq_len: int | None = None
 
     @property
     def width(self) -> int:
@@ -67,32 +70,29 @@ class WanParams:
 
 
 # Config values that change the computation, with the one value this file computes.
-_ONLY: Mapping[str, Any] = {
-    "qk_norm": "rms_norm_across_heads",
-    "image_dim": None,
-    "added_kv_proj_dim": None,
-    "pos_embed_seq_len": None,
-}
+_ONLY: Mapping[str, Any] = {"qk_norm": "rms_norm_across_heads"}
 
 
 @dataclass(frozen=True)
 class TextContext:
-    """What the blocks read of the prompts: keys and values [N, 2, B, L, H, d], for all steps."""
+    """What the blocks read of the prompts, and of a picture where the model sees one: keys and
+    values [N, 2, B, L, H, d] and [N, 2, B, I, H, d], for all steps."""
 
     kv: Tensor
+    image_kv: Tensor | None = None
 
     @staticmethod
     def cat(contexts: Sequence[TextContext]) -> TextContext:
         """Prompts of several jobs as one batch."""
-        return TextContext(torch.cat([context.kv for context in contexts], dim=2))
-
-    def rows(self) -> list[TextContext]:
-        """The batch as single prompts, each keeping a batch axis of 1."""
-        return [TextContext(kv) for kv in self.kv.split(1, dim=2)]
+        images = [context.image_kv for context in contexts if context.image_kv is not None]
+        return TextContext(
+            torch.cat([context.kv for context in contexts], dim=2),
+            torch.cat(images, dim=2) if images else None,
+        )
 
 
 class WanTransformer(nn.Module):
-    KEEP_FP32 = ("time_embedder", "scale_shift_table", "norm2")
+    KEEP_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2")
 
     def __init__(self, params: WanParams) -> None:
         super().__init__()
@@ -103,6 +103,7 @@ class WanTransformer(nn.Module):
         self.time_embedder = Mlp(params.freq_dim, width, width, "silu")
         self.time_proj = Linear(width, 6 * width)
         self.text_embedder = Mlp(params.text_dim, width, width, "gelu_tanh")
+        self.image_embedder = None if params.image_dim is None else ImageEmbedder(params)
         self.blocks = nn.ModuleList(WanBlock(params) for _ in range(params.num_layers))
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, width))
         self.proj_out = Linear(width, params.out_channels * math.prod(params.patch_size))
@@ -111,11 +112,16 @@ class WanTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
-    def prepare(self, text: Tensor) -> TextContext:
-        """Text embeddings [B, L, text_dim] to what `forward` reads of them, once for all steps."""
+    def prepare(self, text: Tensor, image: Tensor | None = None) -> TextContext:
+        """Text embeddings [B, L, text_dim], and states [B, I, image_dim] of a picture where the
+        model sees one, to what `forward` reads of them, once for all steps."""
         text = self.text_embedder(text.to(self.dtype))
-        blocks = cast("Iterable[WanBlock]", self.blocks)
-        return TextContext(torch.stack([block.attn2.keys_values(text) for block in blocks]))
+        blocks = cast("Sequence[WanBlock]", self.blocks)
+        kv = torch.stack([block.attn2.keys_values(text) for block in blocks])
+        if self.image_embedder is None or image is None:
+            return TextContext(kv)
+        image = self.image_embedder(image.to(self.dtype))
+        return TextContext(kv, torch.stack([b.attn2.image_keys_values(image) for b in blocks]))
 
     def forward(self, latents: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
         """Velocity [B, C, T, h, w] in the model's dtype, of latents [B, C, T, h, w].
@@ -129,8 +135,9 @@ class WanTransformer(nn.Module):
         x = self.patch_embedding(patchify(latents.to(self.dtype), params.patch_size))
         temb, modulation = self._embed_time(timestep)
 
-        for block, kv in zip(self.blocks, context.kv, strict=True):
-            x = block(x, modulation, kv, rope, self.attention)
+        images = context.image_kv if context.image_kv is not None else [None] * len(context.kv)
+        for block, kv, image_kv in zip(self.blocks, context.kv, images, strict=True):
+            x = block(x, modulation, kv, image_kv, rope, self.attention)
 
         shift, scale = _modulation(self.scale_shift_table, temb.unsqueeze(-2))
         x = ops.norm_modulate(x, scale, shift, eps=params.eps)
@@ -140,6 +147,26 @@ class WanTransformer(nn.Module):
         """The embedding [B, D] and the blocks' modulation [B, 6, D] (per token: [B, S, ...])."""
         temb = self.time_embedder(sinusoid(timestep, self.params.freq_dim)).to(self.dtype)
         return temb, self.time_proj(functional.silu(temb)).unflatten(-1, (6, -1))
+
+
+class ImageEmbedder(nn.Module):
+    """States of a picture [B, I, image_dim] to the width of the text; two pictures follow each
+    other and are told apart by a table of positions."""
+
+    def __init__(self, params: WanParams) -> None:
+        super().__init__()
+        dim, length = params.image_dim or 0, params.pos_embed_seq_len
+        self.pos_embed = None if length is None else nn.Parameter(torch.empty(1, length, dim))
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear_1 = Linear(dim, dim)
+        self.linear_2 = Linear(dim, params.width)
+        self.norm2 = nn.LayerNorm(params.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        x = functional.gelu(self.linear_1(_layer_norm(self.norm1, x)))
+        return _layer_norm(self.norm2, self.linear_2(x))
 
 
 class WanBlock(nn.Module):
@@ -157,6 +184,7 @@ class WanBlock(nn.Module):
         x: Tensor,
         modulation: Tensor,
         kv: Tensor,
+        image_kv: Tensor | None,
         rope: tuple[Tensor, Tensor],
         attention: AttentionContext,
     ) -> Tensor:
@@ -168,8 +196,8 @@ class WanBlock(nn.Module):
         y = self.attn1(y, rope, attention.tokens)
         x, y = self._update(x, y, gate_1)
 
-        # tokens with the text; from here on x is this block's own and updated in place
-        y = self.attn2(y, kv, attention.local)
+        # tokens with text and picture; from here on x is this block's own and updated in place
+        y = self.attn2(y, kv, image_kv, attention.local)
         x, y = ops.gate_residual_norm_modulate(x, y, None, scale_3, shift_3, eps=self.eps, out=x)
 
         # each token alone
@@ -208,31 +236,49 @@ class WanSelfAttention(nn.Module):
 
 
 class WanCrossAttention(nn.Module):
-    """Attention to the text, without rotation; `keys_values` makes its keys once per prompt."""
+    """Attention to the text, and beside it to a picture, without rotation; their keys are made once
+    per job."""
 
     def __init__(self, params: WanParams) -> None:
         super().__init__()
-        width = params.width
+        width, added = params.width, params.added_kv_proj_dim
         self.heads, self.eps = params.num_attention_heads, params.eps
         self.to_q = Linear(width, width)
         self.to_kv = Linear(width, {"k": width, "v": width})
         self.norm_q = nn.RMSNorm(width)
         self.norm_k = nn.RMSNorm(width)
+        self.to_image_kv = None if added is None else Linear(added, {"k": width, "v": width})
+        self.norm_image_k = None if added is None else nn.RMSNorm(width)
         self.to_out = Linear(width, width)
 
     def keys_values(self, text: Tensor) -> Tensor:
         """[B, L, D] -> [2, B, L, H, d]."""
-        k, v = self.to_kv.split(self.to_kv(text))
-        k = ops.norm_modulate(k, weight=self.norm_k.weight, eps=self.eps, kind="rms")
-        return torch.stack((k, v)).unflatten(-1, (self.heads, -1))
+        return self._pair(self.to_kv, self.norm_k, text)
 
-    def forward(self, x: Tensor, kv: Tensor, attend: Attend) -> Tensor:
-        q = ops.norm_modulate(
-            self.to_q(x), weight=self.norm_q.weight, eps=self.eps, kind="rms"
-        ).unflatten(-1, (self.heads, -1))
-        return self.to_out(attend(q, *kv).flatten(2))
+    def image_keys_values(self, image: Tensor) -> Tensor:
+        """[B, I, D] -> [2, B, I, H, d]."""
+        assert self.to_image_kv is not None and self.norm_image_k is not None
+        return self._pair(self.to_image_kv, self.norm_image_k, image)
+
+    def forward(self, x: Tensor, kv: Tensor, image_kv: Tensor | None, attend: Attend) -> Tensor:
+        q = self._norm(self.norm_q, self.to_q(x)).unflatten(-1, (self.heads, -1))
+        y = attend(q, *kv)
+        if image_kv is not None:
+            y = y + attend(q, *image_kv)
+        return self.to_out(y.flatten(2))
+
+    def _pair(self, linear: Linear, norm: nn.RMSNorm, x: Tensor) -> Tensor:
+        k, v = linear.split(linear(x))
+        return torch.stack((self._norm(norm, k), v)).unflatten(-1, (self.heads, -1))
+
+    def _norm(self, norm: nn.RMSNorm, x: Tensor) -> Tensor:
+        return ops.norm_modulate(x, weight=norm.weight, eps=self.eps, kind="rms")
 
 
 def _modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
     """A learned table [1, n, D] plus an embedding [B, n or 1, D] in fp32, as n of [B, D]."""
     return (table + embedding.float()).unbind(-2)
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return ops.norm_modulate(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)

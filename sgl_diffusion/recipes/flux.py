@@ -73,7 +73,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux:
         size_multiple=2 * vae.spatial_factor,
         edits="native" if kontext else "image-to-image",
         max_images=4 if kontext else 1,
-        masks=not kontext,
+        masks=True,
         previews=True,
         lora_targets=("transformer",),
     )

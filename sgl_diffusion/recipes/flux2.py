@@ -67,6 +67,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux2
         size_multiple=vae.spatial_factor,
         edits="native",
         max_images=_MOST_PICTURES,
+        masks=True,
         previews=True,
         lora_targets=("transformer",),
     )

@@ -96,7 +96,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> QwenI
         edits="native" if edits else "image-to-image",
         min_images=1 if edits else 0,
         max_images=4 if index.pipeline == EDIT_PLUS else 1,
-        masks=not edits,
+        masks=True,
         previews=True,
         lora_targets=("transformer",),
     )

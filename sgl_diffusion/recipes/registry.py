@@ -38,6 +38,7 @@ NATIVE: Registry[str] = Registry(
         "QwenImagePipeline": "sgl_diffusion.recipes.qwen_image",
         "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
         "ZImagePipeline": "sgl_diffusion.recipes.z_image",
+        "WanImageToVideoPipeline": "sgl_diffusion.recipes.wan",
         "WanPipeline": "sgl_diffusion.recipes.wan",
     },
 )

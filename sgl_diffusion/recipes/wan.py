@@ -1,8 +1,12 @@
-"""Wan 2.1 text-to-video, from a repository in diffusers format.
+"""Wan 2.1 and 2.2, text and picture to video, from a repository in diffusers format.
 
 Special to Wan: prompts go to the transformer padded to 512 tokens with zeros and without a mask;
 the text's keys and values do not depend on the step; guidance is on above 1; latents stay fp32; the
 VAE runs in fp32 unless told otherwise.
+
+2.2 has two experts, one for the noisy steps and one for the rest, each with a guidance scale. A
+picture comes in as channels beside the latents (I2V; 2.1 shows it to the text's attention, too), or
+as a first frame that is clean from the start, with a timestep for each token (TI2V).
 """
 
 from __future__ import annotations
@@ -11,129 +15,165 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
-from sgl_diffusion.attention import AttentionContext, select
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
-from sgl_diffusion.base.errors import ConfigError
-from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
-from sgl_diffusion.components.samplers import Solver, make_solver
+from sgl_diffusion.base.params import ModelCard, ResolvedParams
+from sgl_diffusion.components.samplers import Solver, Spacing, make_solver
 from sgl_diffusion.components.text_umt5 import TextUmt5
 from sgl_diffusion.components.vae_wan import VaeWan
+from sgl_diffusion.components.vision_clip import VisionClip
+from sgl_diffusion.engine.beginning import Origin
+from sgl_diffusion.engine.pictures import to_pixels
 from sgl_diffusion.engine.pipeline import Adaptable, Combine
-from sgl_diffusion.loader.index import ModelIndex, read_config
-from sgl_diffusion.loader.weights import load_weights
-from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
+from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.models.wan import WanParams, WanTransformer
 from sgl_diffusion.models.wan_weights import RULES
+from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.wan_condition import WanCondition, beside_latents
+from sgl_diffusion.recipes.wan_defaults import defaults_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DEFAULTS = SamplingDefaults(
-    width=832, height=480, num_frames=81, fps=16, num_inference_steps=50, guidance_scale=5.0
-)
+I2V = "WanImageToVideoPipeline"
+_EXPERTS = ("transformer", "transformer_2")
 
 
 def not_supported(index: ModelIndex) -> str | None:
     """Why this file cannot serve the checkpoint; None if it can."""
-    if "transformer_2" in index.components:
-        return "it has two experts"
-    if index.options.get("expand_timesteps"):
-        return "it has per-token timesteps"
-    try:
-        WanParams.from_config(read_config(index.component("transformer").folder))
-        make_solver(_scheduler_config(index), 2)
-    except ConfigError as error:
-        return error.message.rstrip(".")
-    return None
+    if "transformer" not in index.components:
+        return "it has no transformer for the noisy steps"
+    return reason_against(index, WanParams, Spacing())
 
 
 def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Wan:
     """Load every component in its precision and assemble the pipeline."""
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dit_precision, device)
-    vae_dtype = pick_dtype(options.vae_precision, device, auto="fp32")
-    text_dtype = pick_dtype(options.text_encoder_precision, device)
-    folder = index.component("transformer").folder
-    params = WanParams.from_config(read_config(folder))
-    with torch.device("meta"):
-        transformer = WanTransformer(params)
-    load_weights(transformer, folder, RULES, dtype=dtype, device=device)
-    backend = select(
-        options.attention_backend, device=device, head_dim=params.attention_head_dim, dtype=dtype
-    )
-    transformer.attention = AttentionContext.on_one_rank(backend)
-    text = TextUmt5.load(index, dtype=text_dtype, device=device)
-    vae = VaeWan.load(index, dtype=vae_dtype, device=device)
-    card = ModelCard(
-        name=name,
-        path=name,
+    params = WanParams.from_config(transformer_config(index))
+    plan = Plan.of(options, head_dim=params.attention_head_dim, vae="fp32")
+    experts = {
+        expert: plan.load_dit(
+            WanTransformer,
+            WanParams.from_config(transformer_config(index, expert)),
+            RULES,
+            index,
+            expert,
+        )
+        for expert in _EXPERTS
+        if expert in index.components
+    }
+    text = TextUmt5.load(index, dtype=plan.text, device=plan.device)
+    vae = VaeWan.load(index, dtype=plan.vae, device=plan.device)
+    eyes = None
+    if params.image_dim is not None:
+        eyes = VisionClip.load(index, dtype=plan.text, device=plan.device)
+    from_picture = index.pipeline == I2V
+    first_frame = bool(index.options.get("expand_timesteps"))
+    native = from_picture or first_frame
+    # Where the model has a place for the last picture, too.
+    ends = from_picture and not first_frame and (eyes is None or params.pos_embed_seq_len)
+    scheduler = scheduler_config(index)
+    card = plan.card(
+        index,
+        name,
+        defaults_of(index, params, scheduler),
         family="wan",
-        pipeline_class=index.pipeline,
-        backend="native",
-        tasks=("T2V", "T2I", "TI2I"),
-        defaults=DEFAULTS,
-        device=device.type,
-        dit_precision=dtype_name(dtype),
-        vae_precision=dtype_name(vae_dtype),
-        text_encoder_precision=dtype_name(text_dtype),
-        attention_backend=backend.name,
+        tasks=_tasks(from_picture, first_frame),
         size_multiple=vae.spatial_factor * params.patch_size[1],
         frame_multiple=vae.temporal_factor,
-        edits="image-to-image",
-        max_images=1,
-        masks=True,
+        edits="native" if native else "image-to-image",
+        min_images=1 if from_picture else 0,
+        max_images=2 if ends else 1,
+        masks=not native,
         previews=True,
+        lora_targets=tuple(experts),
     )
-    return Wan(card, device, transformer, text, vae, _scheduler_config(index))
+    boundary = index.options.get("boundary_ratio")
+    return Wan(card, plan, experts, text, vae, eyes, scheduler, boundary, first_frame)
+
+
+def _tasks(from_picture: bool, first_frame: bool) -> tuple[str, ...]:
+    if from_picture:
+        return ("I2V",)
+    return ("T2V", "I2V", "T2I") if first_frame else ("T2V", "T2I", "TI2I")
 
 
 class Wan:
-    """Implements `engine.pipeline.Pipeline`."""
+    """Implements `engine.pipeline.Pipeline`; expert 0 works at the noisy steps."""
 
     combine: Combine | None = None
 
     def __init__(
         self,
         card: ModelCard,
-        device: torch.device,
-        transformer: WanTransformer,
+        plan: Plan,
+        experts: dict[str, WanTransformer],
         text: TextUmt5,
         vae: VaeWan,
+        eyes: VisionClip | None,
         scheduler: dict[str, object],
+        boundary: float | None,
+        first_frame: bool,
     ) -> None:
         self.card = card
-        self.device = device
-        self._transformer = transformer
+        self.device = plan.device
+        self._experts = experts
         self._text = text
         self._vae = vae
+        self._eyes = eyes
         self._scheduler = scheduler
+        self._boundary = boundary
+        self._first_frame = first_frame
 
-    def blocks(self) -> list[torch.nn.Module]:
-        return [*self._transformer.blocks, *self._text.blocks(), *self._vae.blocks()]
+    def blocks(self) -> list[nn.Module]:
+        layers = [block for expert in self._experts.values() for block in expert.blocks]
+        eyes = [] if self._eyes is None else self._eyes.blocks()
+        return [*layers, *self._text.blocks(), *eyes, *self._vae.blocks()]
 
     def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES, "WanTransformer3DModel")}
+        return {
+            name: Adaptable(expert, RULES, "WanTransformer3DModel")
+            for name, expert in self._experts.items()
+        }
 
     def solver(self, params: ResolvedParams) -> Solver:
         steps, shift = params.num_inference_steps, params.flow_shift
         return make_solver(self._scheduler, steps, shift, start=params.start_step)
 
-    def encode(self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]) -> TextContext:
+    def encode(
+        self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
+    ) -> WanCondition:
         text = self._text.encode([prompt], params.max_sequence_length)
-        return self._transformer.prepare(text)
+        seen = self._eyes.encode(pictures) if self._eyes is not None and pictures else None
+        texts = tuple(expert.prepare(text, seen) for expert in self._experts.values())
+        if not pictures:
+            return WanCondition(texts)
+        shown = [to_pixels(p, params.width, params.height).to(self.device) for p in pictures]
+        if self._first_frame:
+            return WanCondition(texts, first=self._vae.encode(shown[0]))
+        return WanCondition(texts, beside=beside_latents(self._vae, shown, params.num_frames))
 
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+    def origin(self, condition: WanCondition, params: ResolvedParams) -> Origin | None:
+        """A clip that begins with a picture keeps it."""
+        if condition.first is None:
+            return None
+        frames = (params.num_frames - 1) // self._vae.temporal_factor + 1
+        keep = torch.zeros(1, 1, frames, 1, 1, device=self.device)
+        keep[:, :, 0] = 1
+        return Origin(condition.first.expand(-1, -1, frames, -1, -1), keep)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
         return self._vae.encode(pixels)
 
-    def text_bucket(self, condition: TextContext) -> int:
-        return condition.kv.shape[3]
+    def text_bucket(self, condition: WanCondition) -> int:
+        """Clips that begin with a picture are batches of their own."""
+        return 2 * condition.texts[0].kv.shape[3] + (condition.first is not None)
 
-    def noise(self, params: ResolvedParams, seed: int) -> torch.Tensor:
+    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
         vae = self._vae
         shape = (
             1,
-            self._transformer.params.in_channels,
+            vae.channels,
             (params.num_frames - 1) // vae.temporal_factor + 1,
             params.height // vae.spatial_factor,
             params.width // vae.spatial_factor,
@@ -142,19 +182,21 @@ class Wan:
         return torch.randn(shape, generator=generator).to(self.device)
 
     def expert(self, timestep: float) -> int:
-        return 0
+        if self._boundary is None or len(self._experts) == 1:
+            return 0
+        train_steps = self._scheduler.get("num_train_timesteps", 1000)
+        assert isinstance(train_steps, int)
+        return 0 if timestep >= self._boundary * train_steps else 1
 
-    def collate(self, conditions: list[TextContext]) -> TextContext:
-        return TextContext.cat(conditions)
+    def collate(self, conditions: list[WanCondition]) -> WanCondition:
+        return WanCondition.cat(conditions)
 
     def velocity(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: TextContext, expert: int
-    ) -> torch.Tensor:
-        return self._transformer(latents, timesteps, context)
+        self, latents: Tensor, timesteps: Tensor, context: WanCondition, expert: int
+    ) -> Tensor:
+        transformer = list(self._experts.values())[expert]
+        latents, timesteps = context.dress(latents, timesteps, transformer.params.patch_size)
+        return transformer(latents, timesteps, context.texts[expert])
 
-    def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
         return self._vae.decode_chunks(latents[0])
-
-
-def _scheduler_config(index: ModelIndex) -> dict[str, object]:
-    return read_config(index.component("scheduler").folder, "scheduler_config.json")
