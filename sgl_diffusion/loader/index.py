@@ -77,7 +77,7 @@ def read_index(path: Path, variant: str | None = None) -> ModelIndex:
         if isinstance(value, list) and len(value) == 2 and all(v is None for v in value):
             continue
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
-            components[name] = Component(path / name, *value, variant=variant)
+            components[name] = Component(path / name, value[0], value[1], variant)
         else:
             options[name] = value
     return ModelIndex(path, pipeline, components, options)

@@ -52,8 +52,14 @@ class Plan:
         with torch.device("meta"):
             model = kind(params)
         part = index.component(name)
-        placed = {"dtype": self.dit, "device": self.device}
-        load_weights(model, part.weights, rules, variant=part.variant, **placed)
+        load_weights(
+            model,
+            part.weights,
+            rules,
+            dtype=self.dit,
+            device=self.device,
+            variant=part.variant,
+        )
         model.attention = AttentionContext.on_one_rank(self.attention)  # type: ignore[assignment]
         return model
 

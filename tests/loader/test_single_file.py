@@ -28,6 +28,7 @@ from sgl_diffusion.models import (
     z_image_weights,
 )
 from sgl_diffusion.recipes.registry import open_pipeline
+from tests.checkpoints.tiny_wan import Build
 from tests.engine.bench import Bench
 from tests.loader.single_files import WRITERS, converter
 
@@ -36,6 +37,7 @@ FAMILIES: dict[str, tuple[Any, Any, Any, str]] = {
     "flux": (flux.FluxTransformer, flux.FluxParams, flux_weights.RULES, "tiny_flux_a"),
     "flux2": (flux2.Flux2Transformer, flux2.Flux2Params, flux2_weights.RULES, "tiny_flux2_dev"),
     "wan": (wan.WanTransformer, wan.WanParams, wan_weights.RULES, "tiny_wan_a"),
+    "wan_i2v": (wan.WanTransformer, wan.WanParams, wan_weights.RULES, "i2v"),
     "z_image": (
         z_image.ZImageTransformer,
         z_image.ZImageParams,
@@ -51,9 +53,17 @@ FAMILIES: dict[str, tuple[Any, Any, Any, str]] = {
 }
 
 
-def stored(path: Path) -> dict[str, Tensor]:
+def checkpoint(family: str, request: pytest.FixtureRequest) -> Path:
+    name = FAMILIES[family][3]
+    if name.startswith("tiny_"):
+        return Path(request.getfixturevalue(name))
+    build: Build = request.getfixturevalue("tiny_wan_kind")
+    return build(name)
+
+
+def stored(path: Path, name: str = "transformer") -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for file in (path / "transformer").glob("*.safetensors"):
+    for file in (path / name).glob("*.safetensors"):
         weights |= load_file(file)
     return weights
 
@@ -71,7 +81,8 @@ def loaded(family: str, path: Path, source: Path) -> nn.Module:
 def test_the_weights_are_those_that_diffusers_reads(
     family: str, prefix: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    path: Path = request.getfixturevalue(FAMILIES[family][3])
+    path = checkpoint(family, request)
+    family, *_ = family.split("_i2v")
     weights = stored(path)
     original = {key: value.contiguous() for key, value in WRITERS[family](weights).items()}
     theirs = converter(family, WIDTH)(dict(original))
@@ -119,6 +130,22 @@ def test_a_file_replaces_the_transformer_of_a_repository(tiny_flux_a: Path, tmp_
         file = str(tmp_path / f"{name}.safetensors")
         options = EngineOptions(model_path=str(tiny_flux_a), transformer_path=file)
         assert torch.equal(latents(options), plain) is equal
+
+
+def test_each_expert_takes_a_file_of_its_own(tiny_wan_kind: Build, tmp_path: Path) -> None:
+    path = tiny_wan_kind("t2v-experts")
+    plain = latents(EngineOptions(model_path=str(path)))
+    files = {}
+    for name in ("transformer", "transformer_2"):
+        files[f"{name}_path"] = str(tmp_path / f"{name}.safetensors")
+        save_file(WRITERS["wan"](stored(path, name)), files[f"{name}_path"])
+    assert torch.equal(latents(EngineOptions(model_path=str(path), **files)), plain)  # type: ignore[arg-type]
+    swapped = EngineOptions(
+        model_path=str(path),
+        transformer_path=files["transformer_2_path"],
+        transformer_2_path=files["transformer_path"],
+    )
+    assert not torch.equal(latents(swapped), plain)
 
 
 def test_what_cannot_be_a_transformer(tiny_flux_a: Path, tmp_path: Path) -> None:
