@@ -116,6 +116,7 @@ class FluxTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
 
+    @property
     def blocks(self) -> list[nn.Module]:
         """In the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]

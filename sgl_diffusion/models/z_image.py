@@ -111,6 +111,7 @@ class ZImageTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
 
+    @property
     def blocks(self) -> list[nn.Module]:
         """In the order in which they run in every step."""
         return [*self.noise_refiner, *self.layers]
