@@ -176,6 +176,8 @@ class DiffusersPipeline:
         if "num_frames" in call.accepted:
             arguments["num_frames"] = params.num_frames
             arguments["num_videos_per_prompt"] = len(params.seeds)
+            if "frame_rate" in call.accepted:
+                arguments["frame_rate"] = params.fps
         else:
             arguments["num_images_per_prompt"] = len(params.seeds)
         optional = {
