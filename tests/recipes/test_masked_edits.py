@@ -12,7 +12,7 @@ from PIL import Image
 
 from sgl_diffusion.recipes import flux, qwen_image
 from tests.checkpoints import tiny_flux, tiny_flux2, tiny_qwen_image
-from tests.recipes.test_flux import opened, run
+from tests.recipes.parity import opened, run
 
 WIDTH, HEIGHT = 96, 64
 
