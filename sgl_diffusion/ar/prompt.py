@@ -29,7 +29,8 @@ class Reader:
     def __init__(self, tokenizer: Any, places: dict[str, int]) -> None:
         self.tokenizer = tokenizer
         self._kinds = {token: kind for kind, token in places.items()}
-        self._control = [token for token in tokenizer.all_special_tokens if len(token) > 2]
+        added = tokenizer.added_tokens_decoder.values()
+        self._control = [token.content for token in added if token.special]
 
     @classmethod
     def load(cls, folder: Path, places: dict[str, int]) -> Reader:

@@ -21,11 +21,20 @@ from sgl_diffusion.ar.prompt import Prompt
 from sgl_diffusion.ar.towers import Felt
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.components.pretrained import load_pretrained
-from sgl_diffusion.loader.index import read_config
+from sgl_diffusion.loader.index import Component, read_config
+
+
+@dataclass(frozen=True)
+class Family:
+    """`name` is what the served model is called; `thinker` a class of transformers."""
+
+    name: str
+    thinker: str
+
 
 FAMILIES = {
-    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
-    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": Family("qwen3-omni", "Qwen3OmniMoeThinkerForConditionalGeneration"),
+    "qwen2_5_omni": Family("qwen2.5-omni", "Qwen2_5OmniThinkerForConditionalGeneration"),
 }
 
 
@@ -41,19 +50,32 @@ class Passage:
     shift: int
 
 
-def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """The thinker of a whole checkpoint."""
-    import transformers
-
+def family_of(folder: Path) -> Family:
     kind = str(read_config(folder).get("model_type"))
     if kind not in FAMILIES:
         raise SetupError(
             f"{folder} is of the type {kind!r}, which no omni model here has.",
-            hint=f"Served are {', '.join(FAMILIES)}.",
+            hint=f"Served are {', '.join(family.name for family in FAMILIES.values())}.",
             code="unsupported_model",
         )
-    cls = getattr(transformers, FAMILIES[kind])
-    return load_pretrained(cls, folder, dtype=dtype, device=device)
+    return FAMILIES[kind]
+
+
+def written_precision(folder: Path) -> str:
+    """The name of the precision that the checkpoint says it has; empty if it says none."""
+    values = read_config(folder)
+    places = (values, values.get("thinker_config", {}))
+    told = [place.get(key) for place in places for key in ("dtype", "torch_dtype")]
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return next((names[name] for name in told if name in names), "")
+
+
+def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The thinker of a whole checkpoint."""
+    import transformers
+
+    part = Component(folder, "transformers", family_of(folder).thinker)
+    return load_pretrained(getattr(transformers, part.class_name), part, dtype=dtype, device=device)
 
 
 def places_of(thinker: Any) -> dict[str, int]:

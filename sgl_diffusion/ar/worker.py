@@ -20,7 +20,7 @@ from sgl_diffusion.ar.prompt import Reader
 from sgl_diffusion.ar.row import ChatJob, Row
 from sgl_diffusion.ar.sampling import Draw, Drawn
 from sgl_diffusion.ar.senses import Senses
-from sgl_diffusion.ar.thinker import Thinker, load_thinker, places_of
+from sgl_diffusion.ar.thinker import Thinker, family_of, load_thinker, places_of
 from sgl_diffusion.ar.towers import Towers
 from sgl_diffusion.ar.writing import Writing
 from sgl_diffusion.base.chat import ChatCard, ChatMessage, ChatParams, Part, TextSampling
@@ -51,15 +51,16 @@ class ChatWorker:
     def __init__(
         self,
         folder: Path,
-        name: str,
+        name: str | None,
         limits: ChatLimits,
         outbox: Outbox,
         *,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        """Without a `name` the model has that of its family."""
         self._folder = folder
-        self._name = name
+        self._name = name or ""
         self._limits = limits
         self._outbox = outbox
         self._device = device
@@ -69,6 +70,7 @@ class ChatWorker:
         self._warm_up_error: SglError | None = None
 
     def load(self) -> Payload:
+        self._name = self._name or family_of(self._folder).name
         self._outbox.loading("loading the thinker")
         model = load_thinker(self._folder, dtype=self._dtype, device=self._device)
         self._reader = Reader.load(self._folder, places_of(model))

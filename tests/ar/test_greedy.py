@@ -34,6 +34,7 @@ def test_alone(tiny_omni: Path, media: dict[str, Path]) -> None:
         run(worker)
         assert tokens_of(outbox, name) == oracle(tiny_omni).answer(params), name
     assert set(worker._batch.steps) == {1}
+    assert len({tuple(tokens_of(outbox, name)) for name in outbox.meta}) == len(outbox.meta)
 
 
 def test_in_one_batch_that_rows_join_and_leave(tiny_omni: Path, media: dict[str, Path]) -> None:
