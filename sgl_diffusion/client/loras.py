@@ -52,11 +52,15 @@ class LoraCalls:
         """The adapters and the sets, and whether a change waits."""
         return self._seen(await self._coordinator.control("lora_list", {}))
 
-    async def prepare(self, uses: Sequence[LoraUse]) -> None:
-        """Load the adapters that a job names and check that it could have them now."""
-        if uses:
-            given = [dataclasses.asdict(use) for use in uses]
-            await self._load({"settings": given, "uses": given})
+    async def prepare(self, uses: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
+        """Load the adapters that a job names and check that it could have them now. Returns them
+        with their paths: a job that runs later has these, or fails."""
+        if not uses:
+            return ()
+        given = [dataclasses.asdict(use) for use in uses]
+        await self._load({"settings": given, "uses": given})
+        paths = {one["nickname"]: one["path"] for one in self._report["loaded_adapters"]}
+        return tuple(dataclasses.replace(use, path=paths[use.nickname]) for use in uses)
 
     def known(self) -> Payload:
         """What is known here without asking the worker."""
