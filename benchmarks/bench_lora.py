@@ -189,7 +189,7 @@ def step_ratio(
         with rows.of([None] * ROWS):
             run(model, inputs)
 
-    seconds = in_turns([("plain", plain), ("adapted", adapted)], max(repeats // 4, 1))
+    seconds = in_turns([("plain", plain), ("adapted", adapted)], max(repeats // 2, 1))
     return seconds["adapted"] / seconds["plain"]
 
 

@@ -8,7 +8,11 @@ import pytest
 
 # Every file there defines the fixtures of one model family.
 _FAMILIES = sorted((Path(__file__).parent / "checkpoints").glob("tiny_*.py"))
-pytest_plugins = ["tests.fixtures_wan", *(f"tests.checkpoints.{f.stem}" for f in _FAMILIES)]
+pytest_plugins = [
+    "tests.fixtures_wan",
+    "tests.fixtures_ranks",
+    *(f"tests.checkpoints.{f.stem}" for f in _FAMILIES),
+]
 LEFT_OUT = ("gpu", "multigpu", "slow")
 
 

@@ -34,6 +34,13 @@ class EngineOptions:
         None, "Folder in diffusers format or hub id; without it a tiny random model is served."
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub repository.")
+    variant: str | None = option(
+        None, "Weights to take where a repository holds several, such as fp16."
+    )
+    transformer_path: str | None = option(
+        None, "File or folder with other weights for the model's transformer."
+    )
+    transformer_2_path: str | None = option(None, "The same for its second expert.")
     backend: str = option(
         "auto",
         "Our own runtime, or the whole diffusers pipeline.",

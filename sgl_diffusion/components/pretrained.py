@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.index import ModelIndex, read_config
-from sgl_diffusion.loader.weights import weight_files
+from sgl_diffusion.loader.files import variant_of, weight_files
+from sgl_diffusion.loader.index import Component, ModelIndex, read_config
+
+_SHOWN = 8
 
 
 def load_pretrained(
-    kind: type[Any], folder: Path, *, dtype: torch.dtype, device: torch.device
+    kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """`kind.from_pretrained(folder)` for inference."""
+    """`kind.from_pretrained` for inference."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    folder = part.folder
     read_config(folder)
-    weight_files(folder)
+    variant = variant_of(weight_files(folder, part.variant)[0].name)
     try:
         model, report = kind.from_pretrained(
             folder,
             dtype=dtype,
+            variant=variant,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -35,14 +38,21 @@ def load_pretrained(
             hint="Check that config.json and the weights belong together and are complete.",
             code="bad_checkpoint",
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
+    # Left alone, the libraries draw what is missing at random and drop what they do not know.
+    problems = {what: sorted(report[f"{what}_keys"]) for what in ("missing", "unexpected")}
+    if any(problems.values()):
+        text = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
         raise SetupError(
-            f"The weights in {folder} lack {', '.join(missing[:8])} of {kind.__name__}.",
+            f"The weights in {folder} do not fit {kind.__name__}: {text}.",
             hint="Check that config.json and the weights belong together and are complete.",
             code="bad_checkpoint",
         )
     return model.to(device).requires_grad_(False).eval()
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def load_tokenizer(index: ModelIndex, name: str = "tokenizer") -> Any:

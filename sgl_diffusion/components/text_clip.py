@@ -41,8 +41,8 @@ class TextClip:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         kind = CLIPTextModelWithProjection if projected else CLIPTextModel
-        folder = index.component(encoder).folder
-        model = load_pretrained(kind, folder, dtype=dtype, device=device)
+        part = index.component(encoder)
+        model = load_pretrained(kind, part, dtype=dtype, device=device)
         return cls(load_tokenizer(index, tokenizer), model)
 
     @property

@@ -29,10 +29,8 @@ class TextMistral3:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextMistral3:
         from transformers import Mistral3ForConditionalGeneration
 
-        folder = index.component("text_encoder").folder
-        model = load_pretrained(
-            Mistral3ForConditionalGeneration, folder, dtype=dtype, device=device
-        )
+        part = index.component("text_encoder")
+        model = load_pretrained(Mistral3ForConditionalGeneration, part, dtype=dtype, device=device)
         tokenizer = load_tokenizer(index)
         if not tokenizer.chat_template:
             raise SetupError(

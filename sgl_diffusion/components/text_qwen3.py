@@ -24,8 +24,8 @@ class TextQwen3:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextQwen3:
         from transformers import Qwen3Model
 
-        folder = index.component("text_encoder").folder
-        model = load_pretrained(Qwen3Model, folder, dtype=dtype, device=device)
+        part = index.component("text_encoder")
+        model = load_pretrained(Qwen3Model, part, dtype=dtype, device=device)
         tokenizer = load_tokenizer(index)
         if not tokenizer.chat_template:
             raise SetupError(

@@ -30,9 +30,9 @@ class TextQwenVl:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextQwenVl:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
-        folder = index.component("text_encoder").folder
+        part = index.component("text_encoder")
         model = load_pretrained(
-            Qwen2_5_VLForConditionalGeneration, folder, dtype=dtype, device=device
+            Qwen2_5_VLForConditionalGeneration, part, dtype=dtype, device=device
         )
         eyes = _eyes(index) if "processor" in index.components else None
         return cls(load_tokenizer(index), model, eyes)

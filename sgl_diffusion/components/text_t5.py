@@ -30,8 +30,8 @@ class TextT5:
     ) -> TextT5:
         from transformers import T5EncoderModel
 
-        folder = index.component(encoder).folder
-        model = load_pretrained(T5EncoderModel, folder, dtype=dtype, device=device)
+        part = index.component(encoder)
+        model = load_pretrained(T5EncoderModel, part, dtype=dtype, device=device)
         return cls(load_tokenizer(index, tokenizer), model)
 
     @property

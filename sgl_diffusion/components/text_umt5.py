@@ -24,8 +24,8 @@ class TextUmt5:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> TextUmt5:
         from transformers import UMT5EncoderModel
 
-        folder = index.component("text_encoder").folder
-        model = load_pretrained(UMT5EncoderModel, folder, dtype=dtype, device=device)
+        part = index.component("text_encoder")
+        model = load_pretrained(UMT5EncoderModel, part, dtype=dtype, device=device)
         return cls(load_tokenizer(index), model)
 
     def blocks(self) -> list[nn.Module]:

@@ -32,8 +32,8 @@ class VaeFlux2:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VaeFlux2:
         from diffusers import AutoencoderKLFlux2
 
-        folder = index.component("vae").folder
-        return cls(load_pretrained(AutoencoderKLFlux2, folder, dtype=dtype, device=device))
+        part = index.component("vae")
+        return cls(load_pretrained(AutoencoderKLFlux2, part, dtype=dtype, device=device))
 
     def blocks(self) -> list[nn.Module]:
         encoder, decoder = self._model.encoder, self._model.decoder

@@ -31,8 +31,8 @@ class VaeKl:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VaeKl:
         from diffusers import AutoencoderKL
 
-        folder = index.component("vae").folder
-        return cls(load_pretrained(AutoencoderKL, folder, dtype=dtype, device=device))
+        part = index.component("vae")
+        return cls(load_pretrained(AutoencoderKL, part, dtype=dtype, device=device))
 
     def blocks(self) -> list[nn.Module]:
         decoder = self._model.decoder

@@ -32,8 +32,8 @@ class VaeQwen:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VaeQwen:
         from diffusers import AutoencoderKLQwenImage
 
-        folder = index.component("vae").folder
-        model = load_pretrained(AutoencoderKLQwenImage, folder, dtype=dtype, device=device)
+        part = index.component("vae")
+        model = load_pretrained(AutoencoderKLQwenImage, part, dtype=dtype, device=device)
         use_onednn(model)
         use_sums(model)
         return cls(model)

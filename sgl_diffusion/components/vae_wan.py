@@ -38,8 +38,8 @@ class VaeWan:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VaeWan:
         from diffusers import AutoencoderKLWan
 
-        folder = index.component("vae").folder
-        model = load_pretrained(AutoencoderKLWan, folder, dtype=dtype, device=device)
+        part = index.component("vae")
+        model = load_pretrained(AutoencoderKLWan, part, dtype=dtype, device=device)
         use_onednn(model)
         use_sums(model)
         return cls(model)

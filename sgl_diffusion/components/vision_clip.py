@@ -27,8 +27,8 @@ class VisionClip:
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VisionClip:
         from transformers import CLIPVisionModel
 
-        folder = index.component("image_encoder").folder
-        model = load_pretrained(CLIPVisionModel, folder, dtype=dtype, device=device)
+        part = index.component("image_encoder")
+        model = load_pretrained(CLIPVisionModel, part, dtype=dtype, device=device)
         return cls(_preparation(index), model)
 
     def blocks(self) -> list[nn.Module]:

@@ -20,9 +20,9 @@ from typing import TypeVar
 from sgl_diffusion.base import env
 from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.loader.files import PICKLE_SUFFIXES, check_variant, variant_of
 from sgl_diffusion.loader.index import INDEX_NAME
 from sgl_diffusion.loader.progress import Note, note_bar
-from sgl_diffusion.loader.weights import PICKLE_SUFFIXES, is_variant
 
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 
@@ -37,15 +37,19 @@ def resolve_model(
     path_or_id: str,
     revision: str | None = None,
     *,
+    variant: str | None = None,
     allow: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     note: Note = _log.info,
 ) -> Path:
-    """The local folder of a model. `allow` replaces the patterns of the files worth having, and
-    `note` hears how far a download is."""
+    """The local folder of a model. `variant` is fetched instead of the plain weights where both
+    exist, `allow` replaces the patterns of the files worth having, and `note` hears how far a
+    download is."""
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        _refuse_only_pickle(path_or_id, (file.name for file in path.rglob("*")))
+        names = [file.name for file in path.rglob("*")]
+        _refuse_only_pickle(path_or_id, names)
+        check_variant(names, variant, path_or_id)
         return path
     if path.is_file():
         raise ModelNotFoundError(
@@ -61,9 +65,13 @@ def resolve_model(
 
     def choose(names: Sequence[str]) -> list[str]:
         _refuse_only_pickle(path_or_id, names)
-        return choose_files(names, allow)
+        check_variant(names, variant, path_or_id)
+        return choose_files(names, allow, variant)
 
-    return repo.folder(choose)
+    folder = repo.folder(choose)
+    # A folder from the cache may hold less than the repository.
+    check_variant([file.name for file in folder.rglob("*")], variant, path_or_id)
+    return folder
 
 
 def fetch_files(
@@ -206,11 +214,14 @@ class _UnreachableError(Exception):
     """The hub did not answer, or the connection broke."""
 
 
-def choose_files(names: Sequence[str], allow: Sequence[str] | None = None) -> list[str]:
+def choose_files(
+    names: Sequence[str], allow: Sequence[str] | None = None, variant: str | None = None
+) -> list[str]:
     """The files of a repository that are worth having.
 
     A repository in diffusers format may hold the same weights again: as one file at the top, and in
-    another precision beside the plain files of a component.
+    another precision beside the plain files of a component. Of those the variant is taken, then the
+    plain ones.
     """
     patterns = SAFE_FILES if allow is None else allow
     chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
@@ -219,8 +230,18 @@ def choose_files(names: Sequence[str], allow: Sequence[str] | None = None) -> li
         return chosen
     if INDEX_NAME in names:
         chosen = [name for name in chosen if "/" in name or name == INDEX_NAME]
-    plain = {Path(name).parent for name in chosen if _is_weight(name) and not is_variant(name)}
-    return [name for name in chosen if not is_variant(name) or Path(name).parent not in plain]
+    sets: dict[Path, set[str | None]] = {}
+    for name in filter(_is_weight, chosen):
+        sets.setdefault(Path(name).parent, set()).add(variant_of(name))
+
+    def wanted(name: str) -> bool:
+        if ".safetensors" not in Path(name).name:
+            return True
+        there = sets.get(Path(name).parent, set())
+        first = next((one for one in (variant, None) if one in there), variant_of(name))
+        return variant_of(name) == first
+
+    return [name for name in chosen if wanted(name)]
 
 
 def _may_be_id(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,21 @@ INDEX_NAME = "model_index.json"
 
 @dataclass(frozen=True)
 class Component:
-    """One folder of a repository and the class its files were written by."""
+    """One folder of a repository and the class its files were written by.
+
+    `variant` is the set of weights to prefer, `replaced` a file or folder that has them instead.
+    """
 
     folder: Path
     library: str
     class_name: str
+    variant: str | None = None
+    replaced: Path | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The folder with the weights, or the one file that holds them."""
+        return self.replaced or self.folder
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,14 @@ class ModelIndex:
             hint=f"Its {INDEX_NAME} names {', '.join(self.components) or 'no components'}.",
         )
 
+    def with_weights(self, name: str, weights: Path) -> ModelIndex:
+        """The same model with other weights for one component, whose config stays."""
+        component = dataclasses.replace(self.component(name), replaced=weights)
+        return dataclasses.replace(self, components={**self.components, name: component})
 
-def read_index(path: Path) -> ModelIndex:
-    """The index of a local repository folder."""
+
+def read_index(path: Path, variant: str | None = None) -> ModelIndex:
+    """The index of a local repository folder, whose weights are preferred in that variant."""
     if not (path / INDEX_NAME).is_file():
         raise ModelNotFoundError(
             f"{path} is not a model in diffusers format: it has no {INDEX_NAME}.",
@@ -61,7 +77,7 @@ def read_index(path: Path) -> ModelIndex:
         if isinstance(value, list) and len(value) == 2 and all(v is None for v in value):
             continue
         if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
-            components[name] = Component(path / name, *value)
+            components[name] = Component(path / name, value[0], value[1], variant)
         else:
             options[name] = value
     return ModelIndex(path, pipeline, components, options)

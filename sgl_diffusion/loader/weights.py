@@ -7,10 +7,8 @@ never opened: they run code.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.rules import Rules
+from sgl_diffusion.loader.files import DAMAGED, weight_files
+from sgl_diffusion.loader.rules import ALL, Rules, Target
 
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+# Tools that keep a whole model in one file put the transformer under one of these, beside the rest.
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_BESIDE = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SHOWN = 8
-_DAMAGED = "Delete it and download it again."
+# Pages that are read through a mapping count as memory of the process until it is closed.
+_MAPPED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,36 @@ class _Copy:
     parameter: str
     rows: slice
     shape: tuple[int, ...]
+    swap: bool
+
+
+@dataclass
+class _Fit:
+    """What one table of rules makes of the files: copies, and the keys that do not fit."""
+
+    copies: list[_Copy]
+    problems: dict[str, list[str]]
+
+    @property
+    def misfits(self) -> int:
+        return sum(len(keys) for keys in self.problems.values())
 
 
 def load_weights(
     module: nn.Module,
-    folder: Path,
+    source: Path,
     rules: Rules | None = None,
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    variant: str | None = None,
 ) -> None:
-    """Fill `module`, built under `torch.device("meta")`, with the weights in `folder`.
+    """Fill `module`, built under `torch.device("meta")`, with the weights in a folder or file.
 
     Parameters become `dtype`, but fp32 where a part of their name is in the class's `KEEP_FP32`.
     """
-    copies = _plan(module, weight_files(folder), rules or Rules(), folder)
+    files = [source] if source.is_file() else weight_files(source, variant)
+    copies = _plan(module, files, rules or Rules(), source)
     keep = set(getattr(module, "KEEP_FP32", ()))
     for name, old in list(module.named_parameters()):
         kept = torch.float32 if keep & set(name.split(".")) else dtype
@@ -60,60 +76,27 @@ def load_weights(
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(empty, requires_grad=False))
     assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer has no value"
-    with ExitStack() as stack:
-        handles = {file: stack.enter_context(_opened(file)) for file in {c.file for c in copies}}
-        for copy in copies:
-            rows = module.get_parameter(copy.parameter).data[copy.rows]
-            rows.copy_(_tensor(handles[copy.file], copy).view(copy.shape))
+    for file in files:
+        waiting = [copy for copy in copies if copy.file == file]
+        while waiting:
+            with _opened(file) as handle:
+                read = 0
+                while waiting and read < _MAPPED_BYTES:
+                    read += _fill(module, waiting.pop(), handle)
     module.eval()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a component: one file, or the shards its index names."""
-    indexes = sorted(folder.glob("*.safetensors.index*.json"))
-    weights = sorted(folder.glob("*.safetensors"))
-    for variant in (False, True):
-        found = [file for file in indexes if is_variant(file.name) == variant]
-        found = found or [file for file in weights if is_variant(file.name) == variant]
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found)
-            raise SetupError(f"{folder} holds more than one set of weights: {names}.")
-        if found:
-            return _shards(found[0]) if found[0] in indexes else found
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise SetupError(
-            f"{folder} holds its weights only in pickle format ({pickles[0]}), which can run code.",
-            hint="Convert them to safetensors.",
-            code="pickle_refused",
-        )
-    raise SetupError(
-        f"{folder} holds no safetensors weights.", hint="Check that the download is complete."
-    )
-
-
-def is_variant(name: str) -> bool:
-    """Whether this is, or indexes, a file with a precision in its name: model.fp16.safetensors.
-
-    A repository may hold the same weights in several precisions; the plain name is the main one.
-    """
-    stem = _SHARD.sub("", Path(name).name).replace(".index", "").removesuffix(".json")
-    head, found, tail = stem.partition(".safetensors")
-    return bool(found) and ("." in head or bool(tail))
-
-
-def _shards(index: Path) -> list[Path]:
+def _fill(module: nn.Module, copy: _Copy, handle: Any) -> int:
+    """Copy one tensor; returns its bytes in the file."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise SetupError(f"{index} is not a safetensors index.", hint=_DAMAGED) from None
-    files = [index.parent / str(name) for name in names]
-    for file in files:
-        if file.parent != index.parent or not file.is_file():
-            raise SetupError(
-                f"{index} names the file {file.name}, which is not there.", hint=_DAMAGED
-            )
-    return files
+        tensor: Tensor = handle.get_tensor(copy.key)
+    except SafetensorError:
+        raise SetupError(f"{copy.file} is damaged at {copy.key}.", hint=DAMAGED) from None
+    value = tensor.view(copy.shape)
+    if copy.swap:
+        value = value.roll(len(value) // 2, 0)
+    module.get_parameter(copy.parameter).data[copy.rows].copy_(value)
+    return tensor.nbytes
 
 
 @contextmanager
@@ -121,56 +104,78 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError):
-        raise SetupError(f"{file} is damaged or not a safetensors file.", hint=_DAMAGED) from None
+        raise SetupError(f"{file} is damaged or not a safetensors file.", hint=DAMAGED) from None
     with handle as opened:
         yield opened
 
 
-def _tensor(handle: Any, copy: _Copy) -> Tensor:
-    try:
-        tensor: Tensor = handle.get_tensor(copy.key)
-    except SafetensorError:
-        raise SetupError(f"{copy.file} is damaged at {copy.key}.", hint=_DAMAGED) from None
-    return tensor
-
-
-def _plan(module: nn.Module, files: list[Path], rules: Rules, folder: Path) -> list[_Copy]:
+def _plan(module: nn.Module, files: list[Path], rules: Rules, source: Path) -> list[_Copy]:
     """What to copy where; every key that does not fit is reported at once."""
-    parameters = dict(module.named_parameters())
-    wanted = {(name, segment) for name in parameters for segment in _segments(module, name)}
-    copies: dict[tuple[str, str], _Copy] = {}
-    problems: dict[str, list[str]] = {"unexpected": [], "wrong shape": [], "wrong type": []}
-    for file in files:
-        with _opened(file) as handle:
-            for key in handle.keys():
-                owner, _, leaf = key.rpartition(".")
-                target = rules.target(owner)
-                if target is None:
-                    continue
-                name = f"{target.module}.{leaf}".removeprefix(".")
-                if (name, target.segment) not in wanted or (name, target.segment) in copies:
-                    problems["unexpected"].append(key)
-                    continue
-                header = handle.get_slice(key)
-                shape = tuple(header.get_shape())
-                rows = _segments(module, name)[target.segment]
-                slot = tuple(parameters[name][rows].shape)
-                fits = _flat(shape) if target.flatten else shape
-                if fits != slot:
-                    problems["wrong shape"].append(f"{key} {list(shape)} for {list(slot)}")
-                if header.get_dtype() not in _FLOATS:
-                    problems["wrong type"].append(f"{key} {header.get_dtype()}")
-                copies[name, target.segment] = _Copy(file, key, name, rows, slot)
-    missing = sorted(wanted - set(copies))
-    problems["missing"] = [_source_key(rules, *slot) for slot in missing]
-    if any(problems.values()):
-        text = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
+    best = _fit(module, files, rules)
+    for other in rules.others if best.misfits else ():
+        best = min(best, _fit(module, files, other), key=lambda fit: fit.misfits)
+    if best.misfits:
+        found = best.problems.items()
+        text = "; ".join(f"{what}: {_some(keys)}" for what, keys in found if keys)
         raise SetupError(
-            f"The weights in {folder} do not fit {type(module).__name__}: {text}.",
+            f"The weights in {source} do not fit {type(module).__name__}: {text}.",
             hint="Check that config.json and the weights belong together.",
             code="bad_checkpoint",
         )
-    return list(copies.values())
+    return best.copies
+
+
+def _fit(module: nn.Module, files: list[Path], rules: Rules) -> _Fit:
+    parameters = dict(module.named_parameters())
+    missing = {(name, segment) for name in parameters for segment in _segments(module, name)}
+    fit = _Fit([], {"unexpected": [], "wrong shape": [], "wrong type": []})
+    for file in files:
+        with _opened(file) as handle:
+            keys = list(handle.keys())
+            prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in keys)), "")
+            for key in keys:
+                if prefix and key.startswith(_BESIDE):
+                    continue
+                found = _target(rules, key.removeprefix(prefix))
+                if found is None:
+                    continue
+                name, target = found
+                slots = _slots(module, name, target) if name in parameters else set()
+                if not slots or not slots <= missing:
+                    fit.problems["unexpected"].append(key)
+                    continue
+                missing -= slots
+                header = handle.get_slice(key)
+                shape = tuple(header.get_shape())
+                rows = slice(None)
+                if target.segment != ALL:
+                    rows = _segments(module, name)[target.segment]
+                slot = tuple(parameters[name][rows].shape)
+                fits = _flat(shape) if target.flatten else shape
+                if fits != slot:
+                    fit.problems["wrong shape"].append(f"{key} {list(shape)} for {list(slot)}")
+                if header.get_dtype() not in _FLOATS:
+                    fit.problems["wrong type"].append(f"{key} {header.get_dtype()}")
+                fit.copies.append(_Copy(file, key, name, rows, slot, target.swap))
+    named = [_source_key(rules, *slot) for slot in sorted(missing)]
+    fit.problems["missing"] = list(dict.fromkeys(named))
+    return fit
+
+
+def _target(rules: Rules, key: str) -> tuple[str, Target] | None:
+    """Our parameter for a key; None for one that is left in the file."""
+    owner, _, leaf = key.rpartition(".")
+    target = rules.target(owner)
+    if target is None:
+        return None
+    return f"{target.module}.{rules.leaf(leaf)}".removeprefix("."), target
+
+
+def _slots(module: nn.Module, name: str, target: Target) -> set[tuple[str, str]]:
+    """What of a parameter a key fills; empty where there is no such segment."""
+    segments = _segments(module, name)
+    wanted = segments if target.segment == ALL else {target.segment} & set(segments)
+    return {(name, segment) for segment in wanted}
 
 
 def _segments(module: nn.Module, name: str) -> dict[str, slice]:

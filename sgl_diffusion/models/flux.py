@@ -116,6 +116,7 @@ class FluxTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
 
+    @property
     def blocks(self) -> list[nn.Module]:
         """In the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]
@@ -160,7 +161,8 @@ class FluxTransformer(nn.Module):
         x = torch.cat((text, image), dim=1)
         for block in self.single_blocks:
             x = block(x, signal, rope, self.attention.tokens)
-        x = x[:, text.shape[1] : text.shape[1] + tokens]
+        start = context.text.shape[1]
+        x = x[:, start : start + tokens]
 
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         x = ops.norm_modulate(x, scale, shift, eps=EPS)

@@ -112,6 +112,7 @@ class Flux2Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
 
+    @property
     def blocks(self) -> list[nn.Module]:
         """In the order in which they run."""
         return [*self.double_blocks, *self.single_blocks]
@@ -151,7 +152,8 @@ class Flux2Transformer(nn.Module):
         x = torch.cat((text, image), dim=1)
         for block in self.single_blocks:
             x = block(x, on_both, rope, self.attention.tokens)
-        x = x[:, text.shape[1] : text.shape[1] + tokens]
+        start = context.text.shape[1]
+        x = x[:, start : start + tokens]
 
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         x = self.proj_out(ops.norm_modulate(x, scale, shift, eps=self.params.eps))

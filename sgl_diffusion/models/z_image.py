@@ -111,6 +111,7 @@ class ZImageTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
 
+    @property
     def blocks(self) -> list[nn.Module]:
         """In the order in which they run in every step."""
         return [*self.noise_refiner, *self.layers]
@@ -118,7 +119,7 @@ class ZImageTransformer(nn.Module):
     def prepare(self, caption: Tensor) -> ZImageContext:
         """The states [1, L, cap] of one caption to what `forward` reads of it, for all steps."""
         params, length = self.params, caption.shape[1]
-        full = _filled(length)
+        full = filled(length)
         x = ops.norm_modulate(
             caption.to(self.dtype), weight=self.cap_norm.weight, eps=params.norm_eps, kind="rms"
         )
@@ -139,7 +140,7 @@ class ZImageTransformer(nn.Module):
         signal = self.t_embedder(sinusoid(time, TIME_CHANNELS).to(self.dtype))
         x = self.x_embedder(patchify(latents.to(self.dtype), PATCH, channels="last"))
         tokens = x.shape[1]
-        full = _filled(tokens)
+        full = filled(tokens)
         x = torch.cat((x, self.x_pad_token.expand(rows, full - tokens, -1)), dim=1)
 
         # The image stands behind the caption, so its angles depend on the caption's length.
@@ -236,5 +237,6 @@ class ZImageBlock(nn.Module):
         return self.to_out(attend_runs(attend, q, k, v, runs).flatten(2))
 
 
-def _filled(length: int) -> int:
+def filled(length: int) -> int:
+    """The length of a sequence after padding with learned tokens."""
     return -(-length // MULTIPLE) * MULTIPLE

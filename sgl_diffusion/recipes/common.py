@@ -51,8 +51,15 @@ class Plan:
         """A transformer with its weights and its attention."""
         with torch.device("meta"):
             model = kind(params)
-        folder = index.component(name).folder
-        load_weights(model, folder, rules, dtype=self.dit, device=self.device)
+        part = index.component(name)
+        load_weights(
+            model,
+            part.weights,
+            rules,
+            dtype=self.dit,
+            device=self.device,
+            variant=part.variant,
+        )
         model.attention = AttentionContext.on_one_rank(self.attention)  # type: ignore[assignment]
         return model
 

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
+from sgl_diffusion.base.device import pick_device, pick_dtype
 from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
-from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
+from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.engine import pictures
 from sgl_diffusion.engine.pipeline import OnPartial
 from sgl_diffusion.engine.previews import preview_steps
@@ -27,19 +27,29 @@ from sgl_diffusion.engine.pulse import keep_pulse
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.recipes import fallback_previews as previews
 from sgl_diffusion.recipes.fallback_calls import Call, Calls, picture_arguments
+from sgl_diffusion.recipes.fallback_card import card_of
 
 OnStep = Callable[[int, int], None]
+
+# Options that this backend cannot honour, and what is there instead.
+_NOT_HERE = {
+    "vae_precision": "; --dit-precision is the precision of the whole pipeline",
+    "text_encoder_precision": "; --dit-precision is the precision of the whole pipeline",
+    "attention_backend": "",
+    "transformer_path": "",
+    "transformer_2_path": "",
+}
 
 
 def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> DiffusersPipeline:
     """Load the pipeline class that model_index.json names."""
     import diffusers
 
-    for option in ("vae_precision", "text_encoder_precision", "attention_backend"):
-        if getattr(options, option) != "auto":
+    for option, hint in _NOT_HERE.items():
+        if getattr(options, option) not in ("auto", None):
             raise ConfigError(
                 f"{option} cannot be chosen with the diffusers backend.",
-                hint="Leave it out; --dit-precision is the precision of the whole pipeline.",
+                hint=f"Leave it out{hint}.",
                 param=option,
             )
     kind: Any = getattr(diffusers, index.pipeline, None)
@@ -65,7 +75,9 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
     device = pick_device(options.device)
     dtype = pick_dtype(options.dit_precision, device)
     try:
-        pipe = kind.from_pretrained(index.path, dtype=dtype, use_safetensors=True)
+        pipe = kind.from_pretrained(
+            index.path, dtype=dtype, variant=options.variant, use_safetensors=True
+        )
     except (OSError, ValueError, ImportError) as error:
         raise SetupError(
             f"{index.path} cannot be loaded as {index.pipeline} ({type(error).__name__}).",
@@ -75,7 +87,7 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     calls = Calls.of(pipe)
-    return DiffusersPipeline(calls, _card(calls, index, accepted, name, device, dtype))
+    return DiffusersPipeline(calls, card_of(calls, index, accepted, name, device, dtype))
 
 
 class DiffusersPipeline:
@@ -164,6 +176,8 @@ class DiffusersPipeline:
         if "num_frames" in call.accepted:
             arguments["num_frames"] = params.num_frames
             arguments["num_videos_per_prompt"] = len(params.seeds)
+            if "frame_rate" in call.accepted:
+                arguments["frame_rate"] = params.fps
         else:
             arguments["num_images_per_prompt"] = len(params.seeds)
         optional = {
@@ -239,54 +253,3 @@ class _Watch:
     def show(self, step: int, frames: list[torch.Tensor]) -> None:
         for row, picture in enumerate(frames, self._row):
             self._on_partial(self._due.index(step), row, step, picture)
-
-
-def _card(
-    calls: Calls,
-    index: ModelIndex,
-    accepted: Any,
-    name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> ModelCard:
-    video = "num_frames" in accepted
-    pipe = calls.plain.pipe
-
-    def default(argument: str, other: Any) -> Any:
-        value = accepted[argument].default if argument in accepted else None
-        return other if value is None else value
-
-    factor = int(getattr(pipe, "vae_scale_factor", None) or 8)
-    edge = int(getattr(pipe, "default_sample_size", None) or 1024 // factor) * factor
-    precision = dtype_name(dtype)
-    experts = getattr(pipe.config, "boundary_ratio", None) is not None
-    return ModelCard(
-        name=name,
-        path=name,
-        family="diffusers",
-        pipeline_class=index.pipeline,
-        backend="diffusers",
-        tasks=calls.tasks(video),
-        defaults=SamplingDefaults(
-            width=default("width", edge),
-            height=default("height", edge),
-            num_frames=default("num_frames", 1) if video else 1,
-            num_inference_steps=default("num_inference_steps", 50),
-            guidance_scale=default("guidance_scale", 1.0),
-            max_sequence_length=default("max_sequence_length", 512),
-            strength=calls.default_strength,
-            true_cfg_scale=default("true_cfg_scale", None),
-            guidance_scale_2=default("guidance_scale", 1.0) if experts else None,
-        ),
-        device=device.type,
-        dit_precision=precision,
-        vae_precision=precision,
-        text_encoder_precision=precision,
-        size_multiple=max(16, factor),
-        frame_multiple=int(getattr(pipe, "vae_scale_factor_temporal", None) or 4) if video else 1,
-        edits=calls.edits,
-        min_images=int(calls.needs_picture),
-        max_images=calls.max_images,
-        masks=calls.inpaint is not None,
-        previews="callback_on_step_end" in accepted and previews.can_preview(pipe),
-    )

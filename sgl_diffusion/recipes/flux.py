@@ -7,24 +7,25 @@ transformer (dev, Kontext) or nothing (schnell), while guidance with a second pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor, nn
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
-from sgl_diffusion.components.samplers import Solver, Spacing, dynamic_mu, make_solver
+from sgl_diffusion.components.samplers import Spacing
 from sgl_diffusion.components.text_clip import TextClip
 from sgl_diffusion.components.text_t5 import TextT5
 from sgl_diffusion.components.vae_kl import VaeKl
 from sgl_diffusion.engine.pictures import to_pixels
-from sgl_diffusion.engine.pipeline import Adaptable, Combine
+from sgl_diffusion.engine.pipeline import Adaptable
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.models.flux import FluxContext, FluxParams, FluxTransformer
 from sgl_diffusion.models.flux_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.image import ImageRecipe, reference_bucket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,51 +74,40 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux:
         size_multiple=2 * vae.spatial_factor,
         edits="native" if kontext else "image-to-image",
         max_images=4 if kontext else 1,
-        masks=not kontext,
+        masks=True,
         previews=True,
         lora_targets=("transformer",),
     )
-    return Flux(card, plan, transformer, clip, t5, vae, scheduler_config(index))
+    return Flux(card, plan, transformer, vae, scheduler_config(index), clip, t5)
 
 
-class Flux:
-    """Implements `engine.pipeline.Pipeline`."""
-
-    combine: Combine | None = None
+class Flux(ImageRecipe[FluxContext]):
+    diffusers_class = "FluxTransformer2DModel"
+    rules = RULES
 
     def __init__(
         self,
         card: ModelCard,
         plan: Plan,
         transformer: FluxTransformer,
-        clip: TextClip,
-        t5: TextT5,
         vae: VaeKl,
         scheduler: dict[str, Any],
+        clip: TextClip,
+        t5: TextT5,
     ) -> None:
-        self.card = card
-        self.device = plan.device
-        self._transformer = transformer
+        super().__init__(card, plan, transformer, vae, scheduler)
         self._clip = clip
         self._t5 = t5
-        self._vae = vae
-        self._scheduler = scheduler
 
-    def blocks(self) -> list[torch.nn.Module]:
-        return [*self._transformer.blocks(), *self._t5.blocks(), *self._vae.blocks()]
+    def text_blocks(self) -> list[nn.Module]:
+        return self._t5.blocks()
 
     def adaptables(self) -> dict[str, Adaptable]:
         return {
-            "transformer": Adaptable(self._transformer, RULES, "FluxTransformer2DModel"),
+            **super().adaptables(),
             "text_encoder": Adaptable(self._clip.module, Rules(), "CLIPTextModel"),
             "text_encoder_2": Adaptable(self._t5.module, Rules(), "T5EncoderModel"),
         }
-
-    def solver(self, params: ResolvedParams) -> Solver:
-        tokens = params.width * params.height // self.card.size_multiple**2
-        spacing = Spacing(mu=dynamic_mu(self._scheduler, tokens), even=True)
-        steps, shift = params.num_inference_steps, params.flow_shift
-        return make_solver(self._scheduler, steps, shift, spacing, start=params.start_step)
 
     def encode(self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]) -> FluxContext:
         pooled = self._clip.encode([prompt]).pooled
@@ -125,31 +115,13 @@ class Flux:
         references = [self._reference(picture) for picture in pictures]
         return self._transformer.prepare(text, pooled, params.guidance_scale, references)
 
-    def _reference(self, picture: Image) -> torch.Tensor:
+    def _reference(self, picture: Image) -> Tensor:
         aspect = picture.width / picture.height
         width, height = min(_TRAINED, key=lambda size: abs(aspect - size[0] / size[1]))
         return self.encode_images(to_pixels(picture, width, height).to(self.device))
 
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._vae.encode(pixels)
-
     def text_bucket(self, condition: FluxContext) -> int:
-        """References of other sizes are other batches, like texts of other lengths."""
-        return hash((condition.text.shape[1], condition.grids))
-
-    def noise(self, params: ResolvedParams, seed: int) -> torch.Tensor:
-        return self._vae.noise(params.width, params.height, seed).to(self.device)
-
-    def expert(self, timestep: float) -> int:
-        return 0
+        return reference_bucket(condition.text.shape[1], condition.grids)
 
     def collate(self, conditions: list[FluxContext]) -> FluxContext:
         return FluxContext.cat(conditions)
-
-    def velocity(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: FluxContext, expert: int
-    ) -> torch.Tensor:
-        return self._transformer(latents, timesteps, context)
-
-    def decode(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        return self._vae.decode_chunks(latents[0])

@@ -8,24 +8,23 @@ dev takes `guidance_scale` as an input; klein is guided in a second pass, unless
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
-from sgl_diffusion.components.samplers import Solver, Spacing, make_solver
+from sgl_diffusion.components.samplers import Spacing
 from sgl_diffusion.components.text_mistral3 import TextMistral3
 from sgl_diffusion.components.text_qwen3 import TextQwen3
 from sgl_diffusion.components.vae_flux2 import VaeFlux2
 from sgl_diffusion.engine.pictures import to_pixels
-from sgl_diffusion.engine.pipeline import Adaptable, Combine
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.flux2 import Flux2Context, Flux2Params, Flux2Transformer
 from sgl_diffusion.models.flux2_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.image import ImageRecipe, reference_bucket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,44 +66,34 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux2
         size_multiple=vae.spatial_factor,
         edits="native",
         max_images=_MOST_PICTURES,
+        masks=True,
         previews=True,
         lora_targets=("transformer",),
     )
-    return Flux2(card, plan, transformer, text, vae, scheduler_config(index))
+    return Flux2(card, plan, transformer, vae, scheduler_config(index), text)
 
 
-class Flux2:
-    """Implements `engine.pipeline.Pipeline`."""
-
-    combine: Combine | None = None
+class Flux2(ImageRecipe[Flux2Context]):
+    diffusers_class = "Flux2Transformer2DModel"
+    rules = RULES
 
     def __init__(
         self,
         card: ModelCard,
         plan: Plan,
         transformer: Flux2Transformer,
-        text: TextQwen3 | TextMistral3,
         vae: VaeFlux2,
         scheduler: dict[str, Any],
+        text: TextQwen3 | TextMistral3,
     ) -> None:
-        self.card = card
-        self.device = plan.device
-        self._transformer = transformer
+        super().__init__(card, plan, transformer, vae, scheduler)
         self._text = text
-        self._vae = vae
-        self._scheduler = scheduler
 
-    def blocks(self) -> list[torch.nn.Module]:
-        return [*self._transformer.blocks(), *self._text.blocks(), *self._vae.blocks()]
+    def text_blocks(self) -> list[nn.Module]:
+        return self._text.blocks()
 
-    def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES, "Flux2Transformer2DModel")}
-
-    def solver(self, params: ResolvedParams) -> Solver:
-        tokens = params.width * params.height // self.card.size_multiple**2
-        steps, shift = params.num_inference_steps, params.flow_shift
-        spacing = Spacing(mu=_mu(tokens, steps), even=True)
-        return make_solver(self._scheduler, steps, shift, spacing, start=params.start_step)
+    def spacing(self, params: ResolvedParams) -> Spacing:
+        return Spacing(mu=_mu(self.tokens(params), params.num_inference_steps), even=True)
 
     def encode(
         self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
@@ -124,29 +113,11 @@ class Flux2:
         fitted = _fitted(picture, self.card.size_multiple)
         return self.encode_images(to_pixels(fitted, *fitted.size).to(self.device))
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return self._vae.encode(pixels)
-
     def text_bucket(self, condition: Flux2Context) -> int:
-        """References of other sizes are other batches, like texts of other lengths."""
-        return hash((condition.text.shape[1], condition.grids))
-
-    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
-        return self._vae.noise(params.width, params.height, seed).to(self.device)
-
-    def expert(self, timestep: float) -> int:
-        return 0
+        return reference_bucket(condition.text.shape[1], condition.grids)
 
     def collate(self, conditions: list[Flux2Context]) -> Flux2Context:
         return Flux2Context.cat(conditions)
-
-    def velocity(
-        self, latents: Tensor, timesteps: Tensor, context: Flux2Context, expert: int
-    ) -> Tensor:
-        return self._transformer(latents, timesteps, context)
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        return self._vae.decode_chunks(latents[0])
 
 
 def _mu(tokens: int, steps: int) -> float:

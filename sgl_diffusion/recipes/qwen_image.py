@@ -8,19 +8,17 @@ pictures to the language model and, encoded, to the transformer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
-from sgl_diffusion.components.samplers import Solver, Spacing, dynamic_mu, make_solver
+from sgl_diffusion.components.samplers import Spacing
 from sgl_diffusion.components.text_qwen_vl import PICTURE, TextQwenVl
 from sgl_diffusion.components.vae_qwen import VaeQwen
 from sgl_diffusion.engine.pictures import to_pixels
-from sgl_diffusion.engine.pipeline import Adaptable
 from sgl_diffusion.layers.embed import patchify, token_grid, unpatchify
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.qwen_image import (
@@ -31,6 +29,7 @@ from sgl_diffusion.models.qwen_image import (
 )
 from sgl_diffusion.models.qwen_image_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.image import ImageRecipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,43 +95,31 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> QwenI
         edits="native" if edits else "image-to-image",
         min_images=1 if edits else 0,
         max_images=4 if index.pipeline == EDIT_PLUS else 1,
-        masks=not edits,
+        masks=True,
         previews=True,
         lora_targets=("transformer",),
     )
-    return QwenImage(card, plan, transformer, text, vae, scheduler_config(index))
+    return QwenImage(card, plan, transformer, vae, scheduler_config(index), text)
 
 
-class QwenImage:
-    """Implements `engine.pipeline.Pipeline`."""
+class QwenImage(ImageRecipe[QwenImageContext]):
+    diffusers_class = "QwenImageTransformer2DModel"
+    rules = RULES
 
     def __init__(
         self,
         card: ModelCard,
         plan: Plan,
         transformer: QwenImageTransformer,
-        text: TextQwenVl,
         vae: VaeQwen,
         scheduler: dict[str, Any],
+        text: TextQwenVl,
     ) -> None:
-        self.card = card
-        self.device = plan.device
-        self._transformer = transformer
+        super().__init__(card, plan, transformer, vae, scheduler)
         self._text = text
-        self._vae = vae
-        self._scheduler = scheduler
 
-    def blocks(self) -> list[torch.nn.Module]:
-        return [*self._transformer.blocks, *self._text.blocks(), *self._vae.blocks()]
-
-    def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES, "QwenImageTransformer2DModel")}
-
-    def solver(self, params: ResolvedParams) -> Solver:
-        tokens = params.width * params.height // self.card.size_multiple**2
-        spacing = Spacing(mu=dynamic_mu(self._scheduler, tokens), even=True)
-        steps, shift = params.num_inference_steps, params.flow_shift
-        return make_solver(self._scheduler, steps, shift, spacing, start=params.start_step)
+    def text_blocks(self) -> list[nn.Module]:
+        return self._text.blocks()
 
     def encode(
         self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
@@ -154,26 +141,12 @@ class QwenImage:
         width, height = _size(picture, _AREA)
         return self.encode_images(to_pixels(picture, width, height).to(self.device))
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return self._vae.encode(pixels)
-
     def text_bucket(self, condition: QwenImageContext) -> int:
         """Texts of any length share a batch; references of other sizes do not."""
         return hash(condition.grids)
 
-    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
-        return self._vae.noise(params.width, params.height, seed).to(self.device)
-
-    def expert(self, timestep: float) -> int:
-        return 0
-
     def collate(self, conditions: list[QwenImageContext]) -> QwenImageContext:
         return QwenImageContext.cat(conditions)
-
-    def velocity(
-        self, latents: Tensor, timesteps: Tensor, context: QwenImageContext, expert: int
-    ) -> Tensor:
-        return self._transformer(latents, timesteps, context)
 
     def combine(self, with_prompt: Tensor, without: Tensor, scale: Tensor) -> Tensor:
         """Guidance that leaves every token the length it has with the prompt."""
@@ -181,9 +154,6 @@ class QwenImage:
         guided = patchify(without + scale * (with_prompt - without), PATCH)
         guided = guided * (plain.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
         return unpatchify(guided, token_grid(without, PATCH), PATCH, channels="first")
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        return self._vae.decode_chunks(latents[0])
 
 
 def _size(picture: Image, area: int) -> tuple[int, int]:

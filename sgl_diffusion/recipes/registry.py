@@ -6,14 +6,16 @@ import dataclasses
 import errno
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError, SetupError
+from sgl_diffusion.base.errors import ConfigError, ModelNotFoundError, SetupError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.base.registry import Registry
+from sgl_diffusion.loader.files import PICKLE_SUFFIXES
 
 if TYPE_CHECKING:
     from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
@@ -59,8 +61,29 @@ def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipelin
     from sgl_diffusion.loader.index import read_index
 
     note(f"looking for {options.model_path}")
-    folder = resolve_model(options.model_path, options.revision, note=note)
-    return _open(read_index(folder), options, options.model_path, note)
+    folder = resolve_model(options.model_path, options.revision, variant=options.variant, note=note)
+    index = _with_other_weights(read_index(folder, options.variant), options)
+    return _open(index, options, options.model_path, note)
+
+
+def _with_other_weights(index: ModelIndex, options: EngineOptions) -> ModelIndex:
+    """The model with the weights that the operator names for its transformers."""
+    for name in ("transformer", "transformer_2"):
+        path = getattr(options, f"{name}_path")
+        if path is None:
+            continue
+        weights = Path(path).expanduser()
+        if not weights.exists():
+            raise ModelNotFoundError(f"There is no file or folder {path}.", param=f"{name}_path")
+        if weights.is_file() and weights.suffix in PICKLE_SUFFIXES:
+            raise SetupError(
+                f"{path} is in pickle format, which can run code.",
+                hint="Convert it to safetensors.",
+                code="pickle_refused",
+                param=f"{name}_path",
+            )
+        index = index.with_weights(name, weights)
+    return index
 
 
 def _open_tiny(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:

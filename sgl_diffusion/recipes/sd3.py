@@ -6,25 +6,26 @@ without T5, whose tokens are zero then. Guidance is on above 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.params import ResolvedParams, SamplingDefaults
-from sgl_diffusion.components.samplers import Solver, Spacing, make_solver
+from sgl_diffusion.components.samplers import Spacing
 from sgl_diffusion.components.text_clip import TextClip
 from sgl_diffusion.components.text_t5 import TextT5
 from sgl_diffusion.components.vae_kl import VaeKl
-from sgl_diffusion.engine.pipeline import Adaptable, Combine
+from sgl_diffusion.engine.pipeline import Adaptable
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.models.sd3 import Sd3Context, Sd3Params, Sd3Transformer
 from sgl_diffusion.models.sd3_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.image import ImageRecipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,38 +83,32 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Sd3:
         previews=True,
         lora_targets=("transformer",),
     )
-    return Sd3(card, plan, transformer, clips, t5, vae, scheduler_config(index))
+    return Sd3(card, plan, transformer, vae, scheduler_config(index), clips, t5)
 
 
-class Sd3:
-    """Implements `engine.pipeline.Pipeline`."""
-
-    combine: Combine | None = None
+class Sd3(ImageRecipe[Sd3Context]):
+    diffusers_class = "SD3Transformer2DModel"
+    rules = RULES
 
     def __init__(
         self,
         card: ModelCard,
         plan: Plan,
         transformer: Sd3Transformer,
-        clips: Sequence[TextClip],
-        t5: TextT5 | None,
         vae: VaeKl,
         scheduler: dict[str, Any],
+        clips: Sequence[TextClip],
+        t5: TextT5 | None,
     ) -> None:
-        self.card = card
-        self.device = plan.device
-        self._transformer = transformer
+        super().__init__(card, plan, transformer, vae, scheduler)
         self._clips = clips
         self._t5 = t5
-        self._vae = vae
-        self._scheduler = scheduler
 
-    def blocks(self) -> list[nn.Module]:
-        text = [] if self._t5 is None else self._t5.blocks()
-        return [*self._transformer.blocks, *text, *self._vae.blocks()]
+    def text_blocks(self) -> list[nn.Module]:
+        return [] if self._t5 is None else self._t5.blocks()
 
     def adaptables(self) -> dict[str, Adaptable]:
-        result = {"transformer": Adaptable(self._transformer, RULES, "SD3Transformer2DModel")}
+        result = super().adaptables()
         for number, clip in zip(("", "_2"), self._clips, strict=True):
             name = f"text_encoder{number}"
             result[name] = Adaptable(clip.module, Rules(), "CLIPTextModelWithProjection")
@@ -121,9 +116,9 @@ class Sd3:
             result["text_encoder_3"] = Adaptable(self._t5.module, Rules(), "T5EncoderModel")
         return result
 
-    def solver(self, params: ResolvedParams) -> Solver:
-        steps, shift = params.num_inference_steps, params.flow_shift
-        return make_solver(self._scheduler, steps, shift, start=params.start_step)
+    def spacing(self, params: ResolvedParams) -> Spacing:
+        """The schedule of the training range: no family else has it."""
+        return Spacing()
 
     def encode(self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]) -> Sd3Context:
         texts = [clip.encode([prompt]) for clip in self._clips]
@@ -137,25 +132,8 @@ class Sd3:
         pooled = torch.cat([text.pooled for text in texts], dim=-1)
         return self._transformer.prepare(torch.cat((short, long), dim=1), pooled)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return self._vae.encode(pixels)
-
     def text_bucket(self, condition: Sd3Context) -> int:
         return condition.text.shape[1]
 
-    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
-        return self._vae.noise(params.width, params.height, seed).to(self.device)
-
-    def expert(self, timestep: float) -> int:
-        return 0
-
     def collate(self, conditions: list[Sd3Context]) -> Sd3Context:
         return Sd3Context.cat(conditions)
-
-    def velocity(
-        self, latents: Tensor, timesteps: Tensor, context: Sd3Context, expert: int
-    ) -> Tensor:
-        return self._transformer(latents, timesteps, context)
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        return self._vae.decode_chunks(latents[0])

@@ -6,22 +6,21 @@ different length share a batch; guidance counts from 0 and adds to the velocity 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingDefaults
-from sgl_diffusion.components.samplers import Solver, Spacing, dynamic_mu, make_solver
+from sgl_diffusion.components.samplers import Spacing
 from sgl_diffusion.components.text_qwen3 import TextQwen3
 from sgl_diffusion.components.vae_kl import VaeKl
-from sgl_diffusion.engine.pipeline import Adaptable, Combine
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
 from sgl_diffusion.models.z_image_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.image import ImageRecipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,41 +58,27 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> ZImag
         previews=True,
         lora_targets=("transformer",),
     )
-    return ZImage(card, plan, transformer, text, vae, scheduler)
+    return ZImage(card, plan, transformer, vae, scheduler, text)
 
 
-class ZImage:
-    """Implements `engine.pipeline.Pipeline`."""
-
-    combine: Combine | None = None
+class ZImage(ImageRecipe[ZImageContext]):
+    diffusers_class = "ZImageTransformer2DModel"
+    rules = RULES
 
     def __init__(
         self,
         card: ModelCard,
         plan: Plan,
         transformer: ZImageTransformer,
-        text: TextQwen3,
         vae: VaeKl,
         scheduler: dict[str, Any],
+        text: TextQwen3,
     ) -> None:
-        self.card = card
-        self.device = plan.device
-        self._transformer = transformer
+        super().__init__(card, plan, transformer, vae, scheduler)
         self._text = text
-        self._vae = vae
-        self._scheduler = scheduler
 
-    def blocks(self) -> list[torch.nn.Module]:
-        return [*self._transformer.blocks(), *self._text.blocks(), *self._vae.blocks()]
-
-    def adaptables(self) -> dict[str, Adaptable]:
-        return {"transformer": Adaptable(self._transformer, RULES, "ZImageTransformer2DModel")}
-
-    def solver(self, params: ResolvedParams) -> Solver:
-        tokens = params.width * params.height // self.card.size_multiple**2
-        spacing = Spacing(mu=dynamic_mu(self._scheduler, tokens), even=True)
-        steps, shift = params.num_inference_steps, params.flow_shift
-        return make_solver(self._scheduler, steps, shift, spacing, start=params.start_step)
+    def text_blocks(self) -> list[nn.Module]:
+        return self._text.blocks()
 
     def encode(
         self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
@@ -102,26 +87,9 @@ class ZImage:
         states = self._text.encode(prompt, length, layers=[-2], thinking=True)
         return self._transformer.prepare(states)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return self._vae.encode(pixels)
-
     def text_bucket(self, condition: ZImageContext) -> int:
         """Captions of any length share a batch."""
         return 0
 
-    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
-        return self._vae.noise(params.width, params.height, seed).to(self.device)
-
-    def expert(self, timestep: float) -> int:
-        return 0
-
     def collate(self, conditions: list[ZImageContext]) -> ZImageContext:
         return ZImageContext.cat(conditions)
-
-    def velocity(
-        self, latents: Tensor, timesteps: Tensor, context: ZImageContext, expert: int
-    ) -> Tensor:
-        return self._transformer(latents, timesteps, context)
-
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        return self._vae.decode_chunks(latents[0])

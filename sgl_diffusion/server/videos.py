@@ -124,16 +124,16 @@ async def start(
     """Commit a video job and answer with its object. `how` is what the files are made with; a job
     that is refused, or was made before, leaves no input pictures behind."""
     model = context.model_name(context.card())
-    row = JobRow(
-        id=video_id,
-        kind=KIND,
-        payload={"params": asdict(params), "model": model, **how},
-        seeds=list(params.seeds),
-        adapters=[asdict(use) for use in params.loras] or context.client.loras.active(),
-    )
     stored = None
     try:
-        await context.client.loras.prepare(params.loras)
+        params = replace(params, loras=await context.client.loras.prepare(params.loras))
+        row = JobRow(
+            id=video_id,
+            kind=KIND,
+            payload={"params": asdict(params), "model": model, **how},
+            seeds=list(params.seeds),
+            adapters=[asdict(use) for use in params.loras] or context.client.loras.active(),
+        )
         stored = await context.runner.add(row, origin)
     finally:
         if stored is None or stored.id != video_id:

@@ -92,6 +92,27 @@ def test_revisions(hub: TinyHub, cache: Path) -> None:
         resolve_model("org/wan-tiny", "v9", cache_dir=cache)
 
 
+def test_a_variant_is_fetched_instead_of_the_plain_weights(hub: TinyHub, cache: Path) -> None:
+    folder = resolve_model("org/wan-tiny", variant="fp16", cache_dir=cache)
+    name = "transformer/diffusion_pytorch_model"
+    assert files(folder) == NEEDED - {f"{name}.safetensors"} | {f"{name}.fp16.safetensors"}
+
+
+def test_a_variant_that_is_not_there(
+    hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SetupError, match="no weights of the variant 'fp8'") as caught:
+        resolve_model("org/wan-tiny", variant="fp8", cache_dir=cache)
+    assert caught.value.hint == "It has fp16."
+    assert not any("/resolve/" in path for _, path, _ in hub.requests)
+    folder = resolve_model("org/wan-tiny", cache_dir=cache)
+    with pytest.raises(SetupError, match="variant 'fp16'"):
+        resolve_model(str(folder), variant="fp16")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the cache has the plain weights only
+    with pytest.raises(SetupError, match="variant 'fp16'"):
+        resolve_model("org/wan-tiny", variant="fp16", cache_dir=cache)
+
+
 def test_the_token_is_sent(hub: TinyHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     resolve_model("org/wan-tiny", cache_dir=cache)
@@ -211,6 +232,13 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_files_worth_having(names: list[str], chosen: list[str]) -> None:
     assert choose_files(names) == chosen
+
+
+def test_files_of_a_variant_and_the_plain_ones_where_it_is_not() -> None:
+    names = ["v/m.fp16.safetensors", "v/m.safetensors", "v/m.bf16.safetensors", "t/m.safetensors",
+             "u/m.safetensors.index.json", "u/m.safetensors.index.fp16.json",
+             "u/m-00001-of-00001.safetensors", "u/m-00001-of-00001.fp16.safetensors"]  # fmt: skip
+    assert choose_files(names, variant="fp16") == [names[0], names[3], names[5], names[7]]
 
 
 def test_a_long_download_says_how_far_it_is(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.layers.linear import Linear
+from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.rules import Rule, Rules
-from sgl_diffusion.loader.weights import load_weights, weight_files
+from sgl_diffusion.loader.weights import load_weights
 from tests.fixtures_wan import load_transformer
 
 SINGLE = "diffusion_pytorch_model.safetensors"

@@ -9,33 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.loader.index import read_config
-from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.flux import FluxContext, FluxParams, FluxTransformer
 from sgl_diffusion.models.flux_weights import RULES
 from tests.checkpoints.tiny_flux import build
+from tests.models.parity import assert_as_exact, assert_close, load, load_theirs
 
 Models = tuple[FluxTransformer, Any]
 GUIDANCE = 3.5
 
 
 def load_transformer(path: Path, dtype: torch.dtype = torch.float32) -> FluxTransformer:
-    folder = path / "transformer"
-    with torch.device("meta"):
-        model = FluxTransformer(FluxParams.from_config(read_config(folder)))
-    load_weights(model, folder, RULES, dtype=dtype)
-    return model
+    return load(FluxTransformer, FluxParams, RULES, path, dtype)
 
 
 @pytest.fixture(scope="module", params=["tiny_flux_a", "tiny_flux_b"])
 def models(request: pytest.FixtureRequest) -> Models:
-    from diffusers import FluxTransformer2DModel
-
     path: Path = request.getfixturevalue(request.param)
-    theirs = FluxTransformer2DModel.from_pretrained(path / "transformer").eval()
-    return load_transformer(path), theirs
+    return load_transformer(path), load_theirs("FluxTransformer2DModel", path)
 
 
 def inputs(rows: int, height: int, width: int, references: int) -> dict[str, Any]:
@@ -94,10 +86,6 @@ def run_ours(model: FluxTransformer, given: dict[str, Any]) -> Tensor:
     return model(given["latents"], given["timestep"], context)
 
 
-def relative(error: Tensor, reference: Tensor) -> float:
-    return float(error.double().norm() / reference.double().norm())
-
-
 @pytest.mark.parametrize("references", [0, 1, 2])
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (8, 4)])
 def test_forward_equals_diffusers(models: Models, height: int, width: int, references: int) -> None:
@@ -105,8 +93,7 @@ def test_forward_equals_diffusers(models: Models, height: int, width: int, refer
     given = inputs(2, height, width, references)
     expected = run_theirs(theirs, given)
     got = run_ours(ours, given)
-    assert got.shape == expected.shape
-    assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -116,22 +103,12 @@ def test_forward_equals_diffusers(models: Models, height: int, width: int, refer
 def test_the_native_kernels_run_and_are_as_exact(
     tmp_path: Path, heads: int, head_dim: int, axes: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    from diffusers import FluxTransformer2DModel
-
     path = build(tmp_path / "model", heads=heads, head_dim=head_dim, axes=axes)
-    exact = FluxTransformer2DModel.from_pretrained(path / "transformer").eval()
+    exact = load_theirs("FluxTransformer2DModel", path)
     given = inputs(3, 6, 10, 1)
-    reference = run_theirs(exact, given)
     ours = load_transformer(path, dtype)
-    ops.reset_counts()
-    error = relative(run_ours(ours, given).float() - reference, reference)
-    used = {op for op, _ in ops.counts()}
+    used = assert_as_exact(ours, exact, given, run_ours, run_theirs, dtype)
     assert {"norm_modulate", "gate_residual_norm_modulate", "qk_norm_rope", "gelu_tanh"} <= used
-    if dtype == torch.float32:
-        assert error < 2e-5
-    else:
-        theirs = relative(run_theirs(exact.to(dtype), given).float() - reference, reference)
-        assert error <= 1.1 * theirs
 
 
 def test_rows_in_a_batch_equal_rows_alone(models: Models) -> None:

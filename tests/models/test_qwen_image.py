@@ -9,30 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.loader.index import read_config
-from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.qwen_image import QwenImageContext, QwenImageParams, QwenImageTransformer
 from sgl_diffusion.models.qwen_image_weights import RULES
 from tests.checkpoints.tiny_qwen_image import build
+from tests.models.parity import assert_as_exact, assert_close, load, load_theirs
 
 Models = tuple[QwenImageTransformer, Any]
 
 
 def load_transformer(path: Path, dtype: torch.dtype = torch.float32) -> QwenImageTransformer:
-    folder = path / "transformer"
-    with torch.device("meta"):
-        model = QwenImageTransformer(QwenImageParams.from_config(read_config(folder)))
-    load_weights(model, folder, RULES, dtype=dtype)
-    return model
+    return load(QwenImageTransformer, QwenImageParams, RULES, path, dtype)
 
 
 def both(path: Path) -> Models:
-    from diffusers import QwenImageTransformer2DModel
-
-    theirs = QwenImageTransformer2DModel.from_pretrained(path / "transformer").eval()
-    return load_transformer(path), theirs
+    return load_transformer(path), load_theirs("QwenImageTransformer2DModel", path)
 
 
 @pytest.fixture(scope="module", params=["tiny_qwen_image_a", "tiny_qwen_image_b", "clean"])
@@ -96,10 +88,6 @@ def run_ours(model: QwenImageTransformer, given: dict[str, Any]) -> Tensor:
     return model(given["latents"], given["timestep"], QwenImageContext.cat(contexts))
 
 
-def relative(error: Tensor, reference: Tensor) -> float:
-    return float(error.double().norm() / reference.double().norm())
-
-
 @pytest.mark.parametrize("references", [0, 2])
 @pytest.mark.parametrize("lengths", [[9], [9, 9], [5, 12, 1]])
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (14, 4)])
@@ -110,8 +98,7 @@ def test_forward_equals_diffusers(
     given = inputs(height, width, lengths, references)
     expected = run_theirs(theirs, given)
     got = run_ours(ours, given)
-    assert got.shape == expected.shape
-    assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize(("heads", "axes"), [(2, (16, 24, 24)), (1, (16, 56, 56))])
@@ -123,17 +110,9 @@ def test_the_native_kernels_run_and_are_as_exact(
     path = build(tmp_path / "model", heads=heads, axes=axes)
     _, exact = both(path)
     given = inputs(6, 10, [5, 12, 1], 1)
-    reference = run_theirs(exact, given)
     ours = load_transformer(path, dtype)
-    ops.reset_counts()
-    error = relative(run_ours(ours, given).float() - reference, reference)
-    used = {op for op, _ in ops.counts()}
+    used = assert_as_exact(ours, exact, given, run_ours, run_theirs, dtype)
     assert {"norm_modulate", "gate_residual_norm_modulate", "qk_norm_rope", "gelu_tanh"} <= used
-    if dtype == torch.float32:
-        assert error < 2e-5
-    else:
-        theirs = relative(run_theirs(exact.to(dtype), given).float() - reference, reference)
-        assert error <= 1.1 * theirs
 
 
 def test_a_config_that_computes_something_else_is_refused(tiny_qwen_image_a: Path) -> None:

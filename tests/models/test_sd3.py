@@ -9,32 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.loader.index import read_config
-from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.sd3 import Sd3Context, Sd3Params, Sd3Transformer
 from sgl_diffusion.models.sd3_weights import RULES
 from tests.checkpoints.tiny_sd3 import build
+from tests.models.parity import assert_as_exact, assert_close, load, load_theirs
 
 Given = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def load_transformer(path: Path, dtype: torch.dtype = torch.float32) -> Sd3Transformer:
-    folder = path / "transformer"
-    with torch.device("meta"):
-        model = Sd3Transformer(Sd3Params.from_config(read_config(folder)))
-    load_weights(model, folder, RULES, dtype=dtype)
-    return model
+    return load(Sd3Transformer, Sd3Params, RULES, path, dtype)
 
 
 @pytest.fixture(scope="module", params=["tiny_sd3_a", "tiny_sd3_b"])
 def models(request: pytest.FixtureRequest) -> tuple[Sd3Transformer, Any]:
-    from diffusers import SD3Transformer2DModel
-
     path: Path = request.getfixturevalue(request.param)
-    theirs = SD3Transformer2DModel.from_pretrained(path / "transformer").eval()
-    return load_transformer(path), theirs
+    return load_transformer(path), load_theirs("SD3Transformer2DModel", path)
 
 
 def inputs(rows: int, height: int, width: int) -> Given:
@@ -63,10 +55,6 @@ def run_ours(model: Sd3Transformer, given: Given) -> Tensor:
     return model(latents, timestep, model.prepare(text, pooled))
 
 
-def relative(error: Tensor, reference: Tensor) -> float:
-    return float(error.double().norm() / reference.double().norm())
-
-
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (8, 4), (24, 22)])
 def test_forward_equals_diffusers(
     models: tuple[Sd3Transformer, Any], height: int, width: int
@@ -75,8 +63,7 @@ def test_forward_equals_diffusers(
     given = inputs(2, height, width)
     expected = run_theirs(theirs, given)
     got = run_ours(ours, given)
-    assert got.shape == expected.shape
-    assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(2, 64), (1, 128)])
@@ -84,22 +71,12 @@ def test_forward_equals_diffusers(
 def test_the_native_kernels_run_and_are_as_exact(
     tmp_path: Path, heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
-    from diffusers import SD3Transformer2DModel
-
     path = build(tmp_path / "model", heads=heads, head_dim=head_dim)
-    exact = SD3Transformer2DModel.from_pretrained(path / "transformer").eval()
+    exact = load_theirs("SD3Transformer2DModel", path)
     given = inputs(3, 6, 10)
-    reference = run_theirs(exact, given)
     ours = load_transformer(path, dtype)
-    ops.reset_counts()
-    error = relative(run_ours(ours, given).float() - reference, reference)
-    used = {op for op, _ in ops.counts()}
+    used = assert_as_exact(ours, exact, given, run_ours, run_theirs, dtype)
     assert {"norm_modulate", "gate_residual_norm_modulate", "qk_norm_rope", "gelu_tanh"} <= used
-    if dtype == torch.float32:
-        assert error < 2e-5
-    else:
-        theirs = relative(run_theirs(exact.to(dtype), given).float() - reference, reference)
-        assert error <= 1.1 * theirs
 
 
 def test_rows_in_a_batch_equal_rows_alone(models: tuple[Sd3Transformer, Any]) -> None:

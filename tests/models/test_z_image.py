@@ -9,33 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.loader.index import read_config
-from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
 from sgl_diffusion.models.z_image_weights import RULES
 from tests.checkpoints.tiny_z_image import build
+from tests.models.parity import assert_as_exact, assert_close, load, load_theirs
 
 Given = tuple[Tensor, Tensor, list[Tensor]]
 Models = tuple[ZImageTransformer, Any]
 
 
 def load_transformer(path: Path, dtype: torch.dtype = torch.float32) -> ZImageTransformer:
-    folder = path / "transformer"
-    with torch.device("meta"):
-        model = ZImageTransformer(ZImageParams.from_config(read_config(folder)))
-    load_weights(model, folder, RULES, dtype=dtype)
-    return model
+    return load(ZImageTransformer, ZImageParams, RULES, path, dtype)
 
 
 @pytest.fixture(scope="module", params=["tiny_z_image_a", "tiny_z_image_b"])
 def models(request: pytest.FixtureRequest) -> Models:
-    from diffusers import ZImageTransformer2DModel
-
     path: Path = request.getfixturevalue(request.param)
-    theirs = ZImageTransformer2DModel.from_pretrained(path / "transformer").eval()
-    return load_transformer(path), theirs
+    return load_transformer(path), load_theirs("ZImageTransformer2DModel", path)
 
 
 def inputs(height: int, width: int, lengths: list[int]) -> Given:
@@ -66,10 +58,6 @@ def run_ours(model: ZImageTransformer, given: Given) -> Tensor:
     return model(latents, timestep, context)
 
 
-def relative(error: Tensor, reference: Tensor) -> float:
-    return float(error.double().norm() / reference.double().norm())
-
-
 @pytest.mark.parametrize("lengths", [[7], [7, 32], [35, 7, 40]])
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (8, 16), (14, 10)])
 def test_forward_equals_diffusers(
@@ -80,8 +68,7 @@ def test_forward_equals_diffusers(
     given = inputs(height, width, lengths)
     expected = run_theirs(theirs, given)
     got = run_ours(ours, given)
-    assert got.shape == expected.shape
-    assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize(("heads", "axes"), [(2, (16, 24, 24)), (1, (32, 48, 48))])
@@ -90,22 +77,12 @@ def test_the_native_kernels_run_and_are_as_exact(
     tmp_path: Path, heads: int, axes: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     """Head dim 64 and 128."""
-    from diffusers import ZImageTransformer2DModel
-
     path = build(tmp_path / "model", heads=heads, axes=axes)
-    exact = ZImageTransformer2DModel.from_pretrained(path / "transformer").eval()
+    exact = load_theirs("ZImageTransformer2DModel", path)
     given = inputs(6, 10, [35, 7, 40])
-    reference = run_theirs(exact, given)
     ours = load_transformer(path, dtype)
-    ops.reset_counts()
-    error = relative(run_ours(ours, given).float() - reference, reference)
-    used = {op for op, _ in ops.counts()}
+    used = assert_as_exact(ours, exact, given, run_ours, run_theirs, dtype)
     assert {"norm_modulate", "gate_residual_norm_modulate", "qk_norm_rope", "silu_mul"} <= used
-    if dtype == torch.float32:
-        assert error < 2e-5
-    else:
-        theirs = relative(run_theirs(exact.to(dtype), given).float() - reference, reference)
-        assert error <= 1.1 * theirs
 
 
 def test_a_config_that_computes_something_else_is_refused(tiny_z_image_a: Path) -> None:

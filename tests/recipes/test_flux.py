@@ -7,53 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from sgl_diffusion import ops
-from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes import flux
-from sgl_diffusion.recipes.registry import open_pipeline
-from tests.engine.bench import Bench
 from tests.oracles import images as oracle
-
-PROMPT = "a red fox sleeping in the garden, oil painting"
-NEGATIVE = "blurry, low quality"
-
-
-def opened(path: Path) -> Pipeline:
-    pipeline = open_pipeline(EngineOptions(model_path=str(path)), lambda note: None)
-    assert isinstance(pipeline, Pipeline)
-    return pipeline
+from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
 
 
 @pytest.fixture(scope="module", params=["tiny_flux_a", "tiny_flux_b"])
 def both(request: pytest.FixtureRequest) -> tuple[Pipeline, Any]:
     path: Path = request.getfixturevalue(request.param)
     return opened(path), oracle.pipeline(path)
-
-
-def unpacked(latents: Tensor, height: int, width: int) -> Tensor:
-    from diffusers import FluxPipeline
-
-    result: Tensor = FluxPipeline._unpack_latents(latents, height, width, 8)
-    return result[:, :, None]
-
-
-def run(pipeline: Pipeline, **wish: Any) -> tuple[Tensor, Tensor]:
-    bench = Bench(pipeline)
-    bench.add("job", **{"num_frames": 1, **wish})
-    bench.run()
-    assert not bench.errors
-    return bench.latents["job"][0], bench.outbox.outputs["job"][0][0]
-
-
-def assert_equal(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
-    height, width = theirs[1].shape[:2]
-    latents = unpacked(theirs[0], height, width)
-    assert 0.3 < latents.std() < 8, "the comparison means something for latents of order 1"
-    assert (ours[0] - latents).abs().max() <= 1e-4
-    assert (ours[1].int() - theirs[1].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("guidance", [3.5, 1.0])
@@ -81,15 +46,11 @@ def test_latents_and_pixels_equal_diffusers(
 def test_two_prompts_of_different_length_share_a_batch(both: tuple[Pipeline, Any]) -> None:
     ours, theirs = both
     call = {"width": 48, "height": 64, "num_inference_steps": 3, "max_sequence_length": 64}
-    bench = Bench(ours)
     prompts = {"long": PROMPT, "short": "a car"}
+    latents = together(ours, prompts, seed=5, **call)
     for name, prompt in prompts.items():
-        bench.add(name, prompt=prompt, seed=5, num_frames=1, **call)
-    bench.run()
-    assert bench.count("denoise_forwards_total", rows="2") > 0
-    for name, prompt in prompts.items():
-        latents, _ = oracle.run(theirs, prompt, seed=5, guidance_scale=3.5, **call)
-        assert (bench.latents[name][0] - unpacked(latents, 64, 48)).abs().max() <= 1e-4
+        expected, _ = oracle.run(theirs, prompt, seed=5, guidance_scale=3.5, **call)
+        assert (latents[name] - unpacked(expected, like=latents[name])).abs().max() <= 1e-4
 
 
 def test_the_card_tells_which_model_it_is(both: tuple[Pipeline, Any]) -> None:

@@ -8,15 +8,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes import flux2
-from tests.engine.bench import Bench
 from tests.oracles import images as oracle
-from tests.recipes.test_flux import opened, run
+from tests.recipes.parity import PROMPT, assert_equal, opened, run, together, unpacked
 
-PROMPT = "a red fox sleeping in the garden, oil painting"
 LENGTH = 160  # tokens, system message included
 
 
@@ -26,14 +23,6 @@ LENGTH = 160  # tokens, system message included
 def both(request: pytest.FixtureRequest) -> tuple[Pipeline, Any]:
     path: Path = request.getfixturevalue(request.param)
     return opened(path), oracle.pipeline(path)
-
-
-def assert_equal(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
-    height, width = theirs[1].shape[:2]
-    latents = theirs[0].transpose(1, 2).unflatten(-1, (1, height // 16, width // 16))
-    assert 0.3 < latents.std() < 8, "the comparison means something for latents of order 1"
-    assert (ours[0] - latents).abs().max() <= 1e-4
-    assert (ours[1].int() - theirs[1].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
@@ -56,16 +45,12 @@ def test_latents_and_pixels_equal_diffusers(
 def test_two_prompts_of_different_length_share_a_batch(both: tuple[Pipeline, Any]) -> None:
     ours, theirs = both
     call = {"width": 96, "height": 64, "num_inference_steps": 3, "max_sequence_length": LENGTH}
-    bench = Bench(ours)
+    call["guidance_scale"] = 1.0
     prompts = {"long": PROMPT, "short": "a car"}
+    latents = together(ours, prompts, seed=5, **call)
     for name, prompt in prompts.items():
-        bench.add(name, prompt=prompt, seed=5, num_frames=1, guidance_scale=1.0, **call)
-    bench.run()
-    assert bench.count("denoise_forwards_total", rows="2") > 0
-    for name, prompt in prompts.items():
-        latents, _ = oracle.run(theirs, prompt, seed=5, guidance_scale=1.0, **call)
-        latents = latents.transpose(1, 2).unflatten(-1, (1, 4, 6))
-        assert (bench.latents[name][0] - latents).abs().max() <= 1e-4
+        expected, _ = oracle.run(theirs, prompt, seed=5, **call)
+        assert (latents[name] - unpacked(expected, like=latents[name])).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("count", [1, 2])

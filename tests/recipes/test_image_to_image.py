@@ -13,7 +13,7 @@ from PIL import Image
 from sgl_diffusion.engine.pictures import to_pixels
 from sgl_diffusion.engine.pipeline import Pipeline
 from tests.oracles import images as oracle
-from tests.recipes.test_flux import opened, run
+from tests.recipes.parity import opened, run
 
 PROMPT = "a red fox sleeping in the garden"
 WIDTH, HEIGHT = 80, 64

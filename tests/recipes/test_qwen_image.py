@@ -13,13 +13,9 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes import qwen_image
 from tests.checkpoints.tiny_qwen_image import build
-from tests.engine.bench import Bench
 from tests.oracles import images as oracle
 from tests.oracles.qwen_processor import Processor
-from tests.recipes.test_flux import assert_equal, opened, run, unpacked
-
-PROMPT = "a red fox sleeping in the garden, a small black car and a big green bird"
-NEGATIVE = "blurry"
+from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
 
 
 @pytest.fixture(scope="module", params=["tiny_qwen_image_a", "tiny_qwen_image_b"])
@@ -49,15 +45,11 @@ def test_latents_and_pixels_equal_diffusers(
 def test_prompts_of_different_length_share_a_batch(both: tuple[Pipeline, Any]) -> None:
     ours, theirs = both
     call = {"width": 48, "height": 64, "num_inference_steps": 3, "true_cfg_scale": 2.0}
-    bench = Bench(ours)
     prompts = {"long": PROMPT, "short": "a car"}
+    latents = together(ours, prompts, seed=5, **call)
     for name, prompt in prompts.items():
-        bench.add(name, prompt=prompt, seed=5, num_frames=1, **call)
-    bench.run()
-    assert bench.count("denoise_forwards_total", rows="2") > 0
-    for name, prompt in prompts.items():
-        latents, _ = oracle.run(theirs, prompt, seed=5, negative_prompt=" ", **call)
-        assert (bench.latents[name][0] - unpacked(latents, 64, 48)).abs().max() <= 1e-4
+        expected, _ = oracle.run(theirs, prompt, seed=5, negative_prompt=" ", **call)
+        assert (latents[name] - unpacked(expected, like=latents[name])).abs().max() <= 1e-4
 
 
 @pytest.fixture(scope="module", params=["QwenImageEditPipeline", "QwenImageEditPlusPipeline"])
@@ -103,8 +95,6 @@ def test_edits_of_full_size_equal_diffusers(
 
 
 def compare_edits(ours: Pipeline, theirs: Any, tmp_path: Path, count: int, true_cfg: float) -> None:
-    if count > ours.card.max_images:
-        pytest.skip("this model takes one picture")
     generator = torch.Generator().manual_seed(0)
     pictures, files = [], []
     for number, size in enumerate([(192, 128), (96, 160)][:count]):
@@ -119,6 +109,10 @@ def compare_edits(ours: Pipeline, theirs: Any, tmp_path: Path, count: int, true_
         "true_cfg_scale": true_cfg,
         "negative_prompt": NEGATIVE,
     }
+    if count > ours.card.max_images:
+        with pytest.raises(RequestError, match="takes at most 1"):
+            run(ours, prompt=PROMPT, images=tuple(files), **call)
+        return
     got = run(ours, prompt=PROMPT, seed=3, images=tuple(files), **call)
     image = pictures if count > 1 else pictures[0]
     assert_equal(got, oracle.run(theirs, PROMPT, seed=3, image=image, **call))

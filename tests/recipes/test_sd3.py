@@ -9,12 +9,9 @@ import pytest
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.pipeline import Pipeline
-from tests.engine.bench import Bench
 from tests.oracles import images as oracle
-from tests.recipes.test_flux import opened, run
+from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
 
-PROMPT = "a red fox sleeping in the garden, oil painting"
-NEGATIVE = "blurry, low quality"
 _T5 = ("text_encoder_3", "tokenizer_3")
 
 
@@ -41,25 +38,18 @@ def test_latents_and_pixels_equal_diffusers(
         "negative_prompt": NEGATIVE,
         "max_sequence_length": 64,
     }
-    latents, pixels = run(ours, prompt=PROMPT, seed=11, **call)
-    their_latents, their_pixels = oracle.run(theirs, PROMPT, seed=11, **call)
-    assert 0.3 < their_latents.std() < 10
-    assert (latents[:, :, 0] - their_latents).abs().max() <= 1e-4
-    assert (pixels.int() - their_pixels.int()).abs().max() <= 1
+    got = run(ours, prompt=PROMPT, seed=11, **call)
+    assert_equal(got, oracle.run(theirs, PROMPT, seed=11, **call))
 
 
 def test_two_prompts_of_different_length_share_a_batch(both: tuple[Pipeline, Any]) -> None:
     ours, theirs = both
     call = {"width": 48, "height": 64, "num_inference_steps": 3, "max_sequence_length": 64}
-    bench = Bench(ours)
     prompts = {"long": PROMPT, "short": "a car"}
+    latents = together(ours, prompts, seed=5, **call)
     for name, prompt in prompts.items():
-        bench.add(name, prompt=prompt, seed=5, num_frames=1, **call)
-    bench.run()
-    assert bench.count("denoise_forwards_total", rows="2") > 0
-    for name, prompt in prompts.items():
-        latents, _ = oracle.run(theirs, prompt, seed=5, guidance_scale=7.0, **call)
-        assert (bench.latents[name][0][:, :, 0] - latents).abs().max() <= 1e-4
+        expected, _ = oracle.run(theirs, prompt, seed=5, guidance_scale=7.0, **call)
+        assert (latents[name] - unpacked(expected, like=latents[name])).abs().max() <= 1e-4
 
 
 def test_a_picture_larger_than_the_table_of_positions_is_refused(

@@ -23,6 +23,7 @@ from tests.oracles import wan as oracle
 
 PROMPT = "a red cat walking on the beach, sunset &amp; waves"
 NEGATIVE = "blurry, low quality"
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.fixture(scope="module", params=["tiny_wan_a", "tiny_wan_b"])
@@ -114,9 +115,9 @@ def test_without_a_path_the_tiny_model_is_built_and_named(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model_index.json": {"expand_timesteps": True}}, "per-token timesteps"),
-        ({"scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"}}, "DDIMScheduler"),
-        ({"transformer/config.json": {"image_dim": 32}}, "image_dim"),
+        ({SCHEDULER: {"_class_name": "DPMSolverMultistepScheduler"}}, "DPMSolverMultistep"),
+        ({SCHEDULER: {"solver_order": 3}}, "solver_order=3"),
+        ({"transformer/config.json": {"qk_norm": "layer_norm"}}, "qk_norm"),
     ],
 )
 def test_what_the_recipe_cannot_do_goes_to_diffusers_and_by_name_fails(
@@ -130,7 +131,7 @@ def test_what_the_recipe_cannot_do_goes_to_diffusers_and_by_name_fails(
     options = EngineOptions(model_path=str(copy), backend="native")
     with pytest.raises(ConfigError, match=reason):
         open_pipeline(options, lambda note: None)
-    if "model_index.json" in change:
+    if "DPM" in reason:
         opened = open_pipeline(dataclasses.replace(options, backend="auto"), lambda note: None)
         assert isinstance(opened, WholePipeline)
 

@@ -15,7 +15,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.pipeline import Pipeline
 from tests.checkpoints.tiny_wan import Build
 from tests.engine.bench import Bench
-from tests.recipes.test_flux import opened
+from tests.recipes.parity import opened
 
 PROMPT = "a red fox running on the beach"
 NEGATIVE = "blurry, low quality"

@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 
 from sgl_diffusion.engine.pipeline import Pipeline
-from tests.engine.bench import Bench
 from tests.oracles import images as oracle
-from tests.recipes.test_flux import opened, run
-
-PROMPT = "a red fox sleeping in the garden, a small black car and a big green bird, oil painting"
-NEGATIVE = "blurry"
+from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
 
 
 @pytest.fixture(scope="module", params=["tiny_z_image_a", "tiny_z_image_b"])
@@ -36,25 +32,18 @@ def test_latents_and_pixels_equal_diffusers(
         "guidance_scale": guidance,
         "negative_prompt": NEGATIVE,
     }
-    latents, pixels = run(ours, prompt=PROMPT, seed=11, **call)
-    their_latents, their_pixels = oracle.run(theirs, PROMPT, seed=11, **call)
-    assert 0.3 < their_latents.std() < 10
-    assert (latents[:, :, 0] - their_latents).abs().max() <= 1e-4
-    assert (pixels.int() - their_pixels.int()).abs().max() <= 1
+    got = run(ours, prompt=PROMPT, seed=11, **call)
+    assert_equal(got, oracle.run(theirs, PROMPT, seed=11, **call))
 
 
 def test_prompts_of_different_length_share_a_batch(both: tuple[Pipeline, Any]) -> None:
     ours, theirs = both
     call = {"width": 48, "height": 64, "num_inference_steps": 3, "guidance_scale": 0.0}
-    bench = Bench(ours)
     prompts = {"long": PROMPT, "short": "a car"}
+    latents = together(ours, prompts, seed=5, **call)
     for name, prompt in prompts.items():
-        bench.add(name, prompt=prompt, seed=5, num_frames=1, **call)
-    bench.run()
-    assert bench.count("denoise_forwards_total", rows="2") > 0
-    for name, prompt in prompts.items():
-        latents, _ = oracle.run(theirs, prompt, seed=5, **call)
-        assert (bench.latents[name][0][:, :, 0] - latents).abs().max() <= 1e-4
+        expected, _ = oracle.run(theirs, prompt, seed=5, **call)
+        assert (latents[name] - unpacked(expected, like=latents[name])).abs().max() <= 1e-4
 
 
 def test_the_schedule_tells_turbo_from_base(both: tuple[Pipeline, Any]) -> None:

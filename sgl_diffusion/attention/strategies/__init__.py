@@ -1,0 +1,1 @@
+"""How attention is spread over ranks: a strategy around any backend."""

@@ -1,0 +1,1 @@
+"""Rank 5: parallelism, applied to a built model from outside."""

@@ -1,0 +1,93 @@
+"""What the recipes of image models share: everything but the prompt and the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from sgl_diffusion.base.params import ModelCard, ResolvedParams
+from sgl_diffusion.components.samplers import Solver, Spacing, dynamic_mu, make_solver
+from sgl_diffusion.engine.pipeline import Adaptable, Combine
+from sgl_diffusion.loader.rules import Rules
+from sgl_diffusion.recipes.common import Plan
+
+
+class ImageVae(Protocol):
+    def blocks(self) -> list[nn.Module]: ...
+
+    def noise(self, width: int, height: int, seed: int) -> Tensor: ...
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+    def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]: ...
+
+
+C = TypeVar("C")  # the family's context, of one row or of a batch
+
+
+class ImageRecipe(Generic[C]):
+    """Implements `engine.pipeline.Pipeline` but for `encode`, `text_bucket` and `collate`."""
+
+    combine: Combine | None = None
+    diffusers_class: ClassVar[str]
+    rules: ClassVar[Rules]
+
+    def __init__(
+        self,
+        card: ModelCard,
+        plan: Plan,
+        transformer: Any,
+        vae: ImageVae,
+        scheduler: dict[str, Any],
+    ) -> None:
+        self.card = card
+        self.device = plan.device
+        self._transformer = transformer
+        self._vae = vae
+        self._scheduler = scheduler
+
+    def text_blocks(self) -> list[nn.Module]:
+        """Modules that run one after the other in the text encoders."""
+        return []
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self._transformer.blocks, *self.text_blocks(), *self._vae.blocks()]
+
+    def adaptables(self) -> dict[str, Adaptable]:
+        return {"transformer": Adaptable(self._transformer, self.rules, self.diffusers_class)}
+
+    def tokens(self, params: ResolvedParams) -> int:
+        """How many tokens a picture of this size has."""
+        return params.width * params.height // self.card.size_multiple**2
+
+    def spacing(self, params: ResolvedParams) -> Spacing:
+        """Even sigmas, shifted by the size of the picture: so do most families."""
+        return Spacing(mu=dynamic_mu(self._scheduler, self.tokens(params)), even=True)
+
+    def solver(self, params: ResolvedParams) -> Solver:
+        steps, shift = params.num_inference_steps, params.flow_shift
+        spacing = self.spacing(params)
+        return make_solver(self._scheduler, steps, shift, spacing, start=params.start_step)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return self._vae.encode(pixels)
+
+    def noise(self, params: ResolvedParams, seed: int) -> Tensor:
+        return self._vae.noise(params.width, params.height, seed).to(self.device)
+
+    def expert(self, timestep: float) -> int:
+        return 0
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, context: C, expert: int) -> Tensor:
+        velocity: Tensor = self._transformer(latents, timesteps, context)
+        return velocity
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        return self._vae.decode_chunks(latents[0])
+
+
+def reference_bucket(length: int, grids: Sequence[tuple[int, int]]) -> int:
+    """References of other sizes are other batches, like texts of other lengths."""
+    return hash((length, *grids))

@@ -1,0 +1,102 @@
+"""How every family loads: variants, and weights that do not fit the configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
+from sgl_diffusion.recipes.registry import open_pipeline
+
+FAMILIES = [
+    "tiny_flux_b",
+    "tiny_flux2_dev",
+    "tiny_qwen_image_a",
+    "tiny_sd3_a",
+    "tiny_wan_b",
+    "tiny_z_image_a",
+]
+
+
+def opened(path: Path, **more: str) -> Pipeline | WholePipeline:
+    return open_pipeline(EngineOptions(model_path=str(path), **more), lambda note: None)  # type: ignore[arg-type]
+
+
+def parameters(pipeline: Pipeline | WholePipeline) -> dict[str, Tensor]:
+    """Of every network that the pipeline holds."""
+    found: dict[str, Tensor] = {}
+    for name, part in vars(pipeline).items():
+        network = part if isinstance(part, nn.Module) else getattr(part, "_model", None)
+        if isinstance(network, nn.Module):
+            found |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+    return found
+
+
+def weight_sets(path: Path) -> dict[str, list[Path]]:
+    """The files of every component that has weights."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.glob("*/*.safetensors")):
+        found.setdefault(file.parent.name, []).append(file)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_variant_is_loaded_where_a_component_has_it(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = shutil.copytree(request.getfixturevalue(family), tmp_path / "model")
+    sets = weight_sets(path)
+    kept = sorted(sets)[0]  # this one has plain weights only
+    for name, (*_, file) in sets.items():
+        if name != kept and len(sets[name]) == 1:
+            halves = {k: v.half() for k, v in load_file(file).items()}
+            kind = {"format": "pt"}
+            save_file(halves, file.with_name(f"{file.stem}.fp16.safetensors"), metadata=kind)
+    plain, variant = parameters(opened(path)), parameters(opened(path, variant="fp16"))
+    assert len(plain) > 20 and plain.keys() == variant.keys()
+    changed = [key for key, value in plain.items() if not torch.equal(value, variant[key])]
+    assert len(changed) > 10
+    # What is not the plain value is the half precision one: nothing else was mixed in.
+    for key in changed:
+        assert torch.equal(variant[key], plain[key].half().to(plain[key].dtype)), key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_that_do_not_fit_are_named_whatever_the_component(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = shutil.copytree(request.getfixturevalue(family), tmp_path / "model")
+    for name, files in weight_sets(path).items():
+        file = files[-1]
+        before = file.read_bytes()
+        index = next(iter(file.parent.glob("*.index.json")), None)
+        listed = None if index is None else index.read_bytes()
+        weights = load_file(file)
+        lost = sorted(key for key in weights if "layer" in key or "block" in key)[0]
+        weights["stray.weight"] = torch.zeros(2)
+        del weights[lost]
+        save_file(weights, file, metadata={"format": "pt"})
+        if index is not None:
+            values = json.loads(index.read_text())
+            del values["weight_map"][lost]
+            values["weight_map"]["stray.weight"] = file.name
+            index.write_text(json.dumps(values))
+        with pytest.raises(SetupError) as caught:
+            opened(path)
+        message = caught.value.message
+        assert caught.value.code == "bad_checkpoint" and f"/{name} do not fit" in message
+        missing = message.partition("missing: ")[2].partition(";")[0].rstrip(".").split(", ")
+        assert [key.split(".")[-1] for key in missing] == [lost.split(".")[-1]], (name, message)
+        assert "unexpected: stray.weight" in message
+        file.write_bytes(before)
+        if index is not None and listed is not None:
+            index.write_bytes(listed)
+    assert parameters(opened(path))
