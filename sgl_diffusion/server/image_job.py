@@ -201,7 +201,8 @@ class ImageJob:
             files=files,
             model=self.context.card().path,
             seeds=list(self.params.seeds),
-            adapters=[asdict(use) for use in self.params.loras],
+            adapters=[asdict(use) for use in self.params.loras]
+            or self.context.client.loras.active(),
             owner=self.origin.owner,
             idempotency_key=self.origin.key,
             body_hash=self.origin.body_hash,
