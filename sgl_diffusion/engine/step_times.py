@@ -20,7 +20,7 @@ class StepTimes:
     def add(self, params: ResolvedParams, seconds: float) -> None:
         labels = {"model": self._model, "size": self._label(params)}
         self._counters.add("step_seconds_sum", seconds, **labels)
-        self._counters.add("step_seconds_count", **labels)
+        self._counters.add("step_seconds_count", 1, **labels)
 
     def _label(self, params: ResolvedParams) -> str:
         size = f"{params.width}x{params.height}"

@@ -115,6 +115,8 @@ class Uploads:
 
     async def _copy(self, job_id: str) -> None:
         row = await self._jobs.get(job_id)
+        if row is None:
+            self.changed(job_id, None)  # a copy that failed may have left something all the same
         if row is None or not _missing(row):
             self._settle(job_id)
             return
@@ -131,8 +133,12 @@ class Uploads:
         self._settle(job_id)
 
     async def _drop(self, job_id: str) -> None:
-        await self._in_thread(lambda: self._bucket.drop(job_id))
-        self._dropped.discard(job_id)
+        self._dropped.discard(job_id)  # first: a copy that ends meanwhile asks for another round
+        try:
+            await self._in_thread(lambda: self._bucket.drop(job_id))
+        except UnavailableError:
+            self._dropped.add(job_id)
+            raise
         self._settle(job_id)
 
     def _settle(self, job_id: str) -> None:
