@@ -140,7 +140,7 @@ class VideoRunner:
             live.dropped = True
             if live.handle is not None:
                 live.handle.cancel()
-        self._files.remove(job_id)
+        await asyncio.to_thread(self._files.remove, job_id)
 
     def stop_taking(self) -> None:
         """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
@@ -246,7 +246,7 @@ class VideoRunner:
         if isinstance(error, NotFoundError):  # the row was deleted under the job
             if live.handle is not None:
                 live.handle.cancel()
-            self._files.remove(live.row.id)
+            await asyncio.to_thread(self._files.remove, live.row.id)
             live.ticket.close("cancelled")
         elif self._stopping and isinstance(error, SglError):
             await self._outcomes.store(live.row, status="queued", why={"server": "stopped"})
