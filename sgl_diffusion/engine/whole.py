@@ -49,14 +49,15 @@ class WholeRunner:
             return False
         start = time.perf_counter()
 
-        last: float | None = None
+        done, since = 0, start
 
         def on_step(step: int, total: int) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            if last is not None:  # before the first one there was more than a step
-                self._step_times.add(job.params, now - last)
-            last = now
+            nonlocal done, since
+            if step > done:  # a slow step is told more than once
+                now = time.perf_counter()
+                if done:  # before the end of the first one there was more than a step
+                    self._step_times.add(job.params, (now - since) / (step - done))
+                done, since = step, now
             self._outbox.progress(job.id, step, total, "denoise")
             self._outbox.poll()
             if job.cancelled:
