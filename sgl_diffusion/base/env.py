@@ -70,9 +70,6 @@ TABLE = {
             "SGLang's name of `SGLD_S3_SECRET_ACCESS_KEY`.",
         ),
         Variable("OMP_WAIT_POLICY", str, "PASSIVE", "How idle CPU threads of a worker wait."),
-        Variable(
-            "THP_MEM_ALLOC_ENABLE", str, "1", "Tensors of a worker on a CPU lie in large pages."
-        ),
         Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),
         Variable("HF_HUB_OFFLINE", _flag, False, "Never ask the hub; use its cache only."),
         Variable("HF_TOKEN", str, "", "Token for gated repositories."),
@@ -100,10 +97,9 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment a worker process starts with.
 
     It needs no keys of clients. Its threads sleep where they wait: spinning ones stall as soon as
-    another process wants a core. Its large tensors lie in large pages, as every one is fresh memory
-    whose small pages fault one by one (docs/measured.md for both). The variables must be there
-    before torch is loaded.
+    another process wants a core (docs/measured.md). The variable must be there before the thread
+    library is loaded.
     """
-    native = {name: str(get(name)) for name in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
+    waiting = {"OMP_WAIT_POLICY": str(get("OMP_WAIT_POLICY"))}
     kept = {name: text for name, text in os.environ.items() if name not in _SECRET}
-    return {**kept, **native, **(extra or {})}
+    return {**kept, **waiting, **(extra or {})}
