@@ -49,6 +49,11 @@ class Pace:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
         self._poll = poll
 
+    @property
+    def lags(self) -> bool:
+        """Whether the device may still work when the host has finished a unit."""
+        return self._event is not None
+
     def mark(self) -> None:
         """The work so far is what `wait` waits for."""
         if self._event is not None:
