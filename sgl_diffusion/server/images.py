@@ -15,7 +15,7 @@ from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.client.types import partial_of
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
-from sgl_diffusion.server.edit_inputs import EditInputs, read_inputs
+from sgl_diffusion.server.edit_inputs import EditInputs
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.image_job import KIND, ImageJob
 from sgl_diffusion.server.lora import loras_of
@@ -50,30 +50,34 @@ async def generate(request: Request, context: Context) -> Response:
 @router.post("/edits")
 async def edit(request: Request, context: Context) -> Response:
     context.check_open()
-    body = await read_body(request, form=True)
-    try:
-        if body.form is None:
-            raise RequestError(
-                "Edits are sent as a form.",
-                hint="Send multipart/form-data.",
-                code="unsupported_media_type",
-            )
-        origin = await origin_of(request, body)
-        wanted = parse(EditRequest, body)
-        card = context.card()
-        adapter = context.check_model(wanted.model, card)
-        loras = loras_of(request, context, wanted, adapter)
-        pictures = await read_inputs(context, card, wanted)
-    finally:
-        await body.close()
     image_id = new_id(KIND)
-    inputs = EditInputs(context.files, image_id, pictures)
-    wish = wanted.edit_wish(card, pictures.size, inputs.images, inputs.mask)
-    wish = replace(wish, loras=loras)
-    params = resolve(context, wish, video=False, by_size=wanted.size is not None)
-    model = context.model_name(card)
-    job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)
-    return await _run(request, job, inputs)
+    inputs = EditInputs(context, image_id)
+    try:
+        body = await read_body(request, form=True)
+        try:
+            if body.form is None:
+                raise RequestError(
+                    "Edits are sent as a form.",
+                    hint="Send multipart/form-data.",
+                    code="unsupported_media_type",
+                )
+            origin = await origin_of(request, body)
+            wanted = parse(EditRequest, body)
+            card = context.card()
+            adapter = context.check_model(wanted.model, card)
+            loras = loras_of(request, context, wanted, adapter)
+            await inputs.read(card, wanted)
+        finally:
+            await body.close()
+        wish = wanted.edit_wish(card, inputs.size, inputs.images, inputs.mask)
+        wish = replace(wish, loras=loras)
+        params = resolve(context, wish, video=False, by_size=wanted.size is not None)
+        model = context.model_name(card)
+        job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)
+        return await _run(request, job, inputs)
+    finally:
+        if not inputs.taken:
+            inputs.remove()
 
 
 @router.post("/variations")
@@ -101,9 +105,9 @@ def resolve(
 
 async def _run(request: Request, job: ImageJob, inputs: EditInputs | None = None) -> Response:
     """Answer with events, or with one body: made now, or for the same request before."""
-    if job.wanted.stream:
-        return await _stream(job, inputs)
     answer = await job.earlier()
+    if job.wanted.stream:
+        return await _stream(job, inputs) if answer is None else EventStream(_again(job, answer))
     if answer is None:
         make = partial(_answer, job, inputs)
         answer = await job.context.flights.answer(request, job.origin, make)
@@ -140,7 +144,7 @@ async def _submit(job: ImageJob, inputs: EditInputs | None, ticket: Ticket) -> G
     context = job.context
     try:
         if inputs is not None:
-            await context.in_thread(inputs.keep)
+            inputs.taken = True
         ticket.handle = await context.client.submit(
             job.params, job_id=job.id, deadline=context.settings.jobs.request_timeout
         )
@@ -155,6 +159,13 @@ def _close(handle: GenerationHandle, inputs: EditInputs | None) -> None:
     handle.cancel()  # does nothing to a job that has ended
     if inputs is not None:
         inputs.remove()
+
+
+async def _again(job: ImageJob, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+    """The pictures that the same request got before."""
+    same = {"id": answer["id"], "created_at": answer["created"]}
+    for index, entry in enumerate(answer["data"]):
+        yield frame(job.completed(index, entry) | same)
 
 
 async def _events(job: ImageJob, handle: GenerationHandle, ticket: Ticket) -> AsyncIterator[bytes]:
