@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     rows = [("MODEL", "PIPELINE CLASS", "TASKS", "DEFAULTS")]
     for entry in CATALOG:
         tasks = " ".join(entry.tasks)
-        rows.append((entry.model, entry.pipeline_class, tasks, _said(entry.defaults)))
+        rows.append((entry.model, entry.pipeline_class, tasks, described(entry.defaults)))
     print("Native recipes; every other diffusers pipeline runs with --backend diffusers.\n")
     _table(rows)
     print(f"\nDownloaded to {folder}{':' if cached else ': nothing.'}")
@@ -70,7 +70,7 @@ def _cached(model: CachedModel) -> dict[str, Any]:
     return {"model": model.id, "pipeline_class": model.pipeline, "bytes": model.size}
 
 
-def _said(defaults: SamplingDefaults) -> str:
+def described(defaults: SamplingDefaults) -> str:
     """Only what differs from doing nothing."""
     parts = [f"{defaults.width}x{defaults.height}"]
     if defaults.num_frames > 1:
