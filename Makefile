@@ -32,6 +32,7 @@ $(VENV)/.torch:
 
 $(READY): $(VENV)/.torch $(BUILD_INPUTS)
 	@$(BIN)/python -m pip install -q 'setuptools>=77' wheel cmake ninja numpy
+	@echo "installing, and building the native library: some minutes (more where nvcc is found)"
 	@$(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,triton]'
 	@touch $@
 

@@ -214,6 +214,7 @@ def main() -> None:
             for rank in RANKS:
                 rows.append(row(name, rank, options.repeats, options.blocks))
                 print(", ".join(f"{key} {_shown(value)}" for key, value in rows[-1].items()))
+    facts["repeats"] = options.repeats
     facts["seconds"] = round(time.perf_counter() - begin)
     facts["other_cores"] = other.cores()
     record = {"benchmark": "lora", "machine": facts, "rows": rows}

@@ -26,7 +26,8 @@ def block(record: dict[str, Any], source: str) -> str:
     lines = [
         f"{facts['cpu']} ({facts['isa']}), threads: {facts['threads']}, torch {facts['torch']}, "
         f"{facts['date']}, `{source}`.",
-        f"Other processes used {facts['other_cores']} cores meanwhile. Bars in brackets.",
+        f"Medians of {facts['repeats']}; it took {facts['seconds']} s; other processes used "
+        f"{facts['other_cores']} cores meanwhile. Bars in brackets.",
         "",
         "| layers | rank | copy ms | set ms | of PEFT's speed | set / copy | unmerge / copy "
         "| bits a weight | step |",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -41,6 +42,9 @@ class Registry(Generic[T]):
 def suggest(name: str, known: Iterable[str]) -> str:
     """Either "Did you mean 'x'?" or the list of what is known."""
     names = sorted(known)
+    whole = [known_name for known_name in names if name in re.split(r"[-_]", known_name)]
+    if len(whole) == 1:
+        return f"Did you mean {whole[0]!r}?"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"Did you mean {close[0]!r}?"

@@ -60,7 +60,7 @@ def parser_for(kind: type[Any], prog: str, description: str) -> Parser:
 def _add(parser: Parser, field: dataclasses.Field[Any], hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"]
-    if field.default not in (None, ()):
+    if field.default not in (None, (), ""):
         text += f" Default: {field.default}."
     text = text.replace("%", "%%")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -16,6 +16,7 @@ from sgl_diffusion.base.errors import ConfigError, RequestError
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import UsageError, parser_for, read
 from sgl_diffusion.cli.progress import Progress
+from sgl_diffusion.loader.hub import local_model
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.types import Generation
@@ -70,6 +71,11 @@ def main(argv: list[str]) -> int:
     for given in (*options.image, *filter(None, [options.mask])):
         if not Path(given).is_file():  # known before the model is loaded
             raise UsageError(f"There is no file {given}.")
+    for name in ("mask", "strength"):
+        if getattr(options, name) is not None and not options.image:
+            raise UsageError(f"--{name} needs a picture to work on.", hint="Name it with --image.")
+    if options.model_path is not None:
+        local_model(options.model_path)
     target = _Target.of(options)
     wishes = _wishes(options, target)
     engine = {name: getattr(options, name) for name in _ENGINE}

@@ -8,6 +8,7 @@ from sgl_diffusion.base import log
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import UsageError, parser_for, read
+from sgl_diffusion.loader.hub import local_model
 
 DESCRIPTION = "Serve a diffusion model over an OpenAI-compatible HTTP API."
 
@@ -16,6 +17,8 @@ def main(argv: list[str]) -> int:
     options = read(ServeOptions, parser_for(ServeOptions, "sglang serve", DESCRIPTION), argv).value
     log.set_up(options.log_level)
     options = dataclasses.replace(options, data_dir=str(data_folder(options.data_dir)))
+    if options.model_path is not None:
+        local_model(options.model_path)
     from sgl_diffusion.server.run import serve
 
     return serve(options)

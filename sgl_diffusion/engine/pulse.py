@@ -1,8 +1,9 @@
 """Staying alive through long forward passes.
 
 A worker that is silent for two minutes is taken for hung. One forward pass of a large model on a
-CPU can take longer, so the outbox is polled between its blocks. On a GPU the blocks are only put
-into a queue, all within moments; there the host waits for each unit of work and polls meanwhile.
+CPU can take longer, so the outbox is polled between its blocks, and before each convolution in
+them: one block of a VAE at full size is long. On a GPU the blocks are only put into a queue, all
+within moments; there the host waits for each unit of work and polls meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ EVERY_SECONDS = 1.0
 def keep_pulse(
     modules: Iterable[nn.Module], device: torch.device, poll: Callable[[], None]
 ) -> None:
-    """Call `poll` before a call of one of `modules`, at most once in `EVERY_SECONDS`."""
+    """Call `poll` before a call of one of `modules` or of a convolution in them, at most once in
+    `EVERY_SECONDS`."""
     if device.type != "cpu":
         return
     last = time.monotonic()
@@ -32,7 +34,9 @@ def keep_pulse(
             poll()
 
     for module in modules:
-        module.register_forward_pre_hook(beat)
+        for inner in module.modules():
+            if inner is module or isinstance(inner, nn.Conv2d | nn.Conv3d):
+                inner.register_forward_pre_hook(beat)
 
 
 class Pace:
@@ -44,6 +48,11 @@ class Pace:
     def __init__(self, device: torch.device, poll: Callable[[], None]) -> None:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
         self._poll = poll
+
+    @property
+    def lags(self) -> bool:
+        """Whether the device may still work when the host has finished a unit."""
+        return self._event is not None
 
     def mark(self) -> None:
         """The work so far is what `wait` waits for."""

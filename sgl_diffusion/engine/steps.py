@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.engine.beginning import Origin, first_state
 from sgl_diffusion.engine.contexts import Contexts
 from sgl_diffusion.engine.counters import Counters
@@ -25,6 +26,7 @@ from sgl_diffusion.engine.pictures import open_picture
 from sgl_diffusion.engine.pipeline import KeepsPicture, Pipeline
 from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
+from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.orchestrator.stage import Outbox
 
@@ -52,6 +54,8 @@ class StepRunner:
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
+        self._step_times = StepTimes(self.counters, pipeline.card.name)
+        self._timed: tuple[ResolvedParams, float] | None = None  # the step under way, its begin
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
 
     def add(self, job: Job) -> None:
@@ -69,6 +73,7 @@ class StepRunner:
     def step(self) -> bool:
         """One unit of work, for whoever has waited longest."""
         self._pace.wait()
+        self._stop_clock()
         lineup = line_up(self._pipeline, self._jobs.values(), self._max_rows, self._reduced)
         self._contexts.keep(lineup.rows)
         if not lineup.orders:
@@ -81,6 +86,8 @@ class StepRunner:
         elif lineup.to_decode is not None:
             self._guard(lineup.to_decode, self._decode)
         self._pace.mark()
+        if not self._pace.lags:
+            self._stop_clock()
         return True
 
     # -- units -------------------------------------------------------------------------------------
@@ -132,6 +139,7 @@ class StepRunner:
                 self._fail(jobs, error)
             return
         self._spend(jobs, "denoise", time.perf_counter() - start)
+        self._timed = jobs[0].params, start
         self._count(rows, fresh)
         for row in rows:
             take_preview(row)
@@ -185,6 +193,13 @@ class StepRunner:
         self.counters.add("phase_seconds_total", seconds, phase=phase)
         for job in jobs:
             job.spend(phase, seconds)
+
+    def _stop_clock(self) -> None:
+        """The device is done with the last unit: if it was a step, so long it took."""
+        if self._timed is not None:
+            params, start = self._timed
+            self._timed = None
+            self._step_times.add(params, time.perf_counter() - start)
 
     def _count(self, rows: list[Row], fresh: list[Row]) -> None:
         """Forwards by batch size; joins and leaves by whether others were, or stay, under way."""

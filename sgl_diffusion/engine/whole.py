@@ -15,6 +15,7 @@ from sgl_diffusion.base.errors import CancelledError
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import WholePipeline
+from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.steps import Fail, Finish
 from sgl_diffusion.orchestrator.stage import Outbox
 
@@ -27,6 +28,7 @@ class WholeRunner:
         self._fail = fail
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self.counters = Counters()
+        self._step_times = StepTimes(self.counters, pipeline.card.name)
 
     def add(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -47,7 +49,15 @@ class WholeRunner:
             return False
         start = time.perf_counter()
 
+        done, since = 0, start
+
         def on_step(step: int, total: int) -> None:
+            nonlocal done, since
+            if step > done:  # a slow step is told more than once
+                now = time.perf_counter()
+                if done:  # before the end of the first one there was more than a step
+                    self._step_times.add(job.params, (now - since) / (step - done))
+                done, since = step, now
             self._outbox.progress(job.id, step, total, "denoise")
             self._outbox.poll()
             if job.cancelled:

@@ -131,6 +131,9 @@ class DiffusionWorker:
             )
             for (op, implementation), count in ops.counts().items()
         ]
+        if torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated()
+            calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))
         return calls + self._active.counters.metrics()
 
     @property

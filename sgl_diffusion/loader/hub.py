@@ -33,6 +33,25 @@ _log = get_logger(__name__)
 T = TypeVar("T")
 
 
+def local_model(path_or_id: str) -> Path | None:
+    """The folder of that name; None for what may be a hub id. A path that leads nowhere is an error
+    that is cheap to find before anything is started."""
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelNotFoundError(
+            f"{path_or_id} is a file; a model is a folder with a {INDEX_NAME}.",
+            hint=f"Did you mean {str(path.parent)!r}?",
+        )
+    if not _may_be_id(path_or_id):
+        raise ModelNotFoundError(
+            f"There is no folder {path_or_id}.",
+            hint=_close(path.name, _folders(path.parent)) or "Check the path.",
+        )
+    return None
+
+
 def resolve_model(
     path_or_id: str,
     revision: str | None = None,
@@ -45,22 +64,12 @@ def resolve_model(
     """The local folder of a model. `variant` is fetched instead of the plain weights where both
     exist, `allow` replaces the patterns of the files worth having, and `note` hears how far a
     download is."""
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
+    path = local_model(path_or_id)
+    if path is not None:
         names = [file.name for file in path.rglob("*")]
         _refuse_only_pickle(path_or_id, names)
         check_variant(names, variant, path_or_id)
         return path
-    if path.is_file():
-        raise ModelNotFoundError(
-            f"{path_or_id} is a file; a model is a folder with a {INDEX_NAME}.",
-            hint=f"Did you mean {str(path.parent)!r}?",
-        )
-    if not _may_be_id(path_or_id):
-        raise ModelNotFoundError(
-            f"There is no folder {path_or_id}.",
-            hint=_close(path.name, _folders(path.parent)) or "Check the path.",
-        )
     repo = _Repo(path_or_id, revision, cache_dir, note)
 
     def choose(names: Sequence[str]) -> list[str]:

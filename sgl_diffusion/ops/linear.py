@@ -1,4 +1,4 @@
-"""linear: y = x Wᵀ + b, in fp32 on the CPU through oneDNN where that is faster."""
+"""linear: y = x Wᵀ + b, on the CPU through oneDNN where that is faster."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _absent() -> str:
     return "" if torch.backends.mkldnn.is_available() else "this torch was built without oneDNN"
+
+
+def _absent_bf16() -> str:
+    supported = not _absent() and torch.ops.mkldnn._is_mkldnn_bf16_supported.default()
+    return _absent() or ("" if supported else "this CPU has no bf16 instructions that oneDNN uses")
 
 
 def _refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
@@ -51,6 +56,15 @@ _linear = Op(
         named_devices=("cpu",),
         dtypes=(torch.float32,),
         absent=_absent,
+        refuses=_refuses,
+    ),
+    # The same bits as torch, which fills the result with the bias before it multiplies.
+    Implementation(
+        "onednn_bf16",
+        _onednn,
+        devices=("cpu",),
+        dtypes=(torch.bfloat16,),
+        absent=_absent_bf16,
         refuses=_refuses,
     ),
 )

@@ -264,7 +264,8 @@ def _kernel_kills() -> int:
 
 def _death(code: int, kernel_killed: bool) -> tuple[str, str]:
     if code == -signal.SIGKILL and kernel_killed:
-        return "memory", "was killed because the machine ran out of memory"
+        # Whose process the kernel killed is not told, only that it killed one.
+        return "memory", "was killed by signal 9, probably because memory ran out"
     if code >= 0:
         return "exit", f"exited with status {code}"
     try:

@@ -25,10 +25,10 @@ from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
 from sgl_diffusion.server.accepted import accepts, following, settled
 from sgl_diffusion.server.admission import Admission, Ticket
+from sgl_diffusion.server.errors import not_found
 from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.outcomes import Outcomes
 from sgl_diffusion.server.repeats import Origin
-from sgl_diffusion.server.rows import not_found
 from sgl_diffusion.server.turn import Turn
 
 if TYPE_CHECKING:

@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.server.context import ServerContext
-from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.schemas import EditRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
-class Pictures:
-    images: list[Image]
-    mask: Image | None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.images[0].size
-
-
 class EditInputs:
-    """The input files of one job: `images` and `mask` say where they are once `keep` is done."""
+    """The pictures of one job, each put down as soon as it is decoded: many large ones are never
+    in memory together. `taken` as soon as somebody sees to it that they go with the job."""
 
-    def __init__(self, files: Files, job_id: str, pictures: Pictures) -> None:
-        self._files, self._job_id, self._pictures = files, job_id, pictures
-        count = len(pictures.images)
-        self.images = tuple(str(files.input(job_id, index)) for index in range(count))
-        self.mask = None if pictures.mask is None else str(files.input(job_id, count))
+    def __init__(self, context: ServerContext, job_id: str) -> None:
+        self._context, self._job_id = context, job_id
+        self.images: tuple[str, ...] = ()
+        self.mask: str | None = None
+        self.size = (0, 0)  # of the first picture
+        self.taken = False
 
-    def keep(self) -> None:
-        """Write the files. Runs in a thread."""
-        mask = [] if self._pictures.mask is None else [self._pictures.mask]
-        self._files.write_inputs(self._job_id, [*self._pictures.images, *mask])
+    async def read(self, card: ModelCard, wanted: EditRequest) -> None:
+        """Read every picture of a request through the guards."""
+        self._context.keeper.check()
+        sources = _sources(self._context, card, wanted)
+        for index, (param, source) in enumerate(sources):
+            picture = await self._context.inputs.picture(source, param=param)
+            if index == 0:
+                self.size = picture.size
+            self.images += (await self._keep(index, picture),)
+        if wanted.mask is not None:
+            mask = await self._context.inputs.picture(wanted.mask, param="mask")
+            self._check_mask(mask.size)
+            self.mask = await self._keep(len(sources), mask)
 
     def remove(self) -> None:
-        self._files.drop_inputs(self._job_id)
+        self._context.files.drop_inputs(self._job_id)
+
+    async def _keep(self, index: int, picture: Image) -> str:
+        files = self._context.files
+        await self._context.in_thread(partial(files.write_input, self._job_id, index, picture))
+        return str(files.input(self._job_id, index))
+
+    def _check_mask(self, size: tuple[int, int]) -> None:
+        if size != self.size:
+            raise RequestError(
+                f"The mask is {size[0]}x{size[1]}, the picture {self.size[0]}x{self.size[1]}.",
+                hint="They must be of one size.",
+                code="invalid_mask",
+                param="mask",
+            )
 
 
-async def read_inputs(context: ServerContext, card: ModelCard, wanted: EditRequest) -> Pictures:
-    """Every picture of a request, decoded; too many are refused before the first is read."""
+def _sources(context: ServerContext, card: ModelCard, wanted: EditRequest) -> list[tuple[str, Any]]:
+    """Where the pictures are; too many are refused before the first is read."""
     sources = [("image", source) for source in wanted.image or []]
     sources += [("url", source) for source in wanted.url or []]
     most = context.inputs.rules.image_count
@@ -74,16 +88,4 @@ async def read_inputs(context: ServerContext, card: ModelCard, wanted: EditReque
                 code="file_expected",
                 param=param,
             )
-    images = [await context.inputs.picture(source, param=param) for param, source in sources]
-    mask = None
-    if wanted.mask is not None:
-        mask = await context.inputs.picture(wanted.mask, param="mask")
-        if mask.size != images[0].size:
-            raise RequestError(
-                f"The mask is {mask.width}x{mask.height}, "
-                f"the picture {images[0].width}x{images[0].height}.",
-                hint="They must be of one size.",
-                code="invalid_mask",
-                param="mask",
-            )
-    return Pictures(images, mask)
+    return sources

@@ -55,6 +55,8 @@ TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+# Where the next part of the path is an id.
+_KINDS = {"/v1/videos": "video", "/v1/images": "image"}
 # What counts as turned away at the door, in the metrics.
 _REJECTIONS = {400, 401, 403, 413, 415, 429, 503}
 # Clients that retry by status would only repeat work whose outcome is known.
@@ -102,9 +104,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     """Errors the framework raises itself: no such route, wrong method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return to_response(
-            errors.NotFoundError("There is no such route.", hint="docs/api.md lists them.")
-        )
+        return to_response(_no_route(request))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         response = to_response(
@@ -118,6 +118,22 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         return response
     log.error("unexpected HTTP error %d", error.status_code)
     return internal_response()
+
+
+def _no_route(request: Request) -> errors.NotFoundError:
+    """For the framework an escaped slash ends a part of the path; for us it is in a wrong id."""
+    parts = request.scope["raw_path"].decode("ascii", "replace").lower().split("/")
+    kind = _KINDS.get("/".join(parts[:3]))
+    if kind is not None and "%2f" in "".join(parts[3:4]):
+        return not_found(kind)
+    return errors.NotFoundError("There is no such route.", hint="docs/api.md lists them.")
+
+
+def not_found(kind: str) -> errors.NotFoundError:
+    """Of one video or image."""
+    return errors.NotFoundError(
+        f"There is no such {kind}.", code=f"{kind}_not_found", param=f"{kind}_id"
+    )
 
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_diffusion.base.errors import EngineError, NotFoundError, SetupError, UnavailableError
+from sgl_diffusion.base.errors import (
+    EngineError,
+    NotFoundError,
+    SetupError,
+    SglError,
+    UnavailableError,
+)
 from sgl_diffusion.server.ids import is_id
 from sgl_diffusion.server.media import IMAGE_TYPES, VIDEO_VARIANTS
 
@@ -60,13 +66,15 @@ class Files:
         """An input picture of a job; `drop_inputs` removes them together."""
         return self._inputs(job_id) / f"{index}.png"
 
-    def write_inputs(self, job_id: str, pictures: Iterable[Image]) -> None:
-        """Keep the pictures as `input` names them. Runs in a thread."""
-        self._inputs(job_id).mkdir(mode=0o700, exist_ok=True)
-        _flush(self.inputs)
-        for index, picture in enumerate(pictures):
-            save = partial(picture.save, format="png", compress_level=1)
-            write_file(self.input(job_id, index), save)
+    def write_input(self, job_id: str, index: int, picture: Image) -> None:
+        """Keep a picture as `input` names it. Runs in a thread."""
+        try:
+            self._inputs(job_id).mkdir(mode=0o700, exist_ok=True)
+            _flush(self.inputs)
+        except OSError as error:
+            raise _cannot_write(error) from None
+        save = partial(picture.save, format="png", compress_level=1)
+        write_file(self.input(job_id, index), save)
 
     def copy_inputs(self, source_id: str, job_id: str) -> None:
         """Give a job the pictures of another; NotFoundError when they are gone."""
@@ -118,17 +126,19 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         part.rename(path)
         _flush(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UnavailableError(
-                "The disk of the server is full.",
-                hint="Delete old videos or give it more room.",
-                code="insufficient_storage",
-            ) from None
-        raise EngineError(
-            f"The result cannot be written: {os.strerror(error.errno or errno.EIO)}."
-        ) from None
+        raise _cannot_write(error) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _cannot_write(error: OSError) -> SglError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UnavailableError(
+            "The disk of the server is full.",
+            hint="Delete old videos or give it more room.",
+            code="insufficient_storage",
+        )
+    return EngineError(f"The file cannot be written: {os.strerror(error.errno or errno.EIO)}.")
 
 
 def _flush(path: Path) -> None:

@@ -12,10 +12,11 @@ from starlette.responses import RedirectResponse, Response
 from sgl_diffusion.base.errors import NotFoundError, RequestError
 from sgl_diffusion.orchestrator.jobstore import JobRow
 from sgl_diffusion.server.context import Context, ServerContext
+from sgl_diffusion.server.errors import not_found
 from sgl_diffusion.server.image_job import KIND, image_url
 from sgl_diffusion.server.media import IMAGE_TYPES
 from sgl_diffusion.server.pages import Page, page_of
-from sgl_diffusion.server.rows import find_row, not_found, visible_to
+from sgl_diffusion.server.rows import find_row, visible_to
 from sgl_diffusion.server.sendfile import file_response
 
 router = APIRouter(prefix="/v1/images")

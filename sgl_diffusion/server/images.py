@@ -15,7 +15,7 @@ from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.client.types import partial_of
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.context import Context, ServerContext
-from sgl_diffusion.server.edit_inputs import EditInputs, read_inputs
+from sgl_diffusion.server.edit_inputs import EditInputs
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.image_job import KIND, ImageJob
 from sgl_diffusion.server.lora import loras_of
@@ -50,30 +50,34 @@ async def generate(request: Request, context: Context) -> Response:
 @router.post("/edits")
 async def edit(request: Request, context: Context) -> Response:
     context.check_open()
-    body = await read_body(request, form=True)
-    try:
-        if body.form is None:
-            raise RequestError(
-                "Edits are sent as a form.",
-                hint="Send multipart/form-data.",
-                code="unsupported_media_type",
-            )
-        origin = await origin_of(request, body)
-        wanted = parse(EditRequest, body)
-        card = context.card()
-        adapter = context.check_model(wanted.model, card)
-        loras = loras_of(request, context, wanted, adapter)
-        pictures = await read_inputs(context, card, wanted)
-    finally:
-        await body.close()
     image_id = new_id(KIND)
-    inputs = EditInputs(context.files, image_id, pictures)
-    wish = wanted.edit_wish(card, pictures.size, inputs.images, inputs.mask)
-    wish = replace(wish, loras=loras)
-    params = resolve(context, wish, video=False, by_size=wanted.size is not None)
-    model = context.model_name(card)
-    job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)
-    return await _run(request, job, inputs)
+    inputs = EditInputs(context, image_id)
+    try:
+        body = await read_body(request, form=True)
+        try:
+            if body.form is None:
+                raise RequestError(
+                    "Edits are sent as a form.",
+                    hint="Send multipart/form-data.",
+                    code="unsupported_media_type",
+                )
+            origin = await origin_of(request, body)
+            wanted = parse(EditRequest, body)
+            card = context.card()
+            adapter = context.check_model(wanted.model, card)
+            loras = loras_of(request, context, wanted, adapter)
+            await inputs.read(card, wanted)
+        finally:
+            await body.close()
+        wish = wanted.edit_wish(card, inputs.size, inputs.images, inputs.mask)
+        wish = replace(wish, loras=loras)
+        params = resolve(context, wish, video=False, by_size=wanted.size is not None)
+        model = context.model_name(card)
+        job = ImageJob(context, image_id, wanted, params, model, "image_edit", origin)
+        return await _run(request, job, inputs)
+    finally:
+        if not inputs.taken:
+            inputs.remove()
 
 
 @router.post("/variations")
@@ -140,7 +144,7 @@ async def _submit(job: ImageJob, inputs: EditInputs | None, ticket: Ticket) -> G
     context = job.context
     try:
         if inputs is not None:
-            await context.in_thread(inputs.keep)
+            inputs.taken = True
         ticket.handle = await context.client.submit(
             job.params, job_id=job.id, deadline=context.settings.jobs.request_timeout
         )

@@ -8,6 +8,7 @@ from sgl_diffusion.base.errors import NotFoundError
 from sgl_diffusion.orchestrator.jobstore import JobRow
 from sgl_diffusion.server.admission import ANYBODY
 from sgl_diffusion.server.context import Context, ServerContext
+from sgl_diffusion.server.errors import not_found
 from sgl_diffusion.server.ids import is_id
 from sgl_diffusion.server.repeats import owner_of
 
@@ -46,7 +47,3 @@ def visible_to(request: Request) -> str | None:
     owner = owner_of(request)
     caller = getattr(request.state, "caller", None)
     return None if owner == ANYBODY or getattr(caller, "admin", False) else owner
-
-
-def not_found(kind: str) -> NotFoundError:
-    return NotFoundError(f"There is no such {kind}.", code=f"{kind}_not_found", param=f"{kind}_id")

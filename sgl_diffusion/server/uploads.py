@@ -122,6 +122,8 @@ class Uploads:
 
     async def _copy(self, job_id: str) -> None:
         row = await self._jobs.get(job_id)
+        if row is None:
+            self.changed(job_id, None)  # a copy that failed may have left something all the same
         if row is None or not _missing(row):
             self._settle(job_id)
             return

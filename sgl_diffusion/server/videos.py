@@ -71,7 +71,11 @@ async def _with_picture(
         width, height = context.card().size_like(picture.width, picture.height)
         wish = replace(wish, width=width, height=height)
     params = resolve(context, wish, video=True, by_size=by_size)
-    await context.in_thread(partial(context.files.write_inputs, video_id, [picture]))
+    try:
+        await context.in_thread(partial(context.files.write_input, video_id, 0, picture))
+    except BaseException:
+        context.files.drop_inputs(video_id)
+        raise
     return params
 
 

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from sgl_diffusion.base import env, errors, log
-from sgl_diffusion.base.registry import Registry
+from sgl_diffusion.base.registry import Registry, suggest
 
 
 def test_our_errors_survive_the_wire() -> None:
@@ -74,3 +74,9 @@ def test_a_record_as_json_is_one_line_with_its_fields():
     event = json.loads(line)
     assert event["event"] == "x\n\x1b[31m y" and event["status"] == 200
     assert event["level"] == "info" and event["time"].endswith("Z")
+
+
+def test_a_word_of_one_name_suggests_that_name() -> None:
+    names = ["num_inference_steps", "style", "guidance_scale", "true_cfg_scale"]
+    assert suggest("steps", names) == "Did you mean 'num_inference_steps'?"
+    assert suggest("guidence_scale", names) == "Did you mean 'guidance_scale'?"

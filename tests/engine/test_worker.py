@@ -62,6 +62,21 @@ def test_one_clip_per_seed_with_its_times(
     assert worker.running() == 0
     names = {metric.name for metric in worker.metrics()}
     assert {"op_calls_total", "denoise_forwards_total", "phase_seconds_total"} <= names
+    assert ("vram_peak_bytes" in names) == torch.cuda.is_initialized()
+
+
+def test_the_time_of_steps_by_size(worker: DiffusionWorker, pipeline: Pipeline) -> None:
+    worker.submit("a", payload(pipeline.card, num_frames=5))
+    worker.submit("b", payload(pipeline.card, width=48, num_frames=1, num_inference_steps=3))
+    finish(worker)
+    counts, sums = (
+        {m.labels["size"]: m.value for m in worker.metrics() if m.name == f"step_seconds_{part}"}
+        for part in ("count", "sum")
+    )
+    assert counts == {"32x32x5": 2, "48x32": 3}
+    assert all(0 < seconds < 60 for seconds in sums.values())
+    (model,) = {m.labels["model"] for m in worker.metrics() if m.name == "step_seconds_sum"}
+    assert model == pipeline.card.name
 
 
 def test_parameters_of_another_version_fail_that_job(

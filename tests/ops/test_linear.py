@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sgl_diffusion import ops
-from sgl_diffusion.ops.linear import _absent, mkl_is_slow
+from sgl_diffusion.ops.linear import _absent, _absent_bf16, mkl_is_slow
 from tests.refs.linear import linear as reference
 
 onednn = pytest.param("onednn", marks=pytest.mark.skipif(bool(_absent()), reason=_absent() or "-"))
@@ -47,10 +47,27 @@ def test_a_weight_changed_in_place_is_seen(by: str) -> None:
     assert changed == [3, 17]
 
 
-def test_the_choice_is_onednn_only_where_mkl_is_slow_and_the_dtype_is_fp32() -> None:
+def test_the_choice_is_onednn_in_bf16_and_in_fp32_where_mkl_is_slow() -> None:
     ops.reset_counts()
     ops.linear(torch.randn(2, 8), torch.randn(4, 8))
     chosen = "onednn" if mkl_is_slow() and not _absent() else "torch"
     assert ops.counts() == {("linear", chosen): 1}
+    ops.reset_counts()
     ops.linear(torch.randn(2, 8).bfloat16(), torch.randn(4, 8).bfloat16())
-    assert ops.counts()["linear", "torch"] == (1 if chosen == "onednn" else 2)
+    assert ops.counts() == {("linear", "torch" if _absent_bf16() else "onednn_bf16"): 1}
+
+
+@pytest.mark.skipif(bool(_absent_bf16()), reason=_absent_bf16() or "-")
+def test_onednn_gives_the_bits_of_torch_in_bf16() -> None:
+    for shape in ((3, 40), (2, 33, 64), (2, 130, 192)):
+        x, weight = torch.randn(shape).bfloat16(), torch.randn(96, shape[-1]).bfloat16()
+        for bias in (None, torch.randn(96).bfloat16()):
+            results = {}
+            for by in ("torch", "onednn_bf16"):
+                with ops.using(linear=by):
+                    results[by] = ops.linear(x, weight, bias)
+            error = (results["onednn_bf16"].double() - reference(x, weight, bias)).norm()
+            assert error < 0.004 * reference(x, weight, bias).norm()
+            assert torch.equal(results["torch"], results["onednn_bf16"])
+    weight[5] += 1.0
+    assert not torch.equal(ops.linear(x, weight, bias), results["torch"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import io
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sgl_diffusion.base import errors
+from sgl_diffusion.base.config import JobOptions
 from sgl_diffusion.base.params import ResolvedParams
 
 PATH = "/v1/images/edits"
@@ -244,3 +246,21 @@ def test_the_health_of_a_model_that_needs_a_picture(api: Any) -> None:
     assert api.get("/health_generate").status_code == 200
     (params,) = api.client.submitted
     assert len(params.images) == 1 and not Path(params.images[0]).exists()
+
+
+def test_a_repeated_or_refused_edit_leaves_no_files(make_api: Any) -> None:
+    api = make_api(jobs=JobOptions(max_queue=1))
+    headers = {"idempotency-key": "one-edit"}
+    files, data = [("image", file())], {"prompt": "x"}
+    path = "/v1/images/edits"
+
+    async def send(count: int, **more: Any) -> list[int]:
+        sent = (api.http.post(path, files=files, data=data, **more) for _ in range(count))
+        return [answer.status_code for answer in await asyncio.gather(*sent)]
+
+    api.client.step_seconds = 0.05
+    assert api.run(send(3, headers=headers)) == [200] * 3  # at once: one job for all
+    assert api.run(send(1, headers=headers)) == [200]  # and its answer later on
+    assert len(api.client.submitted) == 1
+    assert sorted(api.run(send(2))) == [200, 429]
+    assert not list((api.folder / "inputs").iterdir())

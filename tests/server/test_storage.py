@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import boto3
@@ -244,6 +245,41 @@ def test_deleted_before_it_was_copied(s3, make_api):
         api.request("DELETE", f"{PATH}/{video['id']}")
     finally:
         s3.process.send_signal(signal.SIGCONT)
+    until(lambda: "sgld_uploads_waiting 0.0" in api.get("/metrics").text)
+    until(lambda: not s3.names())
+
+
+def test_copied_while_its_copies_are_deleted(s3, make_api, monkeypatch):
+    """The bucket is searched before the copy arrives, and the search ends after it."""
+    copying, searched, gone = threading.Event(), threading.Event(), threading.Event()
+    put, drop = Bucket.put, Bucket.drop
+
+    def late_put(bucket, path):
+        copying.set()
+        searched.wait(15)
+        try:
+            return put(bucket, path)
+        except FileNotFoundError:
+            gone.set()
+            raise
+
+    def long_drop(bucket, name):
+        drop(bucket, name)
+        if not searched.is_set():
+            s3.client().put_object(
+                Bucket=BUCKET, Key=f"{name}.mp4", Body=b"on its way all the time"
+            )
+            searched.set()
+            gone.wait(15)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(Bucket, "put", late_put)
+    monkeypatch.setattr(Bucket, "drop", long_drop)
+    api = make_api(s3=settings(s3))
+    video = finished(api)
+    assert copying.wait(15)
+    api.request("DELETE", f"{PATH}/{video['id']}")
+    assert searched.wait(15) and gone.wait(15)
     until(lambda: "sgld_uploads_waiting 0.0" in api.get("/metrics").text)
     until(lambda: not s3.names())
 

@@ -175,7 +175,10 @@ def test_unknown_video(api, name, tail):
 
 
 def test_path_tricks(api):
-    assert api.get(f"{PATH}/..%2f..%2fetc%2fpasswd").status_code == 404
+    for name in ("..%2f..%2fetc%2fpasswd", "..%2F..", "a%2Fb/content"):
+        answer = api.get(f"{PATH}/{name}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
+    assert api.get(f"{PATH}/a/b").json()["error"]["code"] == "not_found"
     assert api.get(f"{PATH}/" + "v" * 60_000).status_code == 404
 
 
