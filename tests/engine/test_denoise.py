@@ -19,6 +19,7 @@ from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.models.wan import TextContext
 from sgl_diffusion.ops import library
 from sgl_diffusion.recipes.registry import open_pipeline
+from sgl_diffusion.recipes.wan_condition import WanCondition
 
 needs_library = pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
 
@@ -107,11 +108,13 @@ def test_a_step_mixes_no_tensors_of_the_host_with_those_of_the_device(pipeline: 
     """On torch's meta device, which computes nothing but refuses tensors of another device."""
     device = torch.device("meta")
     row = begun(pipeline, guidance_scale=5.0, num_inference_steps=2)
-    texts = [TextContext(text.kv.to(device)) for text in (row.job.condition, row.job.negative)]
+    both = (row.job.condition, row.job.negative)
+    conditions = [WanCondition((TextContext(c.texts[0].kv.to(device)),)) for c in both]
     pipeline.device = device
-    pipeline._transformer.to(device)  # type: ignore[attr-defined]
+    (transformer,) = pipeline._experts.values()  # type: ignore[attr-defined]
+    transformer.to(device)
     row.state = SolverState.start(pipeline.noise(row.job.params, 1))
-    context = pipeline.collate(texts)
+    context = pipeline.collate(conditions)
     denoise(pipeline, shape_key(pipeline, row), [row], context)
     assert row.step == 1 and row.state is not None
     assert all(part.device == device for part in row.state)
