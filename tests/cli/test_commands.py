@@ -185,3 +185,21 @@ def test_an_impossible_data_folder(path):
     done = sglang("serve", "--port", "0", "--data-dir", path)
     assert done.returncode == 3 and "--data-dir" in done.stderr
     assert path in done.stderr or "home directory" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["serve"], ["generate", "--prompt", "x"]])
+def test_a_path_that_leads_nowhere_ends_at_once(tmp_path, command):
+    """Before a worker is started or a port opened."""
+    missing = tmp_path / "no-such-model"
+    result = sglang(*command, "--model-path", str(missing))
+    assert result.returncode == 4 and result.stdout == ""
+    assert f"There is no folder {missing}." in result.stderr
+    assert "worker" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["mask", "strength"])
+def test_what_needs_a_picture_says_so_before_loading(tmp_path, name):
+    (tmp_path / "file").touch()
+    value = {"mask": str(tmp_path / "file"), "strength": "0.5"}[name]
+    result = sglang("generate", "--prompt", "x", f"--{name}", value)
+    assert result.returncode == 2 and f"--{name} needs a picture" in result.stderr

@@ -239,7 +239,7 @@ REFUSED: list[tuple[str, Callable[[Any], Any], type[openai.APIStatusError], str]
     ("nothing to delete", lambda c: c.videos.delete("video_0123456789"),
      openai.NotFoundError, "video_not_found"),
     ("path tricks", lambda c: c.videos.retrieve("../../etc/passwd"),
-     openai.NotFoundError, "not_found"),
+     openai.NotFoundError, "video_not_found"),
     ("edit", lambda c: c.videos.edit(prompt="x", video=b"\0"),
      openai.NotFoundError, "not_supported"),
     ("extend", lambda c: c.videos.extend(prompt="x", seconds="4", video=b"\0"),

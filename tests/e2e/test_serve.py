@@ -185,8 +185,10 @@ def test_a_signal_ends_a_server_whose_output_nobody_reads(start):
     assert "BrokenPipe" not in text
 
 
-def test_a_missing_model_ends_the_server(start, tmp_path):
-    server = start("--model-path", str(tmp_path / "no-such-model"))
+def test_a_folder_without_a_model_ends_the_server(start, tmp_path):
+    folder = tmp_path / "no-such-model"
+    folder.mkdir()
+    server = start("--model-path", str(folder))
     assert server.process.wait(60) == 4
     text = server.log.read_text()
     assert "error: " in text and "no-such-model" in text
