@@ -43,6 +43,9 @@ class Server:
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline()
         found = re.match(r"(http://127\.0\.0\.1:\d+)  model: ", self.first_line)
+        if not found:  # leave no child behind: other tests count theirs
+            self.process.kill()
+            self.process.communicate()
         assert found, f"{self.first_line!r}\n{self.log.read_text()}"
         self.url = found[1]
         self.port = int(self.url.rpartition(":")[2])
