@@ -170,7 +170,7 @@ def test_limits_are_options_that_refusals_name(make_api, limits, body, code, opt
 
 def test_a_large_body_does_not_stop_the_others(api):
     """While many megabytes are parsed, small requests are answered."""
-    large = b'{"prompt":"x","a":[' + b'"' + b"data:" + b"A" * 40_000_000 + b'"]}'
+    large = b'{"prompt":"x","a":[' + b'"' + b"data:" + b"A" * 60_000_000 + b'"]}'
     took: list[float] = []
 
     async def both() -> None:
@@ -183,4 +183,4 @@ def test_a_large_body_does_not_stop_the_others(api):
         assert (await slow).json()["error"]["code"] == "unknown_parameter"
 
     api.run(both())
-    assert len(took) > 3 and sorted(took)[len(took) // 2] < 0.1
+    assert len(took) > 2 and sorted(took)[len(took) // 2] < 0.1
