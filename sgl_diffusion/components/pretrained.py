@@ -8,7 +8,7 @@ import torch
 
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.loader.files import variant_of, weight_files
-from sgl_diffusion.loader.index import Component, ModelIndex, read_config
+from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
 
 _SHOWN = 8
 
@@ -55,15 +55,34 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def load_tokenizer(index: ModelIndex, name: str = "tokenizer") -> Any:
-    """The tokenizer that a repository keeps in the folder `name`."""
+def load_tokenizer(index: ModelIndex, name: str = "tokenizer", *, chat: bool = False) -> Any:
+    """The tokenizer that a repository keeps in the folder `name`; `chat` asks for its template."""
     from transformers import AutoTokenizer
 
     folder = index.component(name).folder
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise SetupError(
             f"{folder} holds no tokenizer that can be loaded ({type(error).__name__}).",
+            hint="Check that the download is complete.",
+        ) from error
+    if chat and not tokenizer.chat_template:
+        raise SetupError(
+            f"The tokenizer of {index.path} has no chat template.",
+            hint="Check that the download is complete.",
+        )
+    return tokenizer
+
+
+def load_preparation(kind: type[Any], index: ModelIndex, name: str) -> Any:
+    """What prepares pictures for an encoder, with the settings in the folder `name`."""
+    folder = index.component(name).folder
+    values = read_json(folder / "preprocessor_config.json")
+    try:
+        return kind.from_dict(values)
+    except Exception as error:
+        raise SetupError(
+            f"{folder} cannot prepare pictures ({type(error).__name__}).",
             hint="Check that the download is complete.",
         ) from error

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.components.pretrained import load_pretrained, load_tokenizer
 from sgl_diffusion.loader.index import ModelIndex
 
@@ -26,13 +25,7 @@ class TextQwen3:
 
         part = index.component("text_encoder")
         model = load_pretrained(Qwen3Model, part, dtype=dtype, device=device)
-        tokenizer = load_tokenizer(index)
-        if not tokenizer.chat_template:
-            raise SetupError(
-                f"The tokenizer of {index.path} has no chat template.",
-                hint="Check that the download is complete.",
-            )
-        return cls(tokenizer, model)
+        return cls(load_tokenizer(index, chat=True), model)
 
     def blocks(self) -> list[nn.Module]:
         return list(self._model.layers)

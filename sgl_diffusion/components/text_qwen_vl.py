@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.components.pretrained import load_pretrained, load_tokenizer
-from sgl_diffusion.loader.index import ModelIndex, read_json
+from sgl_diffusion.components.pretrained import load_preparation, load_pretrained, load_tokenizer
+from sgl_diffusion.loader.index import ModelIndex
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +33,11 @@ class TextQwenVl:
         model = load_pretrained(
             Qwen2_5_VLForConditionalGeneration, part, dtype=dtype, device=device
         )
-        eyes = _eyes(index) if "processor" in index.components else None
+        eyes = None
+        if "processor" in index.components:
+            from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as preparation
+
+            eyes = load_preparation(preparation.Qwen2VLImageProcessorPil, index, "processor")
         return cls(load_tokenizer(index), model, eyes)
 
     def blocks(self) -> list[nn.Module]:
@@ -75,17 +78,3 @@ class TextQwenVl:
         return before + "".join(
             PICTURE * count + part for count, part in zip(counts, behind, strict=True)
         )
-
-
-def _eyes(index: ModelIndex) -> Any:
-    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as preparation
-
-    folder = index.component("processor").folder
-    values = read_json(folder / "preprocessor_config.json")
-    try:
-        return preparation.Qwen2VLImageProcessorPil.from_dict(values)
-    except Exception as error:
-        raise SetupError(
-            f"{folder} cannot prepare pictures ({type(error).__name__}).",
-            hint="Check that the download is complete.",
-        ) from error

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.components.pretrained import load_pretrained
-from sgl_diffusion.loader.index import ModelIndex, read_json
+from sgl_diffusion.components.pretrained import load_preparation, load_pretrained
+from sgl_diffusion.loader.index import ModelIndex
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,10 +25,11 @@ class VisionClip:
     @classmethod
     def load(cls, index: ModelIndex, *, dtype: torch.dtype, device: torch.device) -> VisionClip:
         from transformers import CLIPVisionModel
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         part = index.component("image_encoder")
         model = load_pretrained(CLIPVisionModel, part, dtype=dtype, device=device)
-        return cls(_preparation(index), model)
+        return cls(load_preparation(CLIPImageProcessorPil, index, "image_processor"), model)
 
     def blocks(self) -> list[nn.Module]:
         return [module for module in self._model.modules() if type(module).__name__ == _LAYER]
@@ -44,17 +44,3 @@ class VisionClip:
 
 
 _LAYER = "CLIPEncoderLayer"
-
-
-def _preparation(index: ModelIndex) -> Any:
-    from transformers.models.clip import image_processing_pil_clip
-
-    folder = index.component("image_processor").folder
-    values = read_json(folder / "preprocessor_config.json")
-    try:
-        return image_processing_pil_clip.CLIPImageProcessorPil.from_dict(values)
-    except Exception as error:
-        raise SetupError(
-            f"{folder} cannot prepare pictures ({type(error).__name__}).",
-            hint="Check that the download is complete.",
-        ) from error
