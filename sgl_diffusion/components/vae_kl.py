@@ -35,8 +35,8 @@ class VaeKl:
         return cls(load_pretrained(AutoencoderKL, part, dtype=dtype, device=device))
 
     def blocks(self) -> list[nn.Module]:
-        decoder = self._model.decoder
-        return [decoder.mid_block, *decoder.up_blocks]
+        encoder, decoder = self._model.encoder, self._model.decoder
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
 
     def noise(self, width: int, height: int, seed: int) -> Tensor:
         """The first latents [1, C, 1, h, w] of a picture of that size, drawn on the CPU."""
