@@ -256,16 +256,16 @@ def test_pauses_between_starts_grow_to_a_limit(tmp_path: Path) -> None:
     times = [float(line) for line in loads.read_text().split()]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     for gap, wanted in zip(gaps, (0.1, 0.2, 0.4, 0.4, 0.4), strict=True):
-        assert wanted <= gap < 2 * wanted + 0.3
+        assert wanted <= gap < 2 * wanted + 1
 
 
 def test_a_thread_that_hangs_is_left_behind() -> None:
     async def scenario(coordinator: Coordinator) -> None:
-        job = await coordinator.submit({"steps": 2, "sleep": 1.0})
+        job = await coordinator.submit({"steps": 2, "sleep": 4.0})
         await until(lambda: job.snapshot().step == 1)
         began = time.monotonic()
         await coordinator.stop()
-        assert time.monotonic() - began < 0.8
+        assert time.monotonic() - began < 3.0
 
     play(scenario, "thread", limits=dataclasses.replace(QUICK, leave=0.1, term=0.1))
 

@@ -199,7 +199,7 @@ def test_delete_running_frees_the_worker(api):
     api.wait_for(video["id"], "in_progress")
     started = time.monotonic()
     assert api.request("DELETE", f"{PATH}/{video['id']}").status_code == 200
-    assert time.monotonic() - started < 1 and api.client.cancelled == [video["id"]]
+    assert time.monotonic() - started < 5 and api.client.cancelled == [video["id"]]
     assert api.get(f"{PATH}/{video['id']}").status_code == 404
     deadline = time.monotonic() + 2
     while api.context.runner._live and time.monotonic() < deadline:
