@@ -49,12 +49,6 @@ TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt
 
 def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
     """Find, choose and load the model of `options`; `note` hears what is going on."""
-    if options.num_gpus != 1:
-        raise ConfigError(
-            f"num_gpus is {options.num_gpus}; this version runs a model on one device.",
-            hint="Start one server per device.",
-            param="num_gpus",
-        )
     if options.model_path is None:
         return _open_tiny(options, note)
     from sgl_diffusion.loader.hub import resolve_model
