@@ -12,7 +12,10 @@ from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sgl_diffusion.engine.parallel.ranks import Ranks
+    from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
     from sgl_diffusion.engine.worker import DiffusionWorker
     from sgl_diffusion.orchestrator.stage import Outbox, Worker
 
@@ -51,8 +54,13 @@ def diffusion_worker(
     from sgl_diffusion.engine.worker import DiffusionWorker
     from sgl_diffusion.recipes.registry import open_pipeline
 
+    def open_everywhere(note: Callable[[str], None]) -> Pipeline | WholePipeline:
+        if ranks is None:
+            return open_pipeline(options, note)
+        return ranks.together(lambda: open_pipeline(options, note))
+
     return DiffusionWorker(
-        lambda note: open_pipeline(options, note),
+        open_everywhere,
         options,
         outbox,
         lora_state=None if lora_state is None else Path(lora_state),

@@ -73,10 +73,14 @@ def _join(
     from sgl_diffusion.apps.diffusion import diffusion_worker
     from sgl_diffusion.distributed.mesh import join_world
     from sgl_diffusion.engine.parallel.ranks import Ranks
+    from sgl_diffusion.recipes.registry import find_model
 
     device = _device(options, rank)
     everyone = join_world(folder / RENDEZVOUS, rank, options.num_gpus, device)
     options = dataclasses.replace(options, device=str(device))
+    if rank == 0:
+        find_model(options, outbox.loading)
+    everyone.broadcast(b"-" if rank == 0 else None)  # the others find it fetched or built
     ranks = Ranks(everyone, options)
     return everyone, diffusion_worker(options, outbox, config["lora_state"], ranks)
 

@@ -11,7 +11,8 @@ from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.engine.lineup import Batch, Unit
-from sgl_diffusion.engine.parallel.leader import agree, take
+from sgl_diffusion.engine.parallel.agreement import agree, together
+from sgl_diffusion.engine.parallel.leader import take
 from sgl_diffusion.engine.parallel.turn import Turn, decode_turn
 from sgl_diffusion.engine.worker import DiffusionWorker
 from sgl_diffusion.orchestrator.messages import Control, Payload
@@ -39,12 +40,10 @@ class SilentOutbox:
 
 def follow(everyone: Group, worker: DiffusionWorker) -> None:
     """Load, then take turns until this process is ended."""
-    error: Exception | None = None
     try:
-        worker.load()
-    except Exception as caught:
-        error = caught
-    agree(everyone, error)  # if a rank failed, the first one ends this process
+        together(everyone, worker.load)
+    except SglError as error:
+        log.info("rank %d waits for its end: %s", everyone.index, error)
     while True:
         _take_turn(everyone, worker, decode_turn(everyone.broadcast(None)))
 
@@ -69,7 +68,7 @@ def _control(everyone: Group, worker: DiffusionWorker, message: Control) -> None
         raise
     except Exception as caught:
         error = caught
-    agree(everyone, error, answer)
+    agree(everyone, error, ready=bool(answer.get("ready", True)))
 
 
 def _same_jobs(worker: DiffusionWorker, jobs: list[str]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sgl_diffusion.base.errors import from_wire, to_wire
-from sgl_diffusion.distributed.group import Group
+from sgl_diffusion.base.errors import from_wire
+from sgl_diffusion.distributed.group import Group, RankLostError
 from sgl_diffusion.engine.lineup import Batch, Unit
-from sgl_diffusion.engine.parallel.turn import Outcome, Turn, decode_outcome, encode
+from sgl_diffusion.engine.parallel.agreement import agree, together
+from sgl_diffusion.engine.parallel.turn import Turn, encode_turn
 from sgl_diffusion.engine.worker import DiffusionWorker
 from sgl_diffusion.orchestrator.frames import ChannelError
 from sgl_diffusion.orchestrator.messages import Cancel, Control, Metric, Payload, Submit
@@ -32,19 +33,7 @@ class Leader:
 
     def load(self) -> Payload:
         self._everyone, self._worker = self._meet()
-        card: Payload = {}
-        error: Exception | None = None
-        try:
-            card = self._worker.load()
-        except Exception as caught:
-            error = caught
-        outcomes = agree(self._everyone, error)
-        if error is not None:
-            raise error
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise from_wire(outcome.error)
-        return card
+        return together(self._everyone, self._worker.load)
 
     def submit(self, job_id: str, payload: Payload) -> None:
         self._waiting.append(Submit(job_id, payload))
@@ -60,6 +49,12 @@ class Leader:
         return self._worker.metrics()
 
     def control(self, action: str, payload: Payload) -> Payload:
+        try:
+            return self._control(action, payload)
+        except RankLostError as error:
+            raise CannotGoOnError("the ranks cannot go on") from error
+
+    def _control(self, action: str, payload: Payload) -> Payload:
         messages = self._take()
         self._tell(Turn([*messages, Control("", action, payload)], self._jobs()))
         answer: Payload = {}
@@ -70,7 +65,7 @@ class Leader:
             raise
         except Exception as caught:
             error = caught
-        outcomes = agree(self._everyone, error, answer)
+        outcomes = agree(self._everyone, error, ready=bool(answer.get("ready", True)))
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if failed and len(failed) < len(outcomes) and action != PREPARE:
             raise CannotGoOnError(f"{action} was done on some ranks only")
@@ -116,7 +111,7 @@ class Leader:
         return [job.id for job in self._worker.steps.jobs()]
 
     def _tell(self, turn: Turn) -> None:
-        self._everyone.broadcast(encode(turn))
+        self._everyone.broadcast(encode_turn(turn))
 
 
 def take(worker: DiffusionWorker, message: Submit | Cancel) -> None:
@@ -124,10 +119,3 @@ def take(worker: DiffusionWorker, message: Submit | Cancel) -> None:
         worker.submit(message.job_id, message.payload)
     else:
         worker.cancel(message.job_id)
-
-
-def agree(everyone: Group, error: Exception | None, answer: Payload | None = None) -> list[Outcome]:
-    """What became of the same thing on every rank."""
-    wire = None if error is None else to_wire(error)
-    ready = bool((answer or {}).get("ready", True)) and error is None
-    return [decode_outcome(data) for data in everyone.collect(encode(Outcome(wire, ready)))]

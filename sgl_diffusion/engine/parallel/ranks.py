@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from sgl_diffusion.attention import select
 from sgl_diffusion.base.config import EngineOptions
@@ -11,10 +12,13 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.distributed.layout import Degrees
 from sgl_diffusion.distributed.mesh import Mesh
+from sgl_diffusion.engine.parallel.agreement import together
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.parallel.families import FAMILIES
 from sgl_diffusion.engine.parallel.tokens import spread_tokens
 from sgl_diffusion.engine.pipeline import AdaptablePipeline, Pipeline, WholePipeline
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -25,6 +29,9 @@ class Ranks:
     def __init__(self, everyone: Group, options: EngineOptions) -> None:
         self.everyone = everyone
         self._options = options
+
+    def together(self, do: Callable[[], T]) -> T:
+        return together(self.everyone, do)
 
     def spread(self, pipeline: Pipeline | WholePipeline) -> Branches:
         """Put the pipeline's transformers on all ranks; every rank calls it at the same time."""

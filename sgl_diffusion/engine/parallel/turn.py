@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -23,25 +23,13 @@ class Turn(msgspec.Struct, frozen=True):
     rows: list[tuple[str, int]] = []
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of a load or of a control message on one rank."""
-
-    error: dict[str, Any] | None = None
-    ready: bool = True
-
-
 _encoder = msgspec.msgpack.Encoder()
 _turns = msgspec.msgpack.Decoder(Turn)
-_outcomes = msgspec.msgpack.Decoder(Outcome)
 
 
-def encode(message: Turn | Outcome) -> bytes:
-    return _encoder.encode(message)
+def encode_turn(turn: Turn) -> bytes:
+    return _encoder.encode(turn)
 
 
 def decode_turn(data: bytes) -> Turn:
     return _turns.decode(data)
-
-
-def decode_outcome(data: bytes) -> Outcome:
-    return _outcomes.decode(data)
