@@ -22,7 +22,7 @@ from PIL import Image
 from tests.e2e.server import ROOT, Server
 from tests.recipes.test_wan_lora import write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # four processes load torch
 
 FOUR = ("--num-gpus", "4", "--ulysses-degree=2", "--ring-degree=2", "--device", "cpu")
 
