@@ -7,27 +7,31 @@ passes, guidance, Euler's update. diffusers guides by two passes, the engine by 
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from benchmarks.denoise_families import FAMILIES, GUIDANCE, Family, empty
 from sgl_diffusion import ops
 from sgl_diffusion.attention import AttentionContext, select
 from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.bench.case import Bar
 from sgl_diffusion.components.samplers import SolverState, make_solver
 from sgl_diffusion.engine.denoise import denoise, shape_key
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.loader.index import read_config
 from sgl_diffusion.loader.weights import load_weights
-from sgl_diffusion.models import flux, flux_weights, wan, wan_weights
 
-STEPS, GUIDANCE = 20, 5.0
+STEPS = 20
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 # The GPU kernels that no result file has made automatic yet.
 NAMED = {
@@ -44,29 +48,56 @@ NAMED = {
 @dataclass(frozen=True)
 class Case:
     name: str
-    family: str  # wan or flux
+    family: str
     config: dict[str, Any]  # of diffusers' transformer
     latents: tuple[int, ...]  # [C, T, h, w] of one row
     text: int  # tokens
     whole: str  # what a whole model has of the blocks that are built here
+    eager: Bar | None = None  # how many times as fast as diffusers
+    compiled: Bar | None = None
+
+    @property
+    def tokens(self) -> int:
+        _, frames, high, wide = self.latents
+        return frames * (high // 2) * (wide // 2)
 
 
-def _wan(name: str, heads: int, ffn: int, layers: int, of: int) -> Case:
+def _wan(name: str, heads: int, ffn: int, layers: int, of: int, latents: tuple[int, ...]) -> Case:
     config = {"num_attention_heads": heads, "ffn_dim": ffn, "num_layers": layers}
-    return Case(name, "wan", config, (16, 21, 60, 104), 512, f"{layers} of {of} blocks")
+    return Case(name, "wan", config, latents, 512, f"{layers} of {of} blocks")
+
+
+def _flux(double: int, single: int, side: int) -> Case:
+    config = {"num_layers": double, "num_single_layers": single, "guidance_embeds": True}
+    whole = f"{double} of 19 and {single} of 38 blocks"
+    return Case(f"FLUX.1 {8 * side}", "flux", config, (16, 1, side, side), 512, whole)
+
+
+def _z_image(layers: int, refiners: int, side: int) -> Case:
+    config = {"n_layers": layers, "n_refiner_layers": refiners}
+    whole = f"{layers} of 30 layers and {refiners} of 2 refiners"
+    return Case(f"Z-Image {8 * side}", "z_image", config, (16, 1, side, side), 64, whole)
 
 
 CASES = (
-    _wan("Wan 1.3B 480p", 12, 8960, 4, 30),
-    _wan("Wan 14B 480p", 40, 13824, 2, 40),
-    Case(
-        "FLUX.1 1024",
-        "flux",
-        {"num_layers": 4, "num_single_layers": 8, "guidance_embeds": True},
-        (16, 1, 128, 128),
-        512,
-        "4 of 19 and 8 of 38 blocks",
+    _wan("Wan 1.3B 480p", 12, 8960, 4, 30, (16, 21, 60, 104)),
+    _wan("Wan 14B 480p", 40, 13824, 2, 40, (16, 21, 60, 104)),
+    _flux(4, 8, 128),
+    _z_image(8, 1, 128),
+)
+CPU_CASES = (
+    replace(
+        _wan("Wan 1.3B 480p frame", 12, 8960, 2, 30, (16, 1, 60, 104)),
+        eager=Bar(1.3, 1.5),
+        compiled=Bar(1.15, 1.35),
     ),
+    replace(
+        _wan("Wan 1.3B 512p 13 frames", 12, 8960, 2, 30, (16, 4, 64, 64)),
+        eager=Bar(1.6, 1.9),
+        compiled=Bar(1.4, 1.7),
+    ),
+    _flux(1, 2, 64),
+    _z_image(2, 1, 64),
 )
 SMALL = (
     replace(
@@ -92,15 +123,29 @@ SMALL = (
         latents=(16, 1, 8, 12),
         text=9,
     ),
+    replace(
+        CASES[3],
+        name="Z-Image small",
+        config={
+            "dim": 128,
+            "n_heads": 2,
+            "n_layers": 2,
+            "n_refiner_layers": 1,
+            "cap_feat_dim": 48,
+            "axes_dims": (16, 24, 24),
+        },
+        latents=(16, 1, 8, 12),
+        text=9,
+    ),
 )
 
 
-class _Velocity:
+class Velocity:
     """What one denoise step asks of a pipeline."""
 
     combine = None
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: Callable[..., Tensor], device: torch.device) -> None:
         self.model, self.device = model, device
 
     def text_bucket(self, condition: Any) -> int:
@@ -110,8 +155,7 @@ class _Velocity:
         return 0
 
     def velocity(self, latents: Tensor, timesteps: Tensor, context: Any, expert: int) -> Tensor:
-        result: Tensor = self.model(latents, timesteps, context)
-        return result
+        return self.model(latents, timesteps, context)
 
 
 class Step:
@@ -120,61 +164,55 @@ class Step:
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         self.case, self.device, self.dtype = case, device, dtype
-        self.guided = case.family == "wan"
+        made = self._random(FAMILIES[case.family].theirs)
+        self.family: Family = FAMILIES[case.family].of(made.config, case.text, device, dtype)
         with tempfile.TemporaryDirectory() as folder:
-            made = self._diffusers()
             made.save_pretrained(folder)
             # As a pipeline is loaded: some parameters stay in fp32.
             loaded = type(made).from_pretrained(folder, torch_dtype=dtype)
-            self._theirs = loaded.to(device).eval()
+            del made
+            self.peer = loaded.to(device).eval()
             self.model = self._native(Path(folder))
-        self.compiled: Callable[..., Any] | None = None
         self.noise = torch.randn(1, *case.latents, device=device)
-        self.text = torch.randn(2, case.text, self._text_width, device=device).to(dtype)
-        self.pooled = torch.randn(1, self._theirs.config.get("pooled_projection_dim", 1)).to(device)
-        self.pooled = self.pooled.to(dtype)
-        self._pipeline = _Velocity(self.model, device)
         self._solver = make_solver(SCHEDULER, STEPS)
-        self._context = self._prepare()
+        self._scheduler = FlowMatchEulerDiscreteScheduler()
+        self._scheduler.set_timesteps(STEPS, device=device)
+        with torch.inference_mode():
+            self._context = self.family.prepare(self.model)
 
-    @property
-    def _text_width(self) -> int:
-        config = self._theirs.config
-        return int(config["text_dim" if self.case.family == "wan" else "joint_attention_dim"])
+    @cached_property
+    def compiled(self) -> Any:
+        return torch.compile(self.peer)
 
-    def _diffusers(self) -> Any:
-        from diffusers import FluxTransformer2DModel, WanTransformer3DModel
-
-        made = {"wan": WanTransformer3DModel, "flux": FluxTransformer2DModel}
+    @torch.no_grad()
+    def _random(self, theirs: Any) -> Any:
         with torch.device(self.device):
-            model = made[self.case.family](**self.case.config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                # Weights that keep the size of their input; others near what they start from.
-                if parameter.ndim > 1 and "table" not in name:
-                    parameter.normal_(std=(parameter[0].numel()) ** -0.5)
-                elif "norm" not in name:
-                    parameter.normal_(std=0.02)
+            model = theirs(**self.case.config)
+        for name, parameter in model.named_parameters():
+            # Weights that keep the size of their input; others near what they start from.
+            if parameter.ndim > 1 and "table" not in name:
+                parameter.normal_(std=(parameter[0].numel()) ** -0.5)
+            elif "norm" not in name:
+                parameter.normal_(std=0.02)
         return model
 
     def _native(self, folder: Path) -> nn.Module:
-        config = read_config(folder)
-        model: nn.Module
         with torch.device("meta"):
-            if self.case.family == "wan":
-                model = wan.WanTransformer(wan.WanParams.from_config(config))
-                rules = wan_weights.RULES
-            else:
-                model = flux.FluxTransformer(flux.FluxParams.from_config(config))
-                rules = flux_weights.RULES
-        load_weights(model, folder, rules, dtype=self.dtype, device=self.device)
+            model = self.family.native(read_config(folder))
+        load_weights(model, folder, self.family.rules, dtype=self.dtype, device=self.device)
         return model.eval()
 
-    @torch.inference_mode()
-    def _prepare(self) -> Any:
-        if self.guided:
-            return self.model.prepare(self.text)  # type: ignore[operator]
-        return self.model.prepare(self.text[:1], self.pooled, GUIDANCE)  # type: ignore[operator]
+    @contextmanager
+    def without_blocks(self) -> Iterator[None]:
+        """What is left is done once a step, however many blocks a model has."""
+        ours, theirs = self.family.lists
+        context = self._context
+        with empty(self.model, ours), empty(self.peer, theirs):
+            self._context = self.family.ends(context)
+            try:
+                yield
+            finally:
+                self._context = context
 
     def attend(self, backend: str) -> None:
         chosen = select(
@@ -185,9 +223,9 @@ class Step:
         )
         self.model.attention = AttentionContext.on_one_rank(chosen)
 
-    def ours(self, *, named: bool = False) -> Tensor:
-        """The latents after one step through the engine."""
-        scale = GUIDANCE if self.guided else 1.0
+    def ours(self, *, named: bool = False, velocity: Callable[..., Tensor] | None = None) -> Tensor:
+        """The latents after one step through the engine; `velocity` stands for the model."""
+        guided = self.family.guided
         params = ResolvedParams(
             prompt="",
             negative_prompt="",
@@ -196,7 +234,7 @@ class Step:
             num_frames=1,
             fps=1,
             num_inference_steps=STEPS,
-            guidance_scale=scale,
+            guidance_scale=GUIDANCE if guided else 1.0,
             flow_shift=None,
             max_sequence_length=self.case.text,
             seeds=(0,),
@@ -204,52 +242,30 @@ class Step:
         job = Job("bench", params, solver=self._solver, condition=self._context)
         (row,) = job.rows
         row.state = SolverState.start(self.noise)
-        key = shape_key(self._pipeline, row)  # type: ignore[arg-type]
+        pipeline = Velocity(velocity or self.model, self.device)
+        key = shape_key(pipeline, row)  # type: ignore[arg-type]
         with ops.using(**NAMED) if named else nullcontext():
-            denoise(self._pipeline, key, [row], self._context)  # type: ignore[arg-type]
+            denoise(pipeline, key, [row], self._context)  # type: ignore[arg-type]
         return row.state.x
+
+    def velocity_like(self) -> Tensor:
+        """A tensor as the model returns it in a step."""
+        passes = 2 if self.family.guided else 1
+        return self.noise.expand(passes, *self.case.latents).to(self.dtype)
 
     @torch.inference_mode()
     def theirs(self, *, compiled: bool = False) -> Tensor:
         """The latents after the step that a diffusers pipeline makes."""
-        if compiled and self.compiled is None:
-            self.compiled = torch.compile(self._theirs)
-        model = self.compiled if compiled and self.compiled else self._theirs
-        timestep = self._solver.timesteps[:1].to(self.device)
-        sigma, following = self._solver.sigma(0), self._solver.sigma(1)
-        call = self._wan_pass if self.guided else self._flux_pass
-        velocity = call(model, timestep, 0).float()
-        if self.guided:
-            without = call(model, timestep, 1).float()
-            velocity = without + GUIDANCE * (velocity - without)
-        return self.noise + (following - sigma) * velocity
-
-    def _wan_pass(self, model: Any, timestep: Tensor, prompt: int) -> Tensor:
-        text = self.text[prompt : prompt + 1]
+        model = self.compiled if compiled else self.peer
+        scheduler = copy.copy(self._scheduler)
+        timestep = scheduler.timesteps[:1]
         latents = self.noise.to(self.dtype)
-        result: Tensor = model(latents, timestep, text, return_dict=False)[0]
-        return result
-
-    def _flux_pass(self, model: Any, timestep: Tensor, prompt: int) -> Tensor:
-        channels, _, high, wide = self.case.latents
-        grid = (high // 2, wide // 2)
-        packed = self.noise[:, :, 0].to(self.dtype).unflatten(3, (grid[1], 2))
-        packed = packed.unflatten(2, (grid[0], 2)).permute(0, 2, 4, 1, 3, 5)
-        ids = torch.zeros(*grid, 3, device=self.device)
-        ids[..., 1] += torch.arange(grid[0], device=self.device)[:, None]
-        ids[..., 2] += torch.arange(grid[1], device=self.device)
-        result: Tensor = model(
-            hidden_states=packed.flatten(3).flatten(1, 2),
-            timestep=timestep.to(self.dtype) / 1000,
-            guidance=torch.full((1,), GUIDANCE, device=self.device, dtype=self.dtype),
-            pooled_projections=self.pooled,
-            encoder_hidden_states=self.text[:1],
-            txt_ids=torch.zeros(self.case.text, 3, device=self.device),
-            img_ids=ids.flatten(0, 1),
-            return_dict=False,
-        )[0]
-        result = result.unflatten(2, (channels, 2, 2)).unflatten(1, grid)
-        return result.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)[:, :, None]
+        velocity = self.family.call(model, latents, timestep, 0).float()
+        if self.family.guided:
+            without = self.family.call(model, latents, timestep, 1).float()
+            velocity = without + GUIDANCE * (velocity - without)
+        stepped: Tensor = scheduler.step(velocity, timestep[0], self.noise, return_dict=False)[0]
+        return stepped
 
 
 def relative(got: Tensor, want: Tensor) -> float:

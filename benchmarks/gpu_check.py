@@ -189,7 +189,7 @@ def main() -> int:
     if options.part == "correct":
         rows = correct()
     elif options.part != "build":
-        name = "gpu_engine" if options.part in ("denoise", "e2e") else "gpu_cases"
+        name = {"denoise": "bench_denoise", "e2e": "gpu_engine"}.get(options.part, "gpu_cases")
         cases = importlib.import_module(f"benchmarks.{name}")
         with torch.inference_mode():
             rows = getattr(cases, options.part)()

@@ -1,4 +1,4 @@
-"""The parts of the GPU check that go through the engine: a denoise step, and a served picture."""
+"""The part of the GPU check that goes through a server: a picture, against diffusers' own."""
 
 from __future__ import annotations
 
@@ -16,77 +16,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.denoise_cases import CASES, NAMED, Case, Step, relative
-from benchmarks.gpu_check import ROOT, Peers, Row, compare
+from benchmarks.denoise_cases import NAMED
+from benchmarks.gpu_check import ROOT, Row
 
-STATE = ROOT / "build" / "gpu-check" / "denoise.json"
 PROMPT, SEED, SIDE, STEPS = "a red cat on the beach", 11, 128, 4
 START_SECONDS = 240.0
-
-
-def denoise(
-    cases: tuple[Case, ...] = CASES, device: str = "cuda", state: Path | None = STATE
-) -> list[Row]:
-    """Rows G15 to G18. A case that is done is kept in `state`: an interrupted run goes on there."""
-    done: dict[str, list[Row]] = {}
-    if state is not None and state.exists():
-        done = json.loads(state.read_text())
-    for case in cases:
-        if case.name in done:
-            continue
-        done[case.name] = denoise_rows(case, torch.device(device))
-        if state is not None:
-            state.parent.mkdir(parents=True, exist_ok=True)
-            state.write_text(json.dumps(done))
-    if state is not None:
-        state.unlink(missing_ok=True)
-    return [row for case in cases for row in done[case.name]]
-
-
-def denoise_rows(case: Case, device: torch.device) -> list[Row]:
-    """Milliseconds a step by everyone, and how far apart the latents are after it."""
-    on_gpu = device.type == "cuda"
-    step = Step(case, device, torch.bfloat16 if on_gpu else torch.float32)
-
-    def ours(backend: str, named: bool = False) -> Any:
-        step.attend(backend)
-        return step.ours(named=named)
-
-    peers: Peers = {
-        "diffusers": lambda _: step.theirs(),
-        "ours automatic": lambda _: ours("auto"),
-    }
-    if on_gpu:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        def cudnn(compiled: bool) -> Any:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return step.theirs(compiled=compiled)
-
-        peers |= {
-            "diffusers cudnn": lambda _: cudnn(False),
-            "diffusers cudnn compile": lambda _: cudnn(True),
-            "ours sdpa": lambda _: ours("sdpa", named=True),
-            "ours native": lambda _: ours("native", named=True),
-            "ours triton": lambda _: ours("triton", named=True),
-        }
-    want = step.theirs()
-    apart = {name: relative(work(0), want) for name, work in peers.items()}
-    times = compare(peers, repeats=5)
-    shape = f"{case.name}, {case.whole}"
-    return [
-        {"op": "denoise step", "shape": shape, "by": name, "ms": ms, "apart": apart[name]}
-        | {"vs": {other: times[other] / ms for other in times if other != name}}
-        for name, ms in times.items()
-    ]
-
-
-# ---- a picture from a server ----
 
 
 def e2e(device: str = "cuda") -> list[Row]:

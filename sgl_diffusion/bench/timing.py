@@ -32,10 +32,17 @@ def keep_freed_memory() -> None:
 
 
 class Clock:
-    """Times works on one device and keeps how busy other processes were meanwhile."""
+    """Times works on one device and keeps how busy other processes were meanwhile.
 
-    def __init__(self, device: str, repeats: int = REPEATS, span: float = SPAN) -> None:
+    A `span` of zero measures single calls, of works that take long. `processor` counts the time of
+    this process on the processor: what one thread would take with no other process beside it.
+    """
+
+    def __init__(
+        self, device: str, repeats: int = REPEATS, span: float = SPAN, processor: bool = False
+    ) -> None:
         self.device, self.repeats, self.span = device, repeats, span
+        self._now = time.process_time if processor else time.perf_counter
         self.other_cores = 0.0  # used by other processes in the worst comparison
 
     def compare(self, works: dict[str, Work]) -> dict[str, float]:
@@ -43,7 +50,8 @@ class Clock:
         calls = {}
         for name, work in works.items():
             work()  # allocates
-            calls[name] = max(1, round(self.span / max(self._group(work, 3), 1e-7)))
+            once = self._group(work, 3) if self.span else 1.0
+            calls[name] = max(1, round(self.span / max(once, 1e-7)))
         times: dict[str, list[float]] = {name: [] for name in works}
         before = _processor_time()
         for turn in range(self.repeats):
@@ -64,10 +72,10 @@ class Clock:
             end.synchronize()
             milliseconds: float = start.elapsed_time(end)
             return milliseconds / 1e3 / calls
-        begin = time.perf_counter()
+        begin = self._now()
         for _ in range(calls):
             work()
-        return (time.perf_counter() - begin) / calls
+        return (self._now() - begin) / calls
 
 
 def _processor_time() -> tuple[float, float, float]:

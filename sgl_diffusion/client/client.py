@@ -9,16 +9,15 @@ from __future__ import annotations
 import msgspec
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.client.door import Door
 from sgl_diffusion.client.loras import LoraCalls
-from sgl_diffusion.client.types import GenerationHandle, Health, Limits
-from sgl_diffusion.orchestrator.coordinator import Coordinator
-from sgl_diffusion.orchestrator.messages import Metric, Payload
+from sgl_diffusion.client.types import GenerationHandle, Limits
+from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App
-from sgl_diffusion.orchestrator.transport import ProcessTransport, ThreadTransport
 
 
-class Client:
-    """`in_process` runs the stage in a thread of this process: for `generate` and for tests."""
+class Client(Door):
+    """The door to an app that makes pictures and videos."""
 
     def __init__(
         self,
@@ -30,29 +29,12 @@ class Client:
         limits: Limits | None = None,
         lora_timeout: float = 600.0,
     ) -> None:
-        self._coordinator = Coordinator(
-            app,
-            transport=ThreadTransport() if in_process else ProcessTransport(),
-            max_jobs=max_queue,
-            log_level=log_level,
-            limits=limits or Limits(),
+        super().__init__(
+            app, in_process=in_process, max_queue=max_queue, log_level=log_level, limits=limits
         )
         self.loras = LoraCalls(self._coordinator, lora_timeout)
         self._card: ModelCard | None = None
         self._card_of: Payload | None = None
-
-    async def start(self) -> None:
-        """Start the stages; returns at once, they load in the background."""
-        await self._coordinator.start()
-
-    async def ready(self) -> None:
-        """Wait until jobs can run; raises the stage's error if it cannot start."""
-        await self._coordinator.ready()
-
-    async def stop(self, drain_seconds: float = 0.0) -> None:
-        """Refuse new jobs, give running ones time, then end the stages. A second call may only
-        shorten the time."""
-        await self._coordinator.stop(drain_seconds)
 
     def card(self) -> ModelCard | None:
         """The served model; None until a worker was ready once."""
@@ -61,13 +43,6 @@ class Client:
             self._card = msgspec.convert(fields, ModelCard)
             self._card_of = fields
         return self._card
-
-    def health(self) -> Health:
-        return self._coordinator.health()
-
-    def metrics(self) -> list[Metric]:
-        """Samples of the stages and of the coordinator, as they stand now."""
-        return self._coordinator.metrics()
 
     def resolve(self, wish: SamplingParams, *, video: bool) -> ResolvedParams:
         """Fill in and check what was asked; raises RequestError, or UnavailableError while no
@@ -94,11 +69,3 @@ class Client:
             payload, job_id=job_id, deadline=deadline, attempt=attempt
         )
         return GenerationHandle(job, params)
-
-    def cancel(self, job_id: str) -> bool:
-        """End a job now with CancelledError; False if there is no such unfinished job."""
-        return self._coordinator.cancel(job_id)
-
-    async def control(self, action: str, payload: Payload | None = None) -> Payload:
-        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
-        return await self._coordinator.control(action, payload or {})

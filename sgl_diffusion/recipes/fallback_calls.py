@@ -52,12 +52,16 @@ class Calls:
         plain = Call.of(pipe)
         if "image" in plain.accepted:
             again = "strength" in plain.accepted
-            needed = inspect.signature(type(pipe).__call__).parameters["image"]
+            declared = inspect.signature(type(pipe).__call__).parameters["image"]
+            # Some declare a default of None and fail on it.
+            needed = declared.default is inspect.Parameter.empty or (
+                "ImageToVideo" in type(pipe).__name__
+            )
             return cls(
                 plain,
                 plain,
                 edits="image-to-image" if again else "native",
-                needs_picture=again or needed.default is inspect.Parameter.empty,
+                needs_picture=again or needed,
             )
         edit = _relative(pipe, "AutoPipelineForImage2Image", ("image", "strength"))
         inpaint = _relative(pipe, "AutoPipelineForInpainting", ("image", "mask_image", "strength"))

@@ -12,6 +12,10 @@ from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.recipes import fallback_previews as previews
 from sgl_diffusion.recipes.fallback_calls import Calls
 
+# What pipelines call the pixels and frames of a latent.
+_SPATIAL = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+
 
 def card_of(
     calls: Calls,
@@ -28,7 +32,11 @@ def card_of(
         value = accepted[argument].default if argument in accepted else None
         return other if value is None else value
 
-    factor = int(getattr(pipe, "vae_scale_factor", None) or 8)
+    def first(names: tuple[str, ...], other: int) -> int:
+        found = (getattr(pipe, name, None) for name in names)
+        return int(next((value for value in found if value), other))
+
+    factor = first(_SPATIAL, 8)
     edge = int(getattr(pipe, "default_sample_size", None) or 1024 // factor) * factor
     precision = dtype_name(dtype)
     experts = getattr(pipe.config, "boundary_ratio", None) is not None
@@ -43,6 +51,7 @@ def card_of(
             width=default("width", edge),
             height=default("height", edge),
             num_frames=default("num_frames", 1) if video else 1,
+            fps=int(default("frame_rate", 16)),
             num_inference_steps=default("num_inference_steps", 50),
             guidance_scale=default("guidance_scale", 1.0),
             max_sequence_length=default("max_sequence_length", 512),
@@ -55,7 +64,7 @@ def card_of(
         vae_precision=precision,
         text_encoder_precision=precision,
         size_multiple=max(16, factor),
-        frame_multiple=int(getattr(pipe, "vae_scale_factor_temporal", None) or 4) if video else 1,
+        frame_multiple=first(_TEMPORAL, 4) if video else 1,
         edits=calls.edits,
         min_images=int(calls.needs_picture),
         max_images=calls.max_images,

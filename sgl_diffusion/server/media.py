@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import json
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[np.uint8]]
@@ -82,6 +82,25 @@ def rate_factor(quality: int) -> float:
     return round(40 - 0.34 * quality, 2)
 
 
+def x264_kernels(cpuinfo: str) -> str:
+    """What x264 is told of a CPU that Linux describes so; "" lets it look for itself.
+
+    Its AVX-512 kernels read memory that nobody wrote when a row of macroblocks is no whole vector,
+    and the bits of equal frames change from run to run. The next best are as fast, and exact.
+    """
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "").split()
+    return "asm=avx2,fma3,bmi2" if "avx512f" in flags else ""
+
+
+@cache
+def _x264_options() -> dict[str, str]:
+    try:
+        kernels = x264_kernels(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        kernels = ""
+    return {"x264-params": kernels} if kernels else {}
+
+
 def encode_video(
     clip: Array,
     path: Path,
@@ -93,7 +112,8 @@ def encode_video(
 ) -> None:
     """Write frames [frame, height, width, 3] to `path` as H.264 in MP4, index first.
 
-    `preset` trades time for bytes; `settings` becomes the comment of the file.
+    `preset` trades time for bytes; `settings` becomes the comment of the file. Equal arguments give
+    equal files.
     """
     import av
     from av.video.reformatter import ColorRange, Colorspace
@@ -102,7 +122,7 @@ def encode_video(
     assert frames > 0 and channels == 3, clip.shape
     assert height % 2 == 0 and width % 2 == 0, "4:2:0 chroma needs even sizes"
     assert preset in PRESETS, preset
-    options = {"preset": preset, "crf": str(rate_factor(quality))}
+    options = {"preset": preset, "crf": str(rate_factor(quality)), **_x264_options()}
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         if settings is not None:
             container.metadata["comment"] = settings

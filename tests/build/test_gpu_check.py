@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_engine
-from benchmarks.denoise_cases import CASES, NAMED, SMALL, Step, relative
+from benchmarks import bench_denoise, gpu_engine
+from benchmarks.denoise_cases import CASES, CPU_CASES, NAMED, SMALL, Case, Step, relative
 from benchmarks.gpu_check import PARTS
 from sgl_diffusion import ops
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-def test_a_step_of_the_engine_is_that_of_diffusers(case: gpu_engine.Case) -> None:
+def test_a_step_of_the_engine_is_that_of_diffusers(case: Case) -> None:
     step = Step(case, torch.device("cpu"), torch.float32)
     step.attend("auto")
     ops.reset_counts()
@@ -33,12 +33,16 @@ def test_a_step_of_the_engine_is_that_of_diffusers(case: gpu_engine.Case) -> Non
 def test_the_cases_are_the_blocks_of_the_models() -> None:
     from sgl_diffusion.models.flux import FluxParams
     from sgl_diffusion.models.wan import WanParams
+    from sgl_diffusion.models.z_image import ZImageParams
 
-    for case in CASES:
-        params = {"wan": WanParams, "flux": FluxParams}[case.family].from_config(case.config)
-        assert case.latents[0] == params.latent_channels if case.family == "flux" else 16
-    assert WanParams.from_config(CASES[1].config).width == 5120
-    assert FluxParams.from_config(CASES[2].config).width == 3072
+    known = {"wan": WanParams, "flux": FluxParams, "z_image": ZImageParams}
+    widths = {"Wan 1.3B": 1536, "Wan 14B": 5120, "FLUX": 3072, "Z-Image": 3840}
+    for case in CASES + CPU_CASES:
+        params = known[case.family].from_config(case.config)
+        width = params.dim if isinstance(params, ZImageParams) else params.width
+        assert [width] == [w for name, w in widths.items() if case.name.startswith(name)]
+    assert [case.tokens for case in CPU_CASES] == [1560, 4096, 1024, 1024]
+    assert CASES[0].tokens == 32760
 
 
 def test_the_named_kernels_exist() -> None:
@@ -56,28 +60,21 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     state = tmp_path / "state" / "denoise.json"
     made: list[str] = []
 
-    def rows(case: gpu_engine.Case, device: torch.device) -> list[gpu_engine.Row]:
+    def rows(case: Case, clock: object) -> list[bench_denoise.Row]:
         if len(made) == 1:
             raise KeyboardInterrupt
         made.append(case.name)
         return [{"shape": case.name}]
 
-    monkeypatch.setattr(gpu_engine, "denoise_rows", rows)
+    monkeypatch.setattr(bench_denoise, "case_rows", rows)
     with pytest.raises(KeyboardInterrupt):
-        gpu_engine.denoise(SMALL, "cpu", state)
+        bench_denoise.denoise(SMALL, "cpu", state)
     assert list(json.loads(state.read_text())) == [SMALL[0].name]
-    monkeypatch.setattr(gpu_engine, "denoise_rows", lambda case, device: [{"shape": case.name}])
-    assert [row["shape"] for row in gpu_engine.denoise(SMALL, "cpu", state)] == [
+    monkeypatch.setattr(bench_denoise, "case_rows", lambda case, clock: [{"shape": case.name}])
+    assert [row["shape"] for row in bench_denoise.denoise(SMALL, "cpu", state)] == [
         case.name for case in SMALL
     ]
     assert not state.exists(), "a run that is complete begins anew"
-
-
-@pytest.mark.slow
-def test_the_denoise_part_runs() -> None:
-    rows = gpu_engine.denoise(SMALL, "cpu", None)
-    assert {row["by"] for row in rows} == {"diffusers", "ours automatic"}
-    assert all(row["ms"] > 0 and row["apart"] < 1e-5 for row in rows)
 
 
 @pytest.mark.slow

@@ -157,9 +157,10 @@ class FakeLoras:
     async def report(self) -> dict[str, Any]:
         return self._do("report", None)
 
-    async def prepare(self, uses: Any) -> None:
+    async def prepare(self, uses: Any) -> Any:
         if uses:
             self._do("prepare", uses)
+        return uses
 
     def known(self) -> dict[str, Any]:
         return self.state

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from sgl_diffusion.server.media import PRESETS, encode_image, encode_video, rate_factor
+from sgl_diffusion.server.media import (
+    PRESETS,
+    encode_image,
+    encode_video,
+    rate_factor,
+    x264_kernels,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def smooth(frames: int, height: int, width: int) -> np.ndarray:
@@ -111,6 +124,32 @@ def test_presets(tmp_path):
         sizes[preset] = (tmp_path / "p.mp4").stat().st_size
         assert len(read_back(tmp_path / "p.mp4")) == 9
     assert sizes["ultrafast"] > sizes["veryslow"]
+
+
+def test_equal_frames_are_equal_files(tmp_path):
+    """Also where memory holds other values before: the encoder reads nothing it did not write."""
+    encode = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from sgl_diffusion.server.media import encode_video\n"
+        "encode_video(np.load(sys.argv[1]), Path(sys.argv[2]), fps=8)"
+    )
+    np.save(tmp_path / "clip.npy", textured(17, 96, 272))  # 17 macroblocks: no whole vector
+    digests = set()
+    for fill in ("1", "77", "170", "254"):  # what the allocator puts into new memory
+        path = tmp_path / f"{fill}.mp4"
+        environment = {**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.perturb={fill}"}
+        arguments = [str(tmp_path / "clip.npy"), str(path)]
+        subprocess.run(
+            [sys.executable, "-c", encode, *arguments], check=True, env=environment, cwd=ROOT
+        )
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_x264_gets_no_avx512():
+    assert x264_kernels("processor: 0\nflags\t\t: sse4_2 avx fma avx2 avx512f bmi2\n")
+    assert x264_kernels("processor: 0\nflags\t\t: sse4_2 avx fma avx2 bmi2\n") == ""
+    assert x264_kernels("processor: 0\nFeatures\t: fp asimd\n") == ""
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])

@@ -77,8 +77,9 @@ class LoraControl:
 
     def _prepare(self, manager: Loras, payload: Payload) -> Payload:
         """The report with `ready`, or just that it is not: ask again. `uses` are checked, too."""
-        ready = manager.prepare(_read(payload["settings"], list[LoraSetting]))
-        if ready and "uses" in payload:
+        for_job = "uses" in payload
+        ready = manager.prepare(_read(payload["settings"], list[LoraSetting]), for_job=for_job)
+        if ready and for_job:
             manager.blend(_read(payload["uses"], list[LoraUse]))
         return {"ready": ready, **(self.report() if ready else {})}
 

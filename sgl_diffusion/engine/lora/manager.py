@@ -65,9 +65,11 @@ class Loras:
 
     # -- loading ----------------------------------------------------------------------------------
 
-    def prepare(self, settings: Sequence[LoraSetting]) -> bool:
-        """Load what these settings name, all or none; False while a file is still being read."""
-        sources = [self._source(setting) for setting in settings]
+    def prepare(self, settings: Sequence[LoraSetting], *, for_job: bool = False) -> bool:
+        """Load what these settings name, all or none; False while a file is still being read. A
+        job may bring a new nickname, but not give a known one another meaning."""
+        find = self._source_of_job if for_job else self._source
+        sources = [find(setting) for setting in settings]
         for source in sources:
             if self._cache.get(source) is not None:
                 continue
@@ -183,6 +185,19 @@ class Loras:
         return Source(
             setting.nickname, setting.path, setting.alpha, setting.weight_name, setting.local
         )
+
+    def _source_of_job(self, setting: LoraSetting) -> Source:
+        known = self._known.get(setting.nickname)
+        if known is None or setting.path is None:
+            return self._source(setting)
+        if known.path != setting.path:
+            raise ConflictError(
+                f"The nickname {setting.nickname!r} stands for another adapter.",
+                hint="Use another nickname; DELETE /v1/loras/{nickname} frees this one.",
+                code="lora_nickname_taken",
+                param="lora",
+            )
+        return known
 
     def _find(self, nickname: str) -> Source:
         if nickname not in self._known:

@@ -319,6 +319,21 @@ def test_a_set_in_use_and_adapters_of_a_job_do_not_mix(model: WanTransformer, sh
         assert found.value.code == "lora_merge_only"
 
 
+def test_a_job_gives_no_nickname_another_meaning(model: WanTransformer, shelf: Shelf) -> None:
+    manager = shelf.manager(model, rules=RULES)
+    prepare(manager, LoraSetting(nickname="pen", path="a", alpha=2.0))
+    while not manager.prepare([LoraSetting(nickname="pen", path="a")], for_job=True):
+        pass
+    (known,) = manager.report()["loaded_adapters"]
+    assert (known["path"], known["alpha"]) == ("a", 2.0)
+    with pytest.raises(ConflictError) as caught:
+        manager.prepare([LoraSetting(nickname="pen", path="b")], for_job=True)
+    assert caught.value.code == "lora_nickname_taken"
+    assert shelf.reads == ["a"]
+    prepare(manager, LoraSetting(nickname="pen", path="b"))  # whoever sets for all jobs may
+    assert manager.report()["loaded_adapters"][0]["path"] == "b"
+
+
 def test_the_next_worker_takes_up_the_set(
     model: WanTransformer, shelf: Shelf, tmp_path: Path
 ) -> None:

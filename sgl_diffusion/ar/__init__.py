@@ -1,0 +1,1 @@
+"""Models that write token by token, driven step by step over the classes of transformers."""

@@ -1,0 +1,53 @@
+"""From logits to tokens: one draw for every row of a step, each by its own rules and generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgl_diffusion.base.chat import TextSampling
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token, its log-probability before temperature and cuts, and the most likely ones."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Draw:
+    """The draws of one row. Its generator is its own, so that others do not change its tokens."""
+
+    def __init__(self, sampling: TextSampling, seed: int) -> None:
+        self._sampling = sampling
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, logits: Tensor) -> Drawn:
+        """`logits` are [vocabulary], fp32, on the CPU."""
+        wish = self._sampling
+        if wish.temperature == 0.0 or wish.top_k == 1:
+            token = int(logits.argmax())
+        else:
+            token = self._random(logits / wish.temperature)
+        if not wish.logprobs:
+            return Drawn(token)
+        scores = logits.log_softmax(-1)
+        values, ids = scores.topk(min(wish.top_logprobs, len(scores)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        return Drawn(token, float(scores[token]), top)
+
+    def _random(self, logits: Tensor) -> int:
+        wish = self._sampling
+        count = min(wish.top_k or len(logits), len(logits))
+        values, ids = logits.topk(count)
+        chances = values.softmax(-1)
+        if wish.top_p < 1.0:
+            # The token that crosses the line stays.
+            before = chances.cumsum(-1) - chances
+            chances = chances.masked_fill(before >= wish.top_p, 0.0)
+        place = torch.multinomial(chances, 1, generator=self._generator)
+        return int(ids[place])

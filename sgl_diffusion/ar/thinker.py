@@ -1,0 +1,181 @@
+"""The model that reads and writes text: transformers' modules, called one piece at a time.
+
+    Prompt ──Towers──▶ Passage (vectors, positions) ──prefill──▶ logits ──decode──▶ logits …
+
+Both families are built alike: `model.audio_tower`, `model.visual`, `model.language_model`,
+`lm_head`. Qwen3 adds features of its vision tower's layers to the first layers of the decoder
+(`deep`), Qwen2.5 has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
+from sgl_diffusion.ar.prompt import Prompt
+from sgl_diffusion.ar.towers import Felt
+from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.loader.index import Component, read_config
+
+
+@dataclass(frozen=True)
+class Family:
+    """`name` is what the served model is called; `thinker` a class of transformers."""
+
+    name: str
+    thinker: str
+
+
+FAMILIES = {
+    "qwen3_omni_moe": Family("qwen3-omni", "Qwen3OmniMoeThinkerForConditionalGeneration"),
+    "qwen2_5_omni": Family("qwen2.5-omni", "Qwen2_5OmniThinkerForConditionalGeneration"),
+}
+
+
+@dataclass(eq=False)
+class Passage:
+    """A prompt as the decoder takes it: vectors [L, width], positions [3, L], what is added to the
+    first layers at `visual` [L], and by how much later positions differ from the token's index."""
+
+    vectors: Tensor
+    positions: Tensor
+    visual: Tensor
+    deep: list[Tensor]
+    shift: int
+
+
+def family_of(folder: Path) -> Family:
+    kind = str(read_config(folder).get("model_type"))
+    if kind not in FAMILIES:
+        raise SetupError(
+            f"{folder} is of the type {kind!r}, which no omni model here has.",
+            hint=f"Served are {', '.join(family.name for family in FAMILIES.values())}.",
+            code="unsupported_model",
+        )
+    return FAMILIES[kind]
+
+
+def written_precision(folder: Path) -> str:
+    """The name of the precision that the checkpoint says it has; empty if it says none."""
+    values = read_config(folder)
+    places = (values, values.get("thinker_config", {}))
+    told = [place.get(key) for place in places for key in ("dtype", "torch_dtype")]
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return next((names[name] for name in told if name in names), "")
+
+
+def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The thinker of a whole checkpoint."""
+    import transformers
+
+    part = Component(folder, "transformers", family_of(folder).thinker)
+    return load_pretrained(getattr(transformers, part.class_name), part, dtype=dtype, device=device)
+
+
+def places_of(thinker: Any) -> dict[str, int]:
+    """The placeholder token of each kind of media."""
+    config = thinker.config
+    return {
+        "image": config.image_token_id,
+        "video": config.video_token_id,
+        "audio": config.audio_token_id,
+    }
+
+
+class Thinker:
+    def __init__(self, model: Any, rows: int) -> None:
+        self._model = model
+        self._decoder = model.model.language_model
+        self.kv = KvSlab(KvShape.of(self._decoder), rows)
+        self.max_length = int(self._decoder.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def passage(self, prompt: Prompt, felt: list[Felt]) -> Passage:
+        """Put the vectors of the media where their tokens are."""
+        device = self.kv.shape.device
+        tokens = torch.tensor([prompt.tokens], device=device)
+        vectors = self._decoder.embed_tokens(tokens)[0]
+        visual = torch.zeros(len(prompt.tokens), dtype=torch.bool, device=device)
+        for start, feeling in zip(prompt.marks, felt, strict=True):
+            span = slice(start, start + len(feeling.vectors))
+            vectors[span] = feeling.vectors
+            visual[span] = feeling.kind != "audio"
+        deep = [
+            torch.cat(layers)
+            for layers in zip(*(f.deep for f in felt if f.kind != "audio"), strict=True)
+        ]
+        positions, shift = self._positions(prompt, tokens)
+        return Passage(vectors, positions, visual, deep, shift)
+
+    @torch.inference_mode()
+    def prefill(self, slot: Slot, passage: Passage, tokens: int) -> Tensor:
+        """Read `tokens` more of a passage; returns the logits of the last, fp32 on the CPU."""
+        span = slice(slot.length, slot.length + tokens)
+        visual = passage.visual[span]
+        deep: dict[str, Any] = {}
+        if passage.deep and bool(visual.any()):
+            before = int(passage.visual[: span.start].sum())
+            here = slice(before, before + int(visual.sum()))
+            deep = {
+                "visual_pos_masks": visual[None],
+                "deepstack_visual_embeds": [layer[here] for layer in passage.deep],
+            }
+        mask = self.kv.prefill(slot, tokens)
+        states = self._forward(
+            passage.vectors[None, span], passage.positions[:, None, span], mask, deep
+        )
+        return self._logits(states[:, -1])[0]
+
+    @torch.inference_mode()
+    def decode(self, tokens: list[int | None], shifts: list[int]) -> Tensor:
+        """One token for each row in the slab, None for one that does not write yet; returns
+        [rows, vocabulary], fp32 on the CPU."""
+        device = self.kv.shape.device
+        at = [slot.length + shift for slot, shift in zip(self.kv.slots, shifts, strict=True)]
+        positions = torch.tensor(at, device=device)[None, :, None].expand(3, -1, -1)
+        ids = torch.tensor([[token or 0] for token in tokens], device=device)
+        mask = self.kv.decode([token is not None for token in tokens])
+        return self._logits(
+            self._forward(self._decoder.embed_tokens(ids), positions, mask, {})[:, -1]
+        )
+
+    def _forward(
+        self, vectors: Tensor, positions: Tensor, mask: Tensor, more: dict[str, Any]
+    ) -> Tensor:
+        output = self._decoder(
+            inputs_embeds=vectors,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.kv,
+            use_cache=True,
+            **more,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def _logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self._model.lm_head(states)
+        return logits.float().cpu()
+
+    def _positions(self, prompt: Prompt, tokens: Tensor) -> tuple[Tensor, int]:
+        grids: dict[str, list[tuple[int, int, int]]] = {"image": [], "video": []}
+        for medium in prompt.media:
+            if medium.kind in grids:
+                grids[medium.kind].append(medium.grid)
+        sounds = [medium.features.shape[1] for medium in prompt.media if medium.kind == "audio"]
+        seconds = [medium.seconds for medium in prompt.media if medium.kind == "video"]
+        positions, shift = self._model.get_rope_index(
+            tokens,
+            image_grid_thw=torch.tensor(grids["image"]) if grids["image"] else None,
+            video_grid_thw=torch.tensor(grids["video"]) if grids["video"] else None,
+            attention_mask=torch.ones_like(tokens),
+            audio_seqlens=torch.tensor(sounds) if sounds else None,
+            second_per_grids=torch.tensor(seconds) if seconds else None,
+        )
+        return positions[:, 0].to(tokens.device), int(shift)

@@ -1,0 +1,100 @@
+"""What is asked of a model that chats: messages, and how the answer is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sgl_diffusion.base.errors import RequestError
+
+Kind = Literal["text", "image", "audio", "video"]
+MAX_CHOICES = 16
+MAX_TOP_LOGPROBS = 20
+MAX_STOPS = 4
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of a message: `text`, or of another kind the `path` of a file."""
+
+    kind: Kind = "text"
+    text: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatMessage:
+    role: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSampling:
+    """How tokens are drawn; at temperature 0 the most likely one is taken."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    def check(self) -> None:
+        """Raises a RequestError that names the parameter."""
+        _within("temperature", self.temperature, 0.0, 2.0)
+        _within("top_p", self.top_p, 0.0, 1.0)
+        _within("top_k", self.top_k, 0, 1 << 20)
+        _within("seed", self.seed, 0, (1 << 63) - 1)
+        _within("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.top_p == 0.0:
+            raise RequestError("top_p has to be above 0.", param="top_p")
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 1, 1 << 20)
+        if len(self.stop) > MAX_STOPS or "" in self.stop:
+            raise RequestError(
+                f"stop takes up to {MAX_STOPS} texts, none of them empty.", param="stop"
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs.", param="top_logprobs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatParams:
+    """A whole request. Choice i of `n` uses seed + i; with `stream` text is sent as it comes."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: TextSampling = TextSampling()
+    n: int = 1
+    stream: bool = False
+
+    def check(self) -> None:
+        """Raises a RequestError that names the parameter."""
+        _within("n", self.n, 1, MAX_CHOICES)
+        self.sampling.check()
+        if not self.messages:
+            raise RequestError("messages is empty.", param="messages")
+        for index, message in enumerate(self.messages):
+            if message.role not in ROLES:
+                raise RequestError(
+                    f"There is no role {message.role!r}.",
+                    hint=f"Roles are {', '.join(ROLES)}.",
+                    param=f"messages.{index}.role",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatCard:
+    """What the served model can do. `context_length` is in tokens, prompt and answer."""
+
+    name: str
+    context_length: int
+    inputs: tuple[str, ...]
+
+
+def _within(param: str, value: float, least: float, most: float) -> None:
+    # Written so that NaN does not pass.
+    if not least <= value <= most:
+        raise RequestError(f"{param} is {value}; it goes from {least} to {most}.", param=param)
