@@ -147,7 +147,8 @@ def test_the_only_other_listeners_are_on_loopback(four: Server) -> None:
 
 
 def test_the_server_takes_all_ranks_along(tmp_path: Path) -> None:
-    server = next(_start(tmp_path, "--num-gpus", "2", "--device", "cpu"))
+    start = _start(tmp_path, "--num-gpus", "2", "--device", "cpu")
+    server = next(start)
     (worker,) = server.workers()
     pids = [worker, *ranks(server)]
     assert len(pids) == 2
@@ -158,7 +159,7 @@ def test_the_server_takes_all_ranks_along(tmp_path: Path) -> None:
         return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
     server.wait_until("all ranks are gone", gone, 20)
-    server.close()
+    start.close()
 
 
 def test_degrees_that_cannot_work_are_refused(tmp_path: Path) -> None:
