@@ -10,6 +10,7 @@ import multiprocessing as mp
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.join()
+        # The helpers of multiprocessing stay behind as children; other tests count theirs.
+        forkserver._forkserver._stop()
+        resource_tracker._resource_tracker._stop()
 
 
 @contextmanager
