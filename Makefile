@@ -9,7 +9,8 @@ PYTHON_SOURCES := sgl_diffusion kernels tests benchmarks examples setup.py
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: setup serve test faults soak test-slow test-isa check format bench bench-kernels bench-denoise gpu-check clean
+.PHONY: setup serve test faults soak test-slow test-isa check format bench bench-kernels bench-lora \
+	bench-denoise gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -76,6 +77,9 @@ bench: $(READY)  ## every benchmark, with its peer, on an idle machine
 # Kernels beside their peers; ARGS=--save keeps the results, the table and the picture in docs/.
 bench-kernels: $(READY)  ## the CPU kernels' table with every bar
 	$(BIN)/python benchmarks/bench_kernels.py $(ARGS)
+
+bench-lora: $(READY)  ## adapters beside PEFT, in under six minutes; ARGS=--save keeps the table
+	$(BIN)/python benchmarks/bench_lora.py $(ARGS)
 
 # On a machine that others use: ARGS="--busy". ARGS=--save keeps the results.
 bench-denoise: $(READY)  ## one denoise step beside diffusers, eager and compiled

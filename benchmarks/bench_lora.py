@@ -2,9 +2,10 @@
 
     python benchmarks/bench_lora.py [--threads N] [--repeats N] [--blocks N] [--save]
 
-The layers are those of the first blocks of Wan 1.3B and FLUX, with an adapter on each. Both sides
-have their adapters loaded. `set` merges one into plain weights, `switch` replaces it by another,
-`unmerge` restores the weights: ours bit for bit, PEFT's by subtracting. The copy is of all weights;
+The layers are those of one block of Wan 1.3B and of FLUX, with an adapter on each: they are merged
+one after another, so more blocks take longer in proportion on both sides, which have their adapters
+loaded. `set` merges one into plain weights, `switch` replaces it by another, `unmerge` restores the
+weights: ours bit for bit, PEFT's by subtracting. The copy is of all weights;
 ours also writes and reads what the exact unmerge needs. The step is one pass of 8 rows of 512
 tokens through the layers, each row with a rank-16 adapter of its own, over one without adapters.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import statistics
 import sys
 import time
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import RESULTS, machine
+from benchmarks import lora_page
+from benchmarks.harness import RESULTS, Busy, machine
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.bench.timing import keep_freed_memory
 from sgl_diffusion.engine.lora.manager import Loras
@@ -40,8 +41,8 @@ from sgl_diffusion.loader.rules import Rules
 
 RANKS = {16: 0.08, 64: 0.16, 128: 0.57}  # and |update| / |weight|, rms
 MODELS = {
-    "Wan 1.3B": (4, [(1536, 1536)] * 8 + [(8960, 1536), (1536, 8960)]),
-    "FLUX": (2, [(3072, 3072)] * 8 + [(12288, 3072), (3072, 12288)]),
+    "Wan 1.3B": [(1536, 1536)] * 8 + [(8960, 1536), (1536, 8960)],
+    "FLUX": [(3072, 3072)] * 8 + [(12288, 3072), (3072, 12288)],
 }
 ROWS, TOKENS = 8, 512
 
@@ -112,10 +113,8 @@ def run(model: nn.Module, inputs: dict[int, Tensor]) -> None:
         layer(inputs[layer.weight.shape[1]])
 
 
-def row(name: str, rank: int, repeats: int, wanted: int | None) -> dict[str, Any]:
-    blocks, shapes = MODELS[name]
-    blocks = wanted or blocks
-    ours = build(blocks, shapes)
+def row(name: str, rank: int, repeats: int, blocks: int) -> dict[str, Any]:
+    ours = build(blocks, MODELS[name])
     theirs = copy.deepcopy(ours)
     adapters = {"a": adapter(ours, rank, RANKS[rank]), "b": adapter(ours, rank, RANKS[rank])}
     base = {n: layer.weight.clone() for n, layer in ours.named_children()}
@@ -190,7 +189,7 @@ def step_ratio(
         with rows.of([None] * ROWS):
             run(model, inputs)
 
-    seconds = in_turns([("plain", plain), ("adapted", adapted)], max(repeats // 4, 1))
+    seconds = in_turns([("plain", plain), ("adapted", adapted)], max(repeats // 2, 1))
     return seconds["adapted"] / seconds["plain"]
 
 
@@ -198,25 +197,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--blocks", type=int, help="of each model; default: what fits into 2 GiB")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
+    parser.add_argument("--blocks", type=int, default=1, help="of each model")
+    parser.add_argument(
+        "--save", action="store_true", help="write the results and docs/measured.md"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     keep_freed_memory()
     facts = machine()
-    facts["load"] = os.getloadavg()[0]
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     rows = []
+    begin, other = time.perf_counter(), Busy()
     with torch.inference_mode():
         for name in MODELS:
             for rank in RANKS:
                 rows.append(row(name, rank, options.repeats, options.blocks))
                 print(", ".join(f"{key} {_shown(value)}" for key, value in rows[-1].items()))
+    facts["seconds"] = round(time.perf_counter() - begin)
+    facts["other_cores"] = other.cores()
     record = {"benchmark": "lora", "machine": facts, "rows": rows}
     if options.save:
         path = RESULTS / f"cpu-{facts['date']}-lora.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
+        lora_page.write(record, path)
     print(json.dumps(record))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +22,22 @@ def commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
     return done.stdout.strip() or "none"
+
+
+class Busy:
+    """How many cores other processes keep busy from now on."""
+
+    def __init__(self) -> None:
+        self._begin = self._now()
+
+    def cores(self) -> float:
+        wall, every, own = (b - a for a, b in zip(self._begin, self._now(), strict=True))
+        return round(max(0.0, (every - own) / wall), 2)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        fields = [
+            int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        ]
+        used = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), used, time.process_time()

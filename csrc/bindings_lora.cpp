@@ -13,8 +13,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sgld, m) {
       "lora_unmerge_(Tensor(a!)[] weights, Tensor[] downs, Tensor[] ups, float[] scales, "
       "int[] starts, int[] counts, Tensor[] codes, Tensor[] escapes, Tensor[] ends) -> int[]");
   m.def(
-      "lora_apply(Tensor x, Tensor y, Tensor? index, Tensor[] downs, Tensor[] ups, "
-      "float[] scales, int[] starts, int[] counts) -> Tensor");
+      "lora_apply_(Tensor x, Tensor(a!) y, Tensor? index, Tensor[] downs, Tensor[] ups, "
+      "float[] scales, int[] starts, int[] counts) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sgld, CompositeExplicitAutograd, m) {
@@ -24,5 +24,5 @@ STABLE_TORCH_LIBRARY_IMPL(sgld, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(sgld, CPU, m) {
   m.impl("lora_merge_", TORCH_BOX(&sgld::lora_merge_cpu));
   m.impl("lora_unmerge_", TORCH_BOX(&sgld::lora_unmerge_cpu));
-  m.impl("lora_apply", TORCH_BOX(&sgld::lora_apply_cpu));
+  m.impl("lora_apply_", TORCH_BOX(&sgld::lora_apply_cpu));
 }

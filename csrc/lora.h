@@ -28,9 +28,9 @@ std::vector<int64_t> lora_unmerge_cpu(const Tensors& weights, const Tensors& dow
                                       const std::vector<int64_t>& counts, const Tensors& codes,
                                       const Tensors& escapes, const Tensors& ends);
 
-// x [rows, in], y [rows, out]; index int64 [rows], -1 for none.
-Tensor lora_apply_cpu(const Tensor& x, const Tensor& y, const std::optional<Tensor>& index,
-                      const Tensors& downs, const Tensors& ups, const std::vector<double>& scales,
-                      const std::vector<int64_t>& starts, const std::vector<int64_t>& counts);
+// In place on y. x [rows, in], y [rows, out]; index int64 [rows], -1 for none.
+void lora_apply_cpu(const Tensor& x, Tensor y, const std::optional<Tensor>& index,
+                    const Tensors& downs, const Tensors& ups, const std::vector<double>& scales,
+                    const std::vector<int64_t>& starts, const std::vector<int64_t>& counts);
 
 }  // namespace sgld

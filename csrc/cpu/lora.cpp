@@ -173,9 +173,10 @@ int plan_bits(const Matrix& m, const std::vector<LoraFactor>& factors, const Lor
   const int64_t count = std::min(kSampledPanels, all);
   std::vector<LoraSample> samples(count);
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<char> weights(kLoraRows * kLoraPanel * 4);
-    std::vector<char> escapes((kLoraRows * kLoraPanel + kLoraGroup) * 4);
-    std::vector<uint32_t> words(kLoraRows * kLoraPanel / kLoraGroup * kLoraMaxBits);
+    constexpr int64_t kCells = kLoraRows * kLoraPanel;
+    const std::unique_ptr<char[]> weights(new char[kCells * 4]);
+    const std::unique_ptr<char[]> escapes(new char[(kCells + kLoraGroup) * 4]);
+    const std::unique_ptr<uint32_t[]> words(new uint32_t[kCells / kLoraGroup * kLoraMaxBits]);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = i * all / count;
       LoraBlock b = block_of(m, factors, at / panels);
@@ -183,16 +184,16 @@ int plan_bits(const Matrix& m, const std::vector<LoraFactor>& factors, const Lor
       b.column_end = std::min(b.column_begin + kLoraPanel, m.cols);
       const int64_t width = b.column_end - b.column_begin, groups = ceil_div(width, kLoraGroup);
       for (int64_t row = 0; row < b.rows; ++row)
-        std::memcpy(weights.data() + row * width * m.item(),
+        std::memcpy(weights.get() + row * width * m.item(),
                     m.row(b.index * kLoraRows + row) + b.column_begin * m.item(), width * m.item());
-      b.weight = weights.data();
+      b.weight = weights.get();
       b.stride = width;
       b.bits = kLoraMaxBits;
-      b.codes = words.data();
+      b.codes = words.get();
       b.code_stride = groups * b.bits;
-      b.escapes = escapes.data();
+      b.escapes = escapes.get();
       kernels.merge(b);
-      count_codes(words.data(), b.rows * groups, samples[i]);
+      count_codes(words.get(), b.rows * groups, samples[i]);
     }
   });
   LoraSample total;

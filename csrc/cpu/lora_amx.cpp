@@ -1,36 +1,15 @@
 // The update with the matrix units of x86 CPUs, which multiply bf16 exactly and add in the fixed order.
 #include "lora_block.h"
+#include "lora_tiles.h"
 
 namespace sgld {
 namespace {
 
-constexpr int kRowsOfTile = 16, kBytesOfRow = 64, kTiles = kLoraRows / kRowsOfTile;
+constexpr int kTiles = kLoraRows / kRowsOfTile;
 static_assert(kTiles == 3, "add() names its tiles");
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 0, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 struct Amx {
-  // The tiles of this thread while a block runs. Other libraries keep theirs set up between calls, so they come back.
-  struct Unit {
-    TileConfig saved;
-    Unit() {
-      _tile_storeconfig(&saved);
-      TileConfig all;
-      all.palette = 1;
-      for (int i = 0; i < 8; ++i) all.bytes[i] = kBytesOfRow, all.rows[i] = kRowsOfTile;
-      _tile_loadconfig(&all);
-    }
-    ~Unit() {
-      if (saved.palette)
-        _tile_loadconfig(&saved);
-      else
-        _tile_release();
-    }
-  };
+  using Unit = TileUnit;
 
   static void add(const LoraFactor& f, const LoraBlock& b, int64_t group_begin, int64_t group_end,
                   LoraTurn turn, float* out) {

@@ -175,17 +175,15 @@ void pack_transposed(const View& m, int64_t length, int64_t group_begin, int64_t
 }
 
 void count_codes(const uint32_t* words, int64_t groups, LoraSample& sample) {
-  constexpr int middle = (1 << kLoraMaxBits) / 2 - 1;
+  static_assert(kLoraMinBits == 2 && kLoraMaxBits == 4, "the codes below are those of 4 bits");
   for (int64_t group = 0; group < groups; ++group, words += kLoraMaxBits) {
-    uint8_t code[kLoraGroup];
-    lora_unpack(words, kLoraMaxBits, code);
-    for (int bits = kLoraMinBits; bits <= kLoraMaxBits; ++bits) {
-      const int most = (1 << bits) / 2 - 1;  // codes hold -most to most
-      for (const uint8_t c : code) {
-        const int k = c - middle;
-        sample.escapes[bits] += k < -most || k > most;
-      }
-    }
+    // Planes of c - 7, which is from -7 to 8; 2 bits hold -1 to 1, 3 bits hold -3 to 3.
+    const uint32_t p0 = words[0], p1 = words[1], p2 = words[2], p3 = words[3];
+    const uint32_t two = (~p3 & p2 & p1) | (p3 & ~p2 & ~p1 & ~p0);
+    const uint32_t three = (~p3 & p2) | (p3 & ~p2 & ~(p1 & p0));
+    sample.escapes[2] += __builtin_popcount(~two);
+    sample.escapes[3] += __builtin_popcount(~three);
+    sample.escapes[4] += __builtin_popcount(p3 & p2 & p1 & p0);
     sample.weights += kLoraGroup;
   }
 }

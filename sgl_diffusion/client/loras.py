@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
 from sgl_diffusion.base.errors import UnavailableError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.orchestrator.coordinator import Coordinator
+from sgl_diffusion.orchestrator.gate import not_in_time
 from sgl_diffusion.orchestrator.messages import Payload
 
 _ASK_AGAIN = 0.05  # seconds, while an adapter is being read
@@ -22,11 +24,15 @@ _ASK_AGAIN = 0.05  # seconds, while an adapter is being read
 
 class LoraCalls:
     """`timeout` is how long a change waits for the jobs before it, in seconds, and how long the
-    loading of an adapter may take."""
+    loading of an adapter may take. Who keeps jobs of its own in order sets `order`: entering it
+    ends when those that came before the change are submitted, and later ones wait until its exit.
+    """
 
     def __init__(self, coordinator: Coordinator, timeout: float) -> None:
         self._coordinator = coordinator
         self._timeout = timeout
+        self.order: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        self._changes = 0  # asked for and not made yet
         self._report: Payload = {}
         self._report_of: Payload | None = None  # the worker's card that came before it
 
@@ -94,7 +100,21 @@ class LoraCalls:
             await asyncio.sleep(_ASK_AGAIN)
 
     async def _change(self, action: str, payload: Payload) -> Payload:
-        return self._seen(await self._coordinator.change(action, payload, self._timeout))
+        began = time.monotonic()
+        self._changes += 1
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        await stack.enter_async_context(self.order())
+                except TimeoutError:
+                    raise not_in_time(self._timeout) from None
+                left = self._timeout - round(time.monotonic() - began)
+                report = await self._coordinator.change(action, payload, max(left, 0.0))
+                self._seen(report)  # before the jobs that wait for it go on
+        finally:
+            self._changes -= 1
+        return self._state(report)
 
     def _seen(self, report: Payload) -> Payload:
         self._report_of, self._report = self._coordinator.card(), report
@@ -104,8 +124,8 @@ class LoraCalls:
         gate = self._coordinator.gate()
         return {
             **report,
-            "state": "changing" if gate.changing else "ready",
-            "waiting_changes": gate.changes,
+            "state": "changing" if self._changes else "ready",
+            "waiting_changes": self._changes,
             "waiting_jobs": gate.held,
             "jobs_ahead": gate.ahead,
         }

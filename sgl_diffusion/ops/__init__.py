@@ -6,7 +6,7 @@ from sgl_diffusion.ops.attention import attention, attention_merge
 from sgl_diffusion.ops.dispatch import OPS, counts, reset_counts, using
 from sgl_diffusion.ops.elementwise import gate_residual, gelu_tanh, silu_mul
 from sgl_diffusion.ops.linear import linear
-from sgl_diffusion.ops.lora import lora_apply, lora_merge_, lora_unmerge_
+from sgl_diffusion.ops.lora import lora_apply, lora_apply_, lora_merge_, lora_unmerge_
 from sgl_diffusion.ops.lora_types import LoraDelta, LoraRecord
 from sgl_diffusion.ops.norm import norm_modulate
 from sgl_diffusion.ops.quant import quant_fp8_rowwise
@@ -27,6 +27,7 @@ __all__ = [
     "gelu_tanh",
     "linear",
     "lora_apply",
+    "lora_apply_",
     "lora_merge_",
     "lora_unmerge_",
     "norm_modulate",

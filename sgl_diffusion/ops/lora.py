@@ -86,15 +86,16 @@ def _unmerge_truth(
 
 def _apply_native(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None) -> Tensor:
     downs, ups, *rest = _flat(adapters)
-    result = torch.ops.sgld.lora_apply.default(
+    dense = y.contiguous()
+    torch.ops.sgld.lora_apply_.default(
         x.flatten(0, -2).contiguous(),
-        y.flatten(0, -2).contiguous(),
+        dense.flatten(0, -2),
         None if index is None else index.flatten().long(),
         [down.contiguous() for down in downs],
         [up.contiguous() for up in ups],
         *rest,
     )
-    return result.view(y.shape)
+    return y if dense is y else y.copy_(dense)
 
 
 def _apply_refuses(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None) -> str:
@@ -105,9 +106,9 @@ def _apply_refuses(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None
     return ""
 
 
-@library.fake("lora_apply")
-def _fake(x: Tensor, y: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(y)
+@library.fake("lora_apply_")
+def _fake(*_: Any) -> None:
+    return None
 
 
 def _on_gpu(run: Callable[..., Any]) -> Implementation:
@@ -227,11 +228,16 @@ def _restore(views: Sequence[Tensor], records: _Records) -> None:
 
 
 def lora_apply(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None = None) -> Tensor:
-    """`y + scale * (x @ down.T) @ up.T` with the adapter of each row, without merging.
+    """As `lora_apply_`, on a copy of y."""
+    return lora_apply_(x, y.clone(memory_format=torch.contiguous_format), adapters, index)
 
-    x [..., in]; y [..., out], which stays as it is; an adapter is a list of deltas, several for the
-    segments of a fused weight. index int [...] says which adapter a row of x has (-1: none); with
-    fewer dimensions than x's rows it is per batch row; None: all rows have every adapter given.
+
+def lora_apply_(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None = None) -> Tensor:
+    """`y += scale * (x @ down.T) @ up.T` with the adapter of each row, without merging; gives y.
+
+    x [..., in]; y [..., out]; an adapter is a list of deltas, several for the segments of a fused
+    weight. index int [...] says which adapter a row of x has (-1: none); with fewer dimensions than
+    x's rows it is per batch row; None: all rows have every adapter given.
     """
     assert x.shape[:-1] == y.shape[:-1], f"x {tuple(x.shape)} and y {tuple(y.shape)} differ"
     if index is not None:

@@ -203,7 +203,7 @@ def unmerge(weight: Tensor, deltas: Sequence[LoraDelta], codes: Tensor, escapes:
 def apply(
     x: Tensor, y: Tensor, adapters: Sequence[Sequence[LoraDelta]], index: Tensor | None
 ) -> Tensor:
-    """y plus each row's adapter, fp32 inside, rounded once."""
+    """Each row's adapter added to y, fp32 inside, rounded once."""
     rows, result = x.flatten(0, -2).float(), y.flatten(0, -2).float().clone()
     for number, deltas in enumerate(adapters):
         # Every row, with a mask: no shape depends on the index.
@@ -213,4 +213,4 @@ def apply(
             at = result[:, delta.start : delta.end]
             total = at + delta.scale * own
             at.copy_(total if has is None else torch.where(has, total, at))
-    return result.to(y.dtype).view(y.shape)
+    return y.copy_(result.view(y.shape))

@@ -75,7 +75,7 @@ def lora_apply_(
 def apply(
     x: Tensor, y: Tensor, adapters: Sequence[Sequence[LoraDelta]], index: Tensor | None
 ) -> Tensor:
-    """y plus each row's adapter: a launch for every segment of rows that adapters reach."""
+    """Each row's adapter added to y: a launch for every segment of rows that adapters reach."""
     rows = x.flatten(0, -2)
     tokens = rows.shape[0]
     if index is None:  # all rows have all of them: each is a launch of its own
@@ -87,7 +87,8 @@ def apply(
     spans = sorted((part[0][1].start, part[0][1].end) for part in chosen)
     overlap = any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
     # Where several are added to the same numbers only the sum is rounded.
-    out = y.flatten(0, -2).to(torch.float32 if overlap else y.dtype, copy=True)
+    dense = (y.float() if overlap else y).contiguous()
+    out = dense.flatten(0, -2)
     for part in chosen:
         first, rank = part[0][1], max(delta.down.shape[0] for _, delta in part)
         if rank == 0 or first.up.shape[0] == 0:
@@ -101,7 +102,7 @@ def apply(
             b[number, :, : delta.down.shape[0]] = delta.up
             scales[number] = delta.scale
         lora_apply_(out[:, first.start : first.end], rows, a, b, scales.to(x.device), where)
-    return out.to(y.dtype).view(y.shape)
+    return y if dense is y else y.copy_(dense)
 
 
 def _segments(adapters: Sequence[Sequence[LoraDelta]]) -> list[list[tuple[int, LoraDelta]]]:

@@ -69,11 +69,7 @@ class Gate:
             try:
                 await asyncio.wait_for(change.turn, timeout)
             except TimeoutError:
-                raise UnavailableError(
-                    f"The jobs before this change were not done within {timeout:g} s.",
-                    hint="Nothing was changed. Try again later, or cancel them.",
-                    code="change_timeout",
-                ) from None
+                raise not_in_time(timeout) from None
             return await work()
         finally:
             self._waiting.remove(change)
@@ -99,3 +95,11 @@ class Gate:
                 return
             self._waiting.popleft()
             self._dispatch()
+
+
+def not_in_time(seconds: float) -> UnavailableError:
+    return UnavailableError(
+        f"The jobs before this change were not done within {seconds:g} s.",
+        hint="Nothing was changed. Try again later, or cancel them.",
+        code="change_timeout",
+    )

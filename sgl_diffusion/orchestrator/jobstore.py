@@ -31,6 +31,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=JobRow | None)
 # Inside JobStore, `list` is its method.
 Rows = list[JobRow]
+Names = list[str]
 History = list[dict[str, Any]]
 Samples = list[Metric]
 Watchers = list[Callable[[str, JobRow | None], None]]
@@ -128,6 +129,14 @@ class JobStore:
     async def expired(self, job_id: str, owner: str | None = None) -> bool:
         """Whether there was such a job until a day ago at most."""
         return await self._run(lambda: self._table.expired(job_id, owner))
+
+    async def note(self, job_id: str, kind: str) -> None:
+        """Add to the history of a job, also of one that is gone."""
+        await self._run(lambda: self._table.note(job_id, kind))
+
+    async def gone(self, noted: str) -> Names:
+        """Ids of jobs that were deleted or expired within a day and have no event `noted`."""
+        return await self._run(lambda: self._table.gone(noted))
 
     async def prune(self) -> None:
         """Forget what nobody can ask for any more."""

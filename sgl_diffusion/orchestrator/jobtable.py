@@ -147,6 +147,19 @@ class JobTable:
         found = self._db.execute(sql, (job_id, time.time() - TOMBSTONE_SECONDS)).fetchone()
         return found is not None and owner in (None, found[0])
 
+    def note(self, job_id: str, kind: str) -> None:
+        """Add to the history of a job, also of one that is gone."""
+        with self._transaction():
+            self._note(job_id, kind, 0)
+
+    def gone(self, noted: str) -> list[str]:
+        """Jobs that left lately without `noted` in their history, the first to leave first."""
+        sql = (
+            "SELECT job_id FROM events WHERE kind IN ('deleted', 'expired') AND job_id NOT IN "
+            "(SELECT job_id FROM events WHERE kind = ?) ORDER BY number"
+        )
+        return [str(found[0]) for found in self._db.execute(sql, (noted,))]
+
     def prune(self) -> None:
         """Forget the tombstones of yesterday, and the history of jobs that left no trace else."""
         before = time.time() - TOMBSTONE_SECONDS

@@ -28,6 +28,7 @@ from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.recipes import fallback_previews as previews
 from sgl_diffusion.recipes.fallback_calls import Call, Calls, picture_arguments
 from sgl_diffusion.recipes.fallback_card import card_of
+from sgl_diffusion.recipes.fit import check_fits
 
 OnStep = Callable[[int, int], None]
 
@@ -72,6 +73,7 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
             + (f" (it needs {', '.join(needed)})." if needed else "."),
             hint="Serve a model that makes images or videos from a prompt, or edits pictures.",
         )
+    check_fits(index, options, whole=True)
     device = pick_device(options.device)
     dtype = pick_dtype(options.dit_precision, device)
     try:

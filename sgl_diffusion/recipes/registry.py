@@ -124,6 +124,9 @@ def _open(
     if options.backend != "diffusers":
         reason = _not_native(index)
         if reason is None:
+            from sgl_diffusion.recipes.fit import check_fits
+
+            check_fits(index, options)
             note(f"loading {index.pipeline} with the native recipe")
             recipe = importlib.import_module(NATIVE.get(index.pipeline))
             return recipe.open_pipeline(index, options, name)

@@ -7,7 +7,8 @@ queued or in progress, and the next one begins with them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ import msgspec
 
 from sgl_diffusion.base.errors import (
     BusyError,
-    ConflictError,
     NotFoundError,
     SglError,
     UnavailableError,
@@ -23,11 +23,13 @@ from sgl_diffusion.base.errors import (
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
+from sgl_diffusion.server.accepted import accepts, following, settled
 from sgl_diffusion.server.admission import Admission, Ticket
 from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.outcomes import Outcomes
 from sgl_diffusion.server.repeats import Origin
 from sgl_diffusion.server.rows import not_found
+from sgl_diffusion.server.turn import Turn
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -68,7 +70,8 @@ class VideoRunner:
         self._admission = admission
         self._outcomes = outcomes
         self._live: dict[str, _Live] = {}
-        self._queue: asyncio.Queue[_Live] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Live | Turn] = asyncio.Queue()
+        self._turns: set[Turn] = set()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -78,6 +81,7 @@ class VideoRunner:
         """Take up the rows that an earlier server left."""
         for row in await self.jobs.recover():
             self._enter(row)
+        self._client.loras.order = self._in_turn
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def add(self, row: JobRow, origin: Origin) -> JobRow:
@@ -92,6 +96,8 @@ class VideoRunner:
             idempotency_key=origin.key,
             body_hash=origin.body_hash,
         )
+        if self._turns:
+            row = following(row)
         if origin.repeatable:
             earlier = await self.jobs.earlier(row, retried=origin.retried)
             if earlier is not None:
@@ -104,6 +110,8 @@ class VideoRunner:
             self._forget(live)
             raise
         if stored is row:
+            if self._turns:  # one may have come meanwhile
+                live.row = following(row)
             self._queue.put_nowait(live)
         else:
             self._forget(live)
@@ -132,11 +140,13 @@ class VideoRunner:
             live.dropped = True
             if live.handle is not None:
                 live.handle.cancel()
-        self._files.remove(job_id)
+        await asyncio.to_thread(self._files.remove, job_id)
 
     def stop_taking(self) -> None:
         """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
         self._stopping = True
+        for turn in self._turns:  # the client refuses what waits for it
+            turn.reach()
         if self._dispatcher is not None:
             self._dispatcher.cancel()
 
@@ -163,12 +173,34 @@ class VideoRunner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """A change of the adapters: after the videos that were accepted before it, and before
+        those that are accepted from now on."""
+        turn = Turn()
+        self._turns.add(turn)
+        self._queue.put_nowait(turn)
+        try:
+            await turn.come()
+            yield
+        finally:
+            self._turns.discard(turn)
+            turn.end()
+
     async def _dispatch(self) -> None:
         while True:
-            await self._hand_over(await self._queue.get())
+            await self._take(await self._queue.get())
+
+    async def _take(self, item: _Live | Turn) -> None:
+        """Its own frame: nothing in `_dispatch` may hold the last job's frames."""
+        if isinstance(item, Turn):
+            item.reach()
+            await item.ended()
+        else:
+            await self._hand_over(item)
 
     async def _hand_over(self, live: _Live) -> None:
-        """Give a row to the client. Its own frame: nothing here may hold the last job's frames."""
+        """Give a row to the client."""
         await self._slots.acquire()
         try:
             live.ticket.handle = await self._submit(live)
@@ -184,7 +216,9 @@ class VideoRunner:
         params = msgspec.convert(row.payload["params"], ResolvedParams)
         while not live.dropped:
             try:
-                if self._accepts(row, params):
+                if accepts(self._client, row, params):
+                    if changes := settled(self._client, row, params):
+                        live.row = row = await self.jobs.update(row.id, **changes)
                     return await self._client.submit(
                         params,
                         job_id=row.id,
@@ -195,26 +229,6 @@ class VideoRunner:
                 pass
             await asyncio.sleep(_RETRY_SECONDS)
         return None
-
-    def _accepts(self, row: JobRow, params: ResolvedParams) -> bool:
-        """Whether the served model is known; ConflictError if the job was made for another, or for
-        other adapters than those that every job gets now."""
-        card = self._client.card()
-        if card is None:
-            return False
-        if row.model and row.model != card.path:
-            raise ConflictError(
-                f"The job was accepted for the model {row.model}, which is not served any more.",
-                hint="Send it again to run it on the present one.",
-                code="model_changed",
-            )
-        if not params.loras and row.adapters != self._client.loras.active():
-            raise ConflictError(
-                "The job was accepted with other adapters than those that are set now.",
-                hint="Send it again to run it with the present ones.",
-                code="adapters_changed",
-            )
-        return True
 
     async def _follow(self, live: _Live, handle: GenerationHandle) -> None:
         if live.dropped:
@@ -232,7 +246,7 @@ class VideoRunner:
         if isinstance(error, NotFoundError):  # the row was deleted under the job
             if live.handle is not None:
                 live.handle.cancel()
-            self._files.remove(live.row.id)
+            await asyncio.to_thread(self._files.remove, live.row.id)
             live.ticket.close("cancelled")
         elif self._stopping and isinstance(error, SglError):
             await self._outcomes.store(live.row, status="queued", why={"server": "stopped"})

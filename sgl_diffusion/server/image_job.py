@@ -72,10 +72,18 @@ class ImageJob:
             return None
         context, probe = self.context, self._row([], {})
         row = await context.jobs.earlier(probe, retried=self.origin.retried)
-        if row is None or not context.files.has(row.files):
+        if row is None:
+            return None
+        if not context.files.has(row.files):  # it would be the answer to the same request for ever
+            await context.jobs.expire(row.id, "file gone")
             return None
         paths = [context.files.folder(KIND) / file["name"] for file in row.files]
-        texts = await context.in_thread(lambda: [self._text(path.read_bytes()) for path in paths])
+        try:
+            texts = await context.in_thread(
+                lambda: [self._text(path.read_bytes()) for path in paths]
+            )
+        except FileNotFoundError:  # it is in the bucket only
+            return None
         former = replace(self, id=row.id, created=int(row.created_at), model=row.payload["model"])
         return former._body(former._entries(texts, row), row.payload["seconds"])
 
@@ -174,16 +182,17 @@ class ImageJob:
             {"name": path.name, "index": index, "bytes": len(data)}
             for index, (path, data) in enumerate(zip(paths, encoded, strict=True))
         ]
+        row = None
         try:
             await self.context.in_thread(write)
             row = await self.context.jobs.insert(self._row(entries, generation.seconds))
-        except BaseException:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            raise
+        finally:
+            if row is None or row.id != self.id:  # the same request was quicker
+                for path in paths:
+                    path.unlink(missing_ok=True)
         if self.context.uploads is not None:
-            await self.context.uploads.settled(self.id, _UPLOAD_SECONDS)
-            row = await self.context.jobs.get(self.id) or row
+            await self.context.uploads.settled(row.id, _UPLOAD_SECONDS)
+            row = await self.context.jobs.get(row.id) or row
         return row
 
     def _row(self, files: list[dict[str, Any]], seconds: dict[str, float]) -> JobRow:
@@ -201,7 +210,8 @@ class ImageJob:
             files=files,
             model=self.context.card().path,
             seeds=list(self.params.seeds),
-            adapters=[asdict(use) for use in self.params.loras],
+            adapters=[asdict(use) for use in self.params.loras]
+            or self.context.client.loras.active(),
             owner=self.origin.owner,
             idempotency_key=self.origin.key,
             body_hash=self.origin.body_hash,

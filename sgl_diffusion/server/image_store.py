@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -45,10 +46,10 @@ async def retrieve(context: Context, image_id: str) -> dict[str, Any]:
 
 @router.delete("/{image_id}")
 async def delete(context: Context, image_id: str) -> dict[str, Any]:
-    row = await _find(context, image_id)
+    await _find(context, image_id)
     if not await context.jobs.delete(image_id):
         raise not_found(KIND)
-    await context.in_thread(lambda: _remove(context, row))
+    await context.in_thread(partial(context.files.remove, image_id))
     return {"id": image_id, "object": "image.deleted", "deleted": True}
 
 
@@ -104,9 +105,3 @@ def _describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
             for index in range(count)
         ],
     }
-
-
-def _remove(context: ServerContext, row: JobRow) -> None:
-    for index in range(len(row.files)):
-        path = context.files.image(row.id, index, row.payload["output_format"])
-        path.unlink(missing_ok=True)

@@ -101,9 +101,9 @@ def resolve(
 
 async def _run(request: Request, job: ImageJob, inputs: EditInputs | None = None) -> Response:
     """Answer with events, or with one body: made now, or for the same request before."""
-    if job.wanted.stream:
-        return await _stream(job, inputs)
     answer = await job.earlier()
+    if job.wanted.stream:
+        return await _stream(job, inputs) if answer is None else EventStream(_again(job, answer))
     if answer is None:
         make = partial(_answer, job, inputs)
         answer = await job.context.flights.answer(request, job.origin, make)
@@ -155,6 +155,13 @@ def _close(handle: GenerationHandle, inputs: EditInputs | None) -> None:
     handle.cancel()  # does nothing to a job that has ended
     if inputs is not None:
         inputs.remove()
+
+
+async def _again(job: ImageJob, answer: dict[str, Any]) -> AsyncIterator[bytes]:
+    """The pictures that the same request got before."""
+    same = {"id": answer["id"], "created_at": answer["created"]}
+    for index, entry in enumerate(answer["data"]):
+        yield frame(job.completed(index, entry) | same)
 
 
 async def _events(job: ImageJob, handle: GenerationHandle, ticket: Ticket) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Annotated, Any
 
@@ -115,6 +116,19 @@ async def model_info(context: Context, path: ShownPath) -> dict[str, Any]:
         "supported_task_types": list(card.tasks),
         "output_types": outputs,
         "is_image_gen": "image" in outputs,
+        "family": card.family,
+        "backend": card.backend,
+        "defaults": {
+            name: value
+            for name, value in dataclasses.asdict(card.defaults).items()
+            if value is not None
+        },
+        "size_multiple": card.size_multiple,
+        "frame_multiple": card.frame_multiple,
+        "max_edge": card.max_edge,
+        "max_frames": card.max_frames,
+        "min_images": card.min_images,
+        "max_images": card.max_images,
     }
 
 

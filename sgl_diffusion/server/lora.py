@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -33,7 +33,8 @@ async def set_lora(request: Request, context: Context) -> dict[str, Any]:
     targets = ", ".join(dict.fromkeys(setting.target for setting in settings))
     strengths = ", ".join(f"{setting.strength:.2f}" for setting in settings)
     what = f"{names} (target: {targets}, strength: {strengths})"
-    return _ok(f"Successfully set LoRA adapter(s): {what}", report)
+    answer = _ok(f"Successfully set LoRA adapter(s): {what}", report)
+    return answer | _left_out(report, {setting.nickname for setting in settings})
 
 
 @router.post("/merge_lora_weights")
@@ -112,6 +113,16 @@ async def _read(request: Request, context: ServerContext, kind: type[B]) -> B:
     if length == "0" and "transfer-encoding" not in request.headers:
         return parse(kind, Body({}))
     return parse(kind, await read_body(request, form=False, any_type=not from_page))
+
+
+def _left_out(report: dict[str, Any], nicknames: Collection[str]) -> dict[str, Any]:
+    """Parts of the files that this model has no place for: `component.layer` names, by nickname."""
+    unmatched = {
+        adapter["nickname"]: adapter["unmatched"]
+        for adapter in report["loaded_adapters"]
+        if adapter["nickname"] in nicknames and adapter.get("unmatched")
+    }
+    return {"unmatched": unmatched} if unmatched else {}
 
 
 def _ok(message: str, report: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ T = TypeVar("T")
 _AT_ONCE = 2
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+_COPIES_GONE = "copies_deleted"  # in the history of a job that is gone
 
 
 class Uploads:
@@ -45,8 +46,10 @@ class Uploads:
         self._pause = _FIRST_PAUSE
 
     async def start(self) -> None:
-        """Go on where an earlier server stopped."""
+        """Go on where an earlier server stopped, with deletions for a day."""
         self._jobs.watch(self.changed)
+        for job_id in await self._jobs.gone(_COPIES_GONE):
+            self.changed(job_id, None)
         for row in await self._jobs.over():
             self.changed(row.id, row)
         self._tasks = [asyncio.create_task(self._work()) for _ in range(_AT_ONCE)]
@@ -99,12 +102,16 @@ class Uploads:
         while True:
             job_id = await self._queue.get()
             action = "delete" if job_id in self._dropped else "copy"
+            # From now on a copy that is still being made has to be deleted once more.
+            self._dropped.discard(job_id)
             try:
                 await (self._drop(job_id) if action == "delete" else self._copy(job_id))
             except UnavailableError:
                 self._counts[action, "failed"] += 1
                 await asyncio.sleep(self._pause * random.uniform(0.8, 1.2))
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+                if action == "delete":
+                    self._dropped.add(job_id)
                 self._queue.put_nowait(job_id)
             except SglError as error:
                 log.error("the files of %s cannot be copied: %s", job_id, error)
@@ -132,7 +139,7 @@ class Uploads:
 
     async def _drop(self, job_id: str) -> None:
         await self._in_thread(lambda: self._bucket.drop(job_id))
-        self._dropped.discard(job_id)
+        await self._jobs.note(job_id, _COPIES_GONE)
         self._settle(job_id)
 
     def _settle(self, job_id: str) -> None:

@@ -25,6 +25,7 @@ SPELLINGS = {
     "output-quality": "output_quality",
     "output-compression": "output_compression",
 }
+_MAX_WARNINGS = 8
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _REAL = re.compile(
     r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|-?(nan|inf|infinity)", re.IGNORECASE
@@ -119,6 +120,8 @@ def unknown(name: str, known: list[str], lenient: bool, notes: Notes) -> None:
             code="unknown_parameter",
             param=shown,
         )
+    if len(notes.warnings) == _MAX_WARNINGS:  # they share one header
+        return
     word = shown.encode("ascii", "replace").decode()
     notes.warnings.append(f"unknown parameter ignored: {word}")
 

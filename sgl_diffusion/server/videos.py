@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.images import resolve
 from sgl_diffusion.server.lora import loras_of
+from sgl_diffusion.server.pages import Page, page_of
 from sgl_diffusion.server.repeats import Origin, origin_of
 from sgl_diffusion.server.rows import find_row, visible_to
 from sgl_diffusion.server.schemas import VideoRequest
@@ -24,8 +25,6 @@ from sgl_diffusion.server.validate import parse
 from sgl_diffusion.server.video_view import KIND, describe, find_video, respond
 
 router = APIRouter(prefix="/v1/videos")
-
-_MAX_PAGE = 100
 
 
 @router.post("")
@@ -84,22 +83,14 @@ async def list_videos(
     limit: str = "20",
     order: str = "desc",
 ) -> dict[str, Any]:
-    count = int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 9 else 0
-    if not 1 <= count <= _MAX_PAGE:
-        raise RequestError(
-            f"limit must be a number from 1 to {_MAX_PAGE}.",
-            code="out_of_range",
-            param="limit",
-        )
-    rows = await _page(context, visible_to(request), after, count + 1, order)
-    data = [describe(context, row) for row in rows[:count]]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > count,
-    }
+    page, owner = Page.of(after, limit, order), visible_to(request)
+    if after is not None:
+        try:
+            await find_row(context, KIND, after, owner)
+        except NotFoundError:
+            raise page.unknown() from None
+    rows = await page.rows(context.jobs, KIND, owner)
+    return page_of([describe(context, row) for row in rows], page)
 
 
 @router.get("/{video_id}")
@@ -139,23 +130,3 @@ async def start(
         if stored is None or stored.id != video_id:
             context.files.drop_inputs(video_id)
     return respond(context, stored)
-
-
-async def _page(
-    context: ServerContext, owner: str | None, after: str | None, limit: int, order: str
-) -> list[JobRow]:
-    direction: Literal["asc", "desc"]
-    if order == "asc":
-        direction = "asc"
-    elif order == "desc":
-        direction = "desc"
-    else:
-        raise RequestError("order must be asc or desc.", param="order")
-    try:
-        if after is not None:
-            await find_row(context, KIND, after, owner)
-        return await context.jobs.list(KIND, after=after, limit=limit, order=direction, owner=owner)
-    except NotFoundError:
-        raise RequestError(
-            "after is not the id of a video.", code="invalid_cursor", param="after"
-        ) from None

@@ -166,3 +166,27 @@ def test_the_next_worker_has_the_same_set(server: Server, adapters: tuple[Path, 
     assert server.http.get("/v1/list_loras").json()["active"] == active
     assert image(server) == before
     assert call(server, "unmerge_lora_weights").is_success
+
+
+def test_videos_keep_their_place_before_and_behind_a_change(
+    server: Server, adapters: tuple[Path, Path]
+) -> None:
+    """More videos than the worker is given at once: all those before the change end without it."""
+    assert call(server, "set_lora", lora_nickname="a", lora_path=str(adapters[0])).is_success
+    clip = {"num_inference_steps": 1, "num_frames": 1, "seed": 3}
+    with_a = server.video(**clip)
+    assert server.finished(with_a)["status"] == "completed"
+    assert call(server, "unmerge_lora_weights").is_success
+    early = [server.video(**clip) for _ in range(40)]
+    thread = threading.Thread(target=call, args=(server, "set_lora"), kwargs={"lora_nickname": "a"})
+    thread.start()
+    server.wait_until(
+        "the change waits or is made",
+        lambda: (s := server.http.get("/v1/list_loras").json())["waiting_changes"] or s["active"],
+    )
+    late = server.video(**clip)
+    thread.join()
+    assert [server.finished(one)["status"] for one in (*early, late)] == ["completed"] * 41
+    assert frames(server, late) == frames(server, with_a)
+    assert frames(server, early[0]) == frames(server, early[-1]) != frames(server, late)
+    assert call(server, "unmerge_lora_weights").is_success

@@ -17,7 +17,7 @@ from tests.refs.lora import lora_apply as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIMITS = {torch.float32: 2.0**-17, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
-LEVELS = ("torch", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
+LEVELS = ("torch", "cpu-amx_bf16", "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar")
 
 
 @pytest.fixture(params=LEVELS)
@@ -145,12 +145,12 @@ def test_torch_accepts_the_native_op() -> None:
     factors = ([delta.down], [delta.up], [0.5], [0], [1])
     for index in (torch.tensor([0, -1, 0, 0, -1]), None):
         torch.library.opcheck(
-            torch.ops.sgld.lora_apply.default,
+            torch.ops.sgld.lora_apply_.default,
             (x, y, index, *factors),
             test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
         )
     with pytest.raises(ValueError, match="index 1 is none of the 1 adapters"):
-        torch.ops.sgld.lora_apply(x, y, torch.ones(5, dtype=torch.int64), *factors)
+        torch.ops.sgld.lora_apply_(x, y, torch.ones(5, dtype=torch.int64), *factors)
     weight = torch.randn(12, 8)
     torch.library.opcheck(
         torch.ops.sgld.lora_merge_.default, ([weight], *factors), test_utils=("test_schema",)

@@ -94,7 +94,8 @@ def test_progress_cancel_and_what_the_class_does_not_take(tiny_sd: Path) -> None
 
     worker.submit("whole", {"params": params})
     assert worker.step() and not worker.step()
-    assert [step for _, step, _ in outbox.steps["whole"]] == list(range(9))
+    # A slow step is told more than once.
+    assert list(dict.fromkeys(step for _, step, _ in outbox.steps["whole"])) == list(range(9))
 
     def cancel_at_three() -> None:
         if outbox.steps["cut"][-1][1] == 3:
@@ -152,7 +153,7 @@ def test_a_damaged_checkpoint_says_so(tiny_sd: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd, tmp_path / "model")
     for file in (tmp_path / "model" / "unet").glob("*.safetensors"):
         file.unlink()
-    with pytest.raises(SetupError, match="cannot be loaded as StableDiffusionPipeline"):
+    with pytest.raises(SetupError, match="unet holds no safetensors weights"):
         open_pipeline(EngineOptions(model_path=str(tmp_path / "model")), lambda note: None)
 
 

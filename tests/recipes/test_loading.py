@@ -34,9 +34,13 @@ def parameters(pipeline: Pipeline | WholePipeline) -> dict[str, Tensor]:
     """Of every network that the pipeline holds."""
     found: dict[str, Tensor] = {}
     for name, part in vars(pipeline).items():
-        network = part if isinstance(part, nn.Module) else getattr(part, "_model", None)
-        if isinstance(network, nn.Module):
-            found |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        several = list(part.values()) if isinstance(part, dict) else part
+        several = several if isinstance(several, list | tuple) else [part]
+        for number, one in enumerate(several):
+            network = one if isinstance(one, nn.Module) else getattr(one, "_model", None)
+            if isinstance(network, nn.Module):
+                values = network.state_dict().items()
+                found |= {f"{name}.{number}.{key}": value for key, value in values}
     return found
 
 

@@ -180,3 +180,31 @@ def test_leaving_cancels_the_job(api: Any, base_url: str, after: str) -> None:
 
     assert api.run(leave()) < 1.0
     assert not list((api.folder / "images").iterdir())
+
+
+def test_the_same_request_gets_the_same_pictures(api: Any) -> None:
+    body = {"prompt": "x", "stream": True, "n": 2}
+    headers = {"idempotency-key": "one-stream"}
+    first = events_of(api.post(PATH, json=body, headers=headers))
+    again = events_of(api.post(PATH, json=body, headers=headers))
+    assert again == first and len(api.client.submitted) == 1
+    assert api.get("/v1/images").json()["data"][0]["id"] == first[0]["id"]
+    assert len(list(api.context.files.images.iterdir())) == 2
+    for path in api.context.files.images.iterdir():
+        path.unlink()
+    made_anew = events_of(api.post(PATH, json=body, headers=headers))
+    assert made_anew[0]["id"] != first[0]["id"] and len(api.client.submitted) == 2
+    assert api.get(made_anew[1]["url"]).content == base64.b64decode(made_anew[1]["b64_json"])
+
+
+def test_two_streams_of_one_request_leave_one_set_of_files(api: Any) -> None:
+    api.client.step_seconds = 0.02
+    body, headers = {"prompt": "x", "stream": True}, {"idempotency-key": "twice"}
+
+    async def both() -> list[Any]:
+        sent = (api.http.post(PATH, json=body, headers=headers) for _ in range(2))
+        return list(await asyncio.gather(*sent))
+
+    urls = {events_of(answer)[-1]["url"] for answer in api.run(both())}
+    assert len(urls) == 1 and len(list(api.context.files.images.iterdir())) == 1
+    assert api.get(urls.pop()).status_code == 200

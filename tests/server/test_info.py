@@ -65,18 +65,27 @@ def test_sglang_info(api):
 
 def test_info_in_the_words_of_sglang(api):
     info = api.get("/model_info").json()
-    assert info == {
-        "model_path": "/models/tiny-wan",
-        "is_generation": True,
-        "model_type": "diffusion",
-        "architectures": ["WanPipeline"],
-        "has_image_understanding": False,
-        "has_audio_understanding": False,
-        "task_type": "T2V",
-        "supported_task_types": ["T2V", "T2I"],
-        "output_types": ["video", "image"],
-        "is_image_gen": True,
-    }
+    defaults, frames = info["defaults"], api.get("/models").json()["defaults"]
+    assert f"{defaults['width']}x{defaults['height']}" == frames["size"]
+    assert {"negative_prompt", "max_sequence_length", "fps"} <= set(defaults)
+    assert defaults["num_inference_steps"] == frames["num_inference_steps"]
+    assert (info["size_multiple"], info["frame_multiple"], info["max_images"]) == (16, 4, 1)
+    assert (
+        info.items()
+        >= {
+            "model_path": "/models/tiny-wan",
+            "is_generation": True,
+            "model_type": "diffusion",
+            "architectures": ["WanPipeline"],
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "task_type": "T2V",
+            "supported_task_types": ["T2V", "T2I"],
+            "output_types": ["video", "image"],
+            "is_image_gen": True,
+            "family": "wan",
+        }.items()
+    )
     assert api.get("/v1/model_info").json() == {"model_path": "/models/tiny-wan"}
     server = api.get("/server_info").json()
     assert (server["served_model_name"], server["tp_size"], server["dp_size"]) == ("tiny", 1, 1)

@@ -38,6 +38,18 @@ def test_the_documented_call_needs_no_content_type(api):
     assert api.client.loras.calls == [("set", ((setting,), "auto"))]
 
 
+def test_parts_that_the_model_does_not_take_are_in_the_answer(api):
+    names = ["text_encoder.layer.0", "transformer.blocks.9.ffn"]
+    api.client.loras.state["loaded_adapters"] = [
+        {"nickname": "ink", "path": "me/ink", "unmatched": names},
+        {"nickname": "older", "path": "me/older", "unmatched": ["transformer.other"]},
+        {"nickname": "whole", "path": "me/whole", "unmatched": []},
+    ]
+    wanted = {"lora_nickname": ["ink", "whole"], "lora_path": ["me/ink", "me/whole"]}
+    answer = api.post("/v1/set_lora", json=wanted)
+    assert answer.status_code == 200 and answer.json()["unmatched"] == {"ink": names}
+
+
 def test_lists_are_lined_up(api):
     answer = api.post(
         "/v1/set_lora",

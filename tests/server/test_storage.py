@@ -248,6 +248,20 @@ def test_deleted_before_it_was_copied(s3, make_api):
     until(lambda: not s3.names())
 
 
+def test_a_new_server_deletes_the_copies_that_are_left(s3, make_api):
+    first = make_api(s3=settings(s3))
+    gone, kept = (uploaded(first, finished(first, seed=seed)) for seed in (1, 2))
+    first.close()
+    second = make_api()  # knows of no bucket
+    second.request("DELETE", f"{PATH}/{gone['id']}")
+    second.close()
+    third = make_api(s3=settings(s3))
+    until(lambda: len(s3.names()) == 3)
+    assert all(name.startswith(kept["id"]) for name in s3.names())
+    until(lambda: third.run(third.jobs.events(gone["id"]))[-1]["kind"] == "copies_deleted")
+    assert third.run(third.jobs.gone("copies_deleted")) == []
+
+
 VARIABLES = (
     "SGLD_S3_BUCKET SGLD_S3_ENDPOINT_URL SGLD_S3_REGION SGLD_S3_ACCESS_KEY_ID "
     "SGLD_S3_SECRET_ACCESS_KEY SGLANG_CLOUD_STORAGE_TYPE SGLANG_S3_BUCKET_NAME "

@@ -99,7 +99,7 @@ class RowAdapters:
         def add(_: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
             if self._rows == 0:
                 return y
-            return ops.lora_apply(inputs[0], y, adapters, self._index_of(inputs[0]))
+            return ops.lora_apply_(inputs[0], y, adapters, self._index_of(inputs[0]))
 
         return module.register_forward_hook(add)
 
