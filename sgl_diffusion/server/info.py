@@ -17,7 +17,7 @@ from sgl_diffusion.server.errors import envelope
 router = APIRouter()
 
 
-def _shown_path(request: Request, context: Context) -> str:
+async def _shown_path(request: Request, context: Context) -> str:
     """Where the model lies is for admins; other keys learn the name under which it is served."""
     card = context.card()
     return card.path if request.state.caller.admin else context.model_name(card)
