@@ -80,6 +80,7 @@ class ServerContext:
     uploads: Uploads | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    readiness: str = ""  # as a poller was told last
     rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:

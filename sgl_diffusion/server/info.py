@@ -11,10 +11,15 @@ from starlette.responses import JSONResponse, Response
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base.errors import BusyError, NotFoundError, RequestError
+from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.errors import envelope
 
+log = get_logger(__name__)
+
 router = APIRouter()
+
+_GET = ["GET", "HEAD"]  # pollers like the shorter answer
 
 
 def _shown_path(request: Request, context: Context) -> str:
@@ -26,33 +31,45 @@ def _shown_path(request: Request, context: Context) -> str:
 ShownPath = Annotated[str, Depends(_shown_path)]
 
 
-@router.get("/liveness")
-@router.get("/livez")
+@router.api_route("/liveness", methods=_GET)
+@router.api_route("/livez", methods=_GET)
 async def livez() -> dict[str, str]:
     """The event loop answers; says nothing about the worker."""
     return {"status": "ok"}
 
 
-@router.get("/health")
-@router.get("/readyz")
+@router.api_route("/health", methods=_GET)
+@router.api_route("/readyz", methods=_GET)
 async def readyz(context: Context) -> Response:
-    """200 when a job would run now."""
+    """200 when a job would run now. Only a change is logged: pollers ask every second."""
+    illness = _illness(context)
+    state, reason = illness[:2] if illness else ("ready", "")
+    if state != context.readiness:
+        context.readiness = state
+        log.info("readiness", extra={"fields": {"state": state, "reason": reason or None}})
+    if illness is not None:
+        return _unhealthy(context, *illness)
+    restarts = context.client.health().restarts
+    return JSONResponse({"status": "ok", "running": True, "restarts": restarts})
+
+
+def _illness(context: ServerContext) -> tuple[str, str, str] | None:
+    """State, reason and code of what keeps jobs from running now."""
     health = context.client.health()
     if context.draining:
-        return _unhealthy(context, "draining", "The server is draining.", "draining")
+        return "draining", "The server is draining.", "draining"
     if not health.ready:
-        reason = health.reason or f"The server is {health.state}."
-        return _unhealthy(context, health.state, reason, "not_ready")
+        return health.state, health.reason or f"The server is {health.state}.", "not_ready"
     if full := context.keeper.low():
-        return _unhealthy(context, "disk_full", full, "insufficient_storage")
-    return JSONResponse({"status": "ok", "running": True, "restarts": health.restarts})
+        return "disk_full", full, "insufficient_storage"
+    return None
 
 
 @router.get("/health_generate")
 async def health_generate(context: Context) -> Response:
     """200 when the smallest picture was made just now. A full queue is 429: that is no illness."""
     if context.draining:
-        return await readyz(context)
+        return _unhealthy(context, "draining", "The server is draining.", "draining")
     finding = await context.probe.ask()
     if finding.error is None:
         seconds = round(finding.seconds, 3)
