@@ -47,7 +47,16 @@ class EngineOptions:
         choices=("auto", "native", "diffusers"),
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
-    num_gpus: int = option(1, "Devices for one model.", least=1)
+    num_gpus: int = option(1, "Devices for one model; on a CPU, processes.", least=1)
+    ulysses_degree: int | None = option(
+        None, "Ranks that share the heads of attention; without it chosen.", least=1
+    )
+    ring_degree: int | None = option(
+        None, "Ranks that pass keys round in attention; without it chosen.", least=1
+    )
+    cfg_parallel_size: int | None = option(
+        None, "2 computes the branches of guidance side by side; without it chosen.", least=1
+    )
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(
