@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 @contextmanager
 def started(name: str, model: Path) -> Iterator[tuple[str, int]]:
-    """"ours", "one" (job at a time), "plain1" or "plain2" (lanes); warmed up."""
+    """ "ours", "one" (job at a time), "plain1" or "plain2" (lanes); warmed up."""
     with tempfile.TemporaryDirectory() as folder:
         if name.startswith("plain"):
             lanes = int(name.removeprefix("plain"))

@@ -135,9 +135,7 @@ async def closed(
     return await _measured(address, pid, shots, lambda c: [ask(c) for _ in range(concurrency)])
 
 
-async def open_loop(
-    address: str, pid: int, rate: float, requests: int, *, previews: bool
-) -> Load:
+async def open_loop(address: str, pid: int, rate: float, requests: int, *, previews: bool) -> Load:
     """Requests come at random moments, so many a second, whoever is still waiting."""
     draw = random.Random(11)
     shots: list[Shot] = []
