@@ -57,6 +57,14 @@ class EngineOptions:
     cfg_parallel_size: int | None = option(
         None, "2 computes the branches of guidance side by side; without it chosen.", least=1
     )
+    text_encoder_cpu_offload: bool = option(
+        False, "Keep the text encoder in the memory of the host between prompts."
+    )
+    vae_cpu_offload: bool = option(False, "Keep the VAE in the memory of the host between uses.")
+    dit_layerwise_offload: bool = option(
+        False, "Keep the transformer in the memory of the host, and bring its blocks one by one."
+    )
+    pin_cpu_memory: bool = option(False, "Pin the memory of what is kept on the host.")
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(
