@@ -30,7 +30,7 @@ class Layout:
         return self.cfg * self.tokens
 
     def __str__(self) -> str:
-        return f"cfg {self.cfg} × ring {self.ring} × ulysses {self.ulysses}"
+        return f"cfg {self.cfg} x ring {self.ring} x ulysses {self.ulysses}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Degrees:
 
     def _given(self) -> str:
         names = {"cfg": self.cfg, "ring": self.ring, "ulysses": self.ulysses}
-        return " × ".join(f"{name} {size}" for name, size in names.items() if size is not None)
+        return " x ".join(f"{name} {size}" for name, size in names.items() if size is not None)
 
 
 def divisors(number: int) -> list[int]:

@@ -16,12 +16,14 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
+from sgl_diffusion.engine.offload import check_offload
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
@@ -61,6 +63,8 @@ class DiffusionWorker:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
         dispatch.named()
         library.absent()
+        if note := check_offload(self._options, pick_device(self._options.device)):
+            self._outbox.loading(note)
         try:
             pipeline = self._open(self._outbox.loading)
         except Exception as error:
@@ -72,9 +76,14 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
-            rows = self._options.max_batch_rows
             self._runner = StepRunner(
-                pipeline, rows, self._outbox, self._finish, self._fail, branches
+                pipeline,
+                self._options.max_batch_rows,
+                self._outbox,
+                self._finish,
+                self._fail,
+                branches,
+                self._options.max_running_jobs,
             )
             self._warm_up(pipeline.card)
         else:

@@ -43,6 +43,21 @@ NATIVE: Registry[str] = Registry(
     },
 )
 
+# Pipelines of diffusers that hand other inputs to the same parts: one recipe takes what both take.
+SAME_PARTS = {
+    "Flux2KleinInpaintPipeline": "Flux2KleinPipeline",
+    "FluxImg2ImgPipeline": "FluxPipeline",
+    "FluxInpaintPipeline": "FluxPipeline",
+    "FluxKontextInpaintPipeline": "FluxKontextPipeline",
+    "QwenImageEditInpaintPipeline": "QwenImageEditPipeline",
+    "QwenImageImg2ImgPipeline": "QwenImagePipeline",
+    "QwenImageInpaintPipeline": "QwenImagePipeline",
+    "StableDiffusion3Img2ImgPipeline": "StableDiffusion3Pipeline",
+    "StableDiffusion3InpaintPipeline": "StableDiffusion3Pipeline",
+    "ZImageImg2ImgPipeline": "ZImagePipeline",
+    "ZImageInpaintPipeline": "ZImagePipeline",
+}
+
 TINY_NAME = "tiny-random-wan"
 TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt"
 
@@ -130,14 +145,15 @@ def _open(
 ) -> Pipeline | WholePipeline:
     """Natively where a recipe exists and can take this checkpoint, else through diffusers."""
     if options.backend != "diffusers":
-        reason = _not_native(index)
+        native = dataclasses.replace(index, pipeline=SAME_PARTS.get(index.pipeline, index.pipeline))
+        reason = _not_native(native)
         if reason is None:
             from sgl_diffusion.recipes.fit import check_fits
 
-            check_fits(index, options)
+            check_fits(native, options)
             note(f"loading {index.pipeline} with the native recipe")
-            recipe = importlib.import_module(NATIVE.get(index.pipeline))
-            return recipe.open_pipeline(index, options, name)
+            recipe = importlib.import_module(NATIVE.get(native.pipeline))
+            return recipe.open_pipeline(native, options, name)
         if options.backend == "native":
             raise ConfigError(
                 f"{index.pipeline} cannot be served natively: {reason}.",

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,14 @@ from tests.recipes.test_wan_lora import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # four processes load torch
 
-FOUR = ("--num-gpus", "4", "--ulysses-degree=2", "--ring-degree=2", "--device", "cpu")
+
+def documented() -> tuple[str, ...]:
+    """The flags of the start line in the docs, but for its model."""
+    page = (ROOT / "docs/parallel.md").read_text().replace("\\\n", " ")
+    line = next(line for line in page.splitlines() if line.startswith("sglang serve "))
+    words = tuple(shlex.split(line))
+    assert words[2:4] == ("--model-path", "M")
+    return words[4:]
 
 
 def _start(folder: Path, *flags: str) -> Iterator[Server]:
@@ -43,7 +51,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from _start(tmp_path_factory.mktemp("four"), *FOUR)
+    yield from _start(tmp_path_factory.mktemp("four"), *documented())
 
 
 def pictures(server: Server, **body: Any) -> NDArray[np.int64]:
@@ -72,6 +80,17 @@ def ranks(server: Server) -> list[int]:
     (worker,) = server.workers()
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
     return [int(child) for child in children]
+
+
+def test_the_documented_line_runs_as_it_stands(four: Server) -> None:
+    assert documented() == (
+        "--text-encoder-cpu-offload", "--pin-cpu-memory", "--num-gpus", "4", "--ulysses-degree=2",
+        "--ring-degree=2", "--port", "30010",
+    )  # fmt: skip
+    assert four.port == 30010 and len(ranks(four)) == 3
+    log = four.log.read_text()
+    assert "4 ranks: cfg 1 x ring 2 x ulysses 2" in log
+    assert log.count("nothing to move") == 1
 
 
 @pytest.mark.parametrize(
