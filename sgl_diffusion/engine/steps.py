@@ -7,6 +7,7 @@ cancelling happen at step boundaries.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -20,15 +21,16 @@ from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import ShapeKey, denoise
 from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.job import Job, Row
-from sgl_diffusion.engine.lineup import Batch, line_up
+from sgl_diffusion.engine.lineup import Batch, Lineup, Unit, line_up
 from sgl_diffusion.engine.lora.rows import RowAdapters
+from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pictures import open_picture
 from sgl_diffusion.engine.pipeline import KeepsPicture, Pipeline
 from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.turns import Turns
-from sgl_diffusion.orchestrator.stage import Outbox
+from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
 
 log = get_logger(__name__)
 
@@ -40,16 +42,29 @@ class StepRunner:
     """Runs the jobs of one pipeline; reports through `finish` and `fail`."""
 
     def __init__(
-        self, pipeline: Pipeline, max_rows: int, outbox: Outbox, finish: Finish, fail: Fail
+        self,
+        pipeline: Pipeline,
+        max_rows: int,
+        outbox: Outbox,
+        finish: Finish,
+        fail: Fail,
+        branches: Branches | None = None,
+        max_jobs: int = 0,
     ) -> None:
+        """`branches` are there if this is one of several ranks: what fails in a step of many ranks
+        ends them all, as nobody knows what the others did. At most `max_jobs` jobs are worked on
+        at a time; 0 means all."""
         self._pipeline = pipeline
         self._max_rows = max_rows
+        self._max_jobs = max_jobs or None
         self._outbox = outbox
         self._finish = finish
         self._fail = fail
         self._jobs: dict[str, Job] = {}
         self._turns = Turns()
-        self._contexts = Contexts(pipeline)
+        self._branches = branches
+        self._contexts = Contexts(pipeline, branches)
+        self.lineup = Lineup()
         self._reduced: dict[ShapeKey, int] = {}
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
@@ -72,13 +87,31 @@ class StepRunner:
 
     def step(self) -> bool:
         """One unit of work, for whoever has waited longest."""
+        unit = self.choose()
+        if unit is None:
+            return False
+        self.run(unit)
+        return True
+
+    def choose(self) -> Unit | None:
+        """The unit of whoever has waited longest."""
+        orders = self.look().orders
+        if not orders:
+            return None
+        return self._turns.next(orders)
+
+    def look(self) -> Lineup:
+        """What could be done next."""
         self._pace.wait()
         self._stop_clock()
-        lineup = line_up(self._pipeline, self._jobs.values(), self._max_rows, self._reduced)
-        self._contexts.keep(lineup.rows)
-        if not lineup.orders:
-            return False
-        unit = self._turns.next(lineup.orders)
+        jobs = itertools.islice(self._jobs.values(), self._max_jobs)
+        self.lineup = line_up(self._pipeline, jobs, self._max_rows, self._reduced)
+        self._contexts.keep(self.lineup.rows)
+        return self.lineup
+
+    def run(self, unit: Unit) -> None:
+        """Do one unit out of `lineup`."""
+        lineup = self.lineup
         if isinstance(unit, Batch):
             self._denoise(unit, lineup.rows[unit])
         elif unit == "encode" and lineup.to_encode is not None:
@@ -88,7 +121,6 @@ class StepRunner:
         self._pace.mark()
         if not self._pace.lags:
             self._stop_clock()
-        return True
 
     # -- units -------------------------------------------------------------------------------------
 
@@ -131,8 +163,11 @@ class StepRunner:
         fresh = [row for row in rows if row.ran == 0]
         try:
             with self.adapters.of([row.job.blend for row in rows]):
-                denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
+                context = self._contexts.of(batch.key, rows)
+                denoise(self._pipeline, batch.key, rows, context, self._branches)
         except Exception as error:
+            if self._branches is not None:
+                raise CannotGoOnError("a step of several ranks failed") from error
             if is_out_of_memory(error) and len(rows) > 1:
                 self._reduce(batch.key, len(rows) // 2)
             else:

@@ -22,6 +22,8 @@ from sgl_diffusion.models import (
     flux_weights,
     qwen_image,
     qwen_image_weights,
+    sd3,
+    sd3_weights,
     wan,
     wan_weights,
     z_image,
@@ -36,6 +38,8 @@ WIDTH = 64  # of the tiny FLUX.1
 FAMILIES: dict[str, tuple[Any, Any, Any, str]] = {
     "flux": (flux.FluxTransformer, flux.FluxParams, flux_weights.RULES, "tiny_flux_a"),
     "flux2": (flux2.Flux2Transformer, flux2.Flux2Params, flux2_weights.RULES, "tiny_flux2_dev"),
+    "sd3": (sd3.Sd3Transformer, sd3.Sd3Params, sd3_weights.RULES, "tiny_sd3_a"),
+    "sd3_plain": (sd3.Sd3Transformer, sd3.Sd3Params, sd3_weights.RULES, "tiny_sd3_b"),
     "wan": (wan.WanTransformer, wan.WanParams, wan_weights.RULES, "tiny_wan_a"),
     "wan_i2v": (wan.WanTransformer, wan.WanParams, wan_weights.RULES, "i2v"),
     "z_image": (
@@ -82,7 +86,7 @@ def test_the_weights_are_those_that_diffusers_reads(
     family: str, prefix: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     path = checkpoint(family, request)
-    family, *_ = family.split("_i2v")
+    family = family.removesuffix("_i2v").removesuffix("_plain")
     weights = stored(path)
     original = {key: value.contiguous() for key, value in WRITERS[family](weights).items()}
     theirs = converter(family, WIDTH)(dict(original))
