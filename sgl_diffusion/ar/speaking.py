@@ -25,6 +25,7 @@ from sgl_diffusion.orchestrator.messages import Metric
 # Gets new samples of a row, and with the last of them why the speech ended.
 OnSound = Callable[[Row, Tensor, str | None], None]
 SAMPLE_RATE = 24_000
+_USUAL = "ethan"
 
 
 class Qwen3Speaker:
@@ -38,7 +39,7 @@ class Qwen3Speaker:
         self._batch = SpeechBatch(talker, vocoder, self._heard)
         self._speeches: dict[Row, SpeechRow] = {}
         self._rows: dict[SpeechRow, Row] = {}
-        self.voices = tuple(talker.voices())
+        self.voices = tuple(sorted(talker.voices(), key=lambda name: (name != _USUAL, name)))
         self.tap = int(config.talker_config.accept_hidden_layer)
         self.sample_rate = SAMPLE_RATE
 
