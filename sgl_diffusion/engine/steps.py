@@ -227,8 +227,7 @@ class StepRunner:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
 
     def _show(self, row: Row) -> None:
-        """Decode and send what a step of this row foresaw: one picture, as there are no previews
-        of clips."""
+        """Decode and send what a step of this row foresaw: one picture, of a clip as well."""
         preview = row.previews.popleft()
         (frames,) = self._pipeline.decode(preview.latents)
         meta = {"partial": preview.index, "row": row.job.rows.index(row), "step": preview.step}
