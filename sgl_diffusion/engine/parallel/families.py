@@ -26,6 +26,7 @@ from sgl_diffusion.models.sd3 import Sd3Transformer
 from sgl_diffusion.models.wan import WanTransformer
 from sgl_diffusion.models.z_image import PATCH as Z_IMAGE_PATCH
 from sgl_diffusion.models.z_image import ZImageTransformer, filled
+from sgl_diffusion.models.z_image_omni import ZImageOmniTransformer
 
 Args = tuple[Any, ...]
 
@@ -222,6 +223,14 @@ class ZImage(_Heads):
         ]
 
 
+class ZImageOmni(ZImage):
+    """Segments: the new image and the references, what is seen and the caption."""
+
+    def segments(self, model: ZImageTransformer, latents: Tensor, context: Any) -> tuple[int, ...]:
+        image = filled(math.prod(token_grid(latents, Z_IMAGE_PATCH)))
+        return image + context.references.shape[1], context.rest.shape[1]
+
+
 class _ZImageBlocks:
     """x, signal, ropes, runs, attend -> x, where x holds the given segments."""
 
@@ -233,6 +242,8 @@ class _ZImageBlocks:
 
     def each(self, block: nn.Module, args: Args, shares: Shares) -> tuple[Args, list[Lengths]]:
         x, signal, ropes, runs, attend = args
+        if signal.dim() == 3:  # one for each token
+            signal = shares.cut(signal, *self._segments)
         local, calls = _cut_runs(runs, shares)
         ropes = tuple((_cut_row(cos, shares), _cut_row(sin, shares)) for cos, sin in ropes)
         return (x, signal, ropes, local, attend), calls
@@ -273,4 +284,5 @@ FAMILIES: dict[type[nn.Module], Family] = {
     Sd3Transformer: Sd3(),
     QwenImageTransformer: QwenImage(),
     ZImageTransformer: ZImage(),
+    ZImageOmniTransformer: ZImageOmni(),
 }
