@@ -7,6 +7,7 @@ cancelling happen at step boundaries.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -48,11 +49,14 @@ class StepRunner:
         finish: Finish,
         fail: Fail,
         branches: Branches | None = None,
+        max_jobs: int = 0,
     ) -> None:
         """`branches` are there if this is one of several ranks: what fails in a step of many ranks
-        ends them all, as nobody knows what the others did."""
+        ends them all, as nobody knows what the others did. At most `max_jobs` jobs are worked on
+        at a time; 0 means all."""
         self._pipeline = pipeline
         self._max_rows = max_rows
+        self._max_jobs = max_jobs or None
         self._outbox = outbox
         self._finish = finish
         self._fail = fail
@@ -100,7 +104,7 @@ class StepRunner:
         """What could be done next."""
         self._pace.wait()
         self._stop_clock()
-        jobs = self._jobs.values()
+        jobs = itertools.islice(self._jobs.values(), self._max_jobs)
         self.lineup = line_up(self._pipeline, jobs, self._max_rows, self._reduced)
         self._contexts.keep(self.lineup.rows)
         return self.lineup
@@ -211,8 +215,7 @@ class StepRunner:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
 
     def _show(self, row: Row) -> None:
-        """Decode and send what a step of this row foresaw: one picture, as there are no previews
-        of clips."""
+        """Decode and send what a step of this row foresaw: one picture, of a clip as well."""
         preview = row.previews.popleft()
         (frames,) = self._pipeline.decode(preview.latents)
         meta = {"partial": preview.index, "row": row.job.rows.index(row), "step": preview.step}

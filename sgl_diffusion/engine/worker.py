@@ -76,9 +76,14 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
-            rows = self._options.max_batch_rows
             self._runner = StepRunner(
-                pipeline, rows, self._outbox, self._finish, self._fail, branches
+                pipeline,
+                self._options.max_batch_rows,
+                self._outbox,
+                self._finish,
+                self._fail,
+                branches,
+                self._options.max_running_jobs,
             )
             self._warm_up(pipeline.card)
         else:

@@ -145,7 +145,7 @@ class ServerContext:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
 
-def _of_request(request: Request) -> ServerContext:
+async def _of_request(request: Request) -> ServerContext:
     context = request.app.state.context
     assert isinstance(context, ServerContext)
     return context

@@ -22,7 +22,11 @@ router = APIRouter()
 _GET = ["GET", "HEAD"]  # pollers like the shorter answer
 
 
-def _shown_path(request: Request, context: Context) -> str:
+async def _shown_path(request: Request, context: Context) -> str:
+    return _path_for(request, context)
+
+
+def _path_for(request: Request, context: ServerContext) -> str:
     """Where the model lies is for admins; other keys learn the name under which it is served."""
     card = context.card()
     return card.path if request.state.caller.admin else context.model_name(card)
@@ -174,7 +178,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
     loaded = context.client.card() is not None
     return {
         "status": "draining" if context.draining else health.state,
-        "model_path": _shown_path(request, context) if loaded else None,
+        "model_path": _path_for(request, context) if loaded else None,
         "uptime_s": int(time.time()) - context.started_at,
         "restarts": health.restarts,
         "lora": {
