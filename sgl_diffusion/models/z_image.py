@@ -89,7 +89,9 @@ class ZImageContext:
         return ZImageContext(pad_rows([context.caption for context in contexts]), lengths)
 
 
-class ZImageTransformer(nn.Module):
+class ZImageLayers(nn.Module):
+    """What the transformers with and without reference pictures have in common."""
+
     def __init__(self, params: ZImageParams) -> None:
         super().__init__()
         self.params = params
@@ -118,6 +120,44 @@ class ZImageTransformer(nn.Module):
         """In the order in which they run in every step."""
         return [*self.noise_refiner, *self.layers]
 
+    def signal(self, timestep: Tensor) -> Tensor:
+        """[B, 256], what modulates the blocks."""
+        time = (1000 - timestep) / 1000 * self.params.t_scale
+        return self.t_embedder(sinusoid(time, TIME_CHANNELS).to(self.dtype))
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Tokens [B, S, D] of pictures [B, C, 1, h, w], filled up."""
+        x = self.x_embedder(patchify(latents.to(self.dtype), PATCH, channels="last"))
+        return fill(x, self.x_pad_token)
+
+    def embed_caption(self, caption: Tensor) -> Tensor:
+        """Tokens [1, L, D] of the states of a text, filled up."""
+        states = ops.norm_modulate(
+            caption.to(self.dtype),
+            weight=self.cap_norm.weight,
+            eps=self.params.norm_eps,
+            kind="rms",
+        )
+        return fill(self.cap_embedder(states), self.cap_pad_token)
+
+    def finish(self, x: Tensor, signal: Tensor, grid: Grid) -> Tensor:
+        """The velocity of the picture whose tokens come first in `x`."""
+        scale = self.final_modulation(functional.silu(signal))
+        x = ops.norm_modulate(x[:, : math.prod(grid)], scale, eps=1e-6)
+        return -unpatchify(self.final_layer(x), grid, PATCH)
+
+    def image_rope(self, grid: Grid, full: int, start: int) -> Rope:
+        """Angles of the image's tokens, then those at the origin of the learned token."""
+        cos, sin = self.rope(grid, (start, 0, 0))
+        rest = (full - cos.shape[0], cos.shape[1])
+        return torch.cat((cos, cos.new_ones(rest))), torch.cat((sin, sin.new_zeros(rest)))
+
+    def rope(self, grid: Grid, origin: Grid) -> Rope:
+        params, device = self.params, self.x_embedder.weight.device
+        return rope_tables(grid, params.axes_dims, device, params.rope_theta, origin)
+
+
+class ZImageTransformer(ZImageLayers):
     def prepare(self, caption: Tensor) -> ZImageContext:
         """The states [1, L, cap] of one caption to what `forward` reads of it, for all steps."""
         x = self.embed_caption(caption)
@@ -154,44 +194,8 @@ class ZImageTransformer(nn.Module):
 
         return self.finish(x, signal, grid)
 
-    def signal(self, timestep: Tensor) -> Tensor:
-        """[B, 256], what modulates the blocks."""
-        time = (1000 - timestep) / 1000 * self.params.t_scale
-        return self.t_embedder(sinusoid(time, TIME_CHANNELS).to(self.dtype))
-
-    def embed(self, latents: Tensor) -> Tensor:
-        """Tokens [B, S, D] of pictures [B, C, 1, h, w], filled up."""
-        x = self.x_embedder(patchify(latents.to(self.dtype), PATCH, channels="last"))
-        return fill(x, self.x_pad_token)
-
-    def embed_caption(self, caption: Tensor) -> Tensor:
-        """Tokens [1, L, D] of the states of a text, filled up."""
-        states = ops.norm_modulate(
-            caption.to(self.dtype),
-            weight=self.cap_norm.weight,
-            eps=self.params.norm_eps,
-            kind="rms",
-        )
-        return fill(self.cap_embedder(states), self.cap_pad_token)
-
-    def finish(self, x: Tensor, signal: Tensor, grid: Grid) -> Tensor:
-        """The velocity of the picture whose tokens come first in `x`."""
-        scale = self.final_modulation(functional.silu(signal))
-        x = ops.norm_modulate(x[:, : math.prod(grid)], scale, eps=1e-6)
-        return -unpatchify(self.final_layer(x), grid, PATCH)
-
     def _caption_rope(self, length: int) -> Rope:
-        return self._rope((length, 1, 1), (1, 0, 0))
-
-    def image_rope(self, grid: Grid, full: int, start: int) -> Rope:
-        """Angles of the image's tokens, then those at the origin of the learned token."""
-        cos, sin = self._rope(grid, (start, 0, 0))
-        rest = (full - cos.shape[0], cos.shape[1])
-        return torch.cat((cos, cos.new_ones(rest))), torch.cat((sin, sin.new_zeros(rest)))
-
-    def _rope(self, grid: Grid, origin: Grid) -> Rope:
-        params, device = self.params, self.x_embedder.weight.device
-        return rope_tables(grid, params.axes_dims, device, params.rope_theta, origin)
+        return self.rope((length, 1, 1), (1, 0, 0))
 
 
 class ZImageBlock(nn.Module):

@@ -10,6 +10,7 @@ that belongs to a reference, and the text up to the last one, is modulated as cl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ from sgl_diffusion.models.z_image import (
     MULTIPLE,
     PATCH,
     ZImageBlock,
+    ZImageLayers,
     ZImageParams,
-    ZImageTransformer,
     fill,
     filled,
 )
@@ -63,7 +64,7 @@ class OmniContext:
         )
 
 
-class ZImageOmniTransformer(ZImageTransformer):
+class ZImageOmniTransformer(ZImageLayers):
     def __init__(self, params: ZImageParams) -> None:
         super().__init__(params)
         assert params.siglip_feat_dim is not None, "this is a plain Z-Image"
@@ -74,7 +75,7 @@ class ZImageOmniTransformer(ZImageTransformer):
             ZImageBlock(params, None) for _ in range(params.n_refiner_layers)
         )
 
-    def prepare_pieces(
+    def prepare(
         self,
         pieces: Sequence[Tensor],
         references: Sequence[Tensor] = (),
@@ -82,52 +83,40 @@ class ZImageOmniTransformer(ZImageTransformer):
     ) -> OmniContext:
         """The states [1, L, cap] of the pieces of one text, the latents [1, C, 1, h, w] of
         reference pictures and what a vision model sees in each, [y, x, V]."""
-        ends, start = [], 1
-        positions = []
-        for piece in pieces:
-            length = piece.shape[1]
-            # As diffusers has it: a piece takes its places, filled up, and as many at the origin as
-            # it was filled by, so the places of later pieces lag behind their tokens.
-            places = torch.arange(start, start + filled(length))
-            origins = torch.zeros(filled(length) - length, dtype=torch.long)
-            positions.append(torch.cat((places, origins)))
-            ends.append(start + length)
-            start += length + 2
+        lengths = [piece.shape[1] for piece in pieces]
+        # Between two pieces are the places of a picture and of what is seen in it.
+        ends = itertools.accumulate(lengths)
+        places = [1 + end + 2 * index for index, end in enumerate(ends)]
+        rope = self._rope_at(_places_of_text(lengths, places))
         text = torch.cat([self.embed_caption(piece) for piece in pieces], dim=1)
-        along = torch.cat(positions)[: text.shape[1]]
-        rope = self._rope_at(torch.stack((along, *[torch.zeros_like(along)] * 2), dim=1))
         text = self._refined(self.context_refiner, text, rope)
         if not references:
+            nothing = (rope[0][:0], rope[1][:0])
             return OmniContext(
-                text[:, :0], text, (text.shape[1],), 0, (ends[0],), ((_nothing(rope), rope),)
+                text[:, :0], text, (text.shape[1],), 0, (places[0],), ((nothing, rope),)
             )
         grids = [token_grid(latents, PATCH) for latents in references]
         tokens = [self.embed(latents) for latents in references]
         angles = [
-            self.image_rope(grid, part.shape[1], end)
-            for grid, part, end in zip(grids, tokens, ends, strict=False)
+            self.image_rope(grid, part.shape[1], place)
+            for grid, part, place in zip(grids, tokens, places, strict=False)
         ]
-        sights, sights_rope = self._sights(references, seen, ends)
-        # Behind the last clean piece of text come the noisy ones, and the place of what would be
-        # seen in the new picture.
-        clean = sum(filled(piece.shape[1]) for piece in pieces[: len(references)])
-        order = torch.cat(
-            (
-                torch.arange(sights.shape[1] - MULTIPLE),
-                torch.arange(clean) + sights.shape[1],
-                torch.arange(sights.shape[1] - MULTIPLE, sights.shape[1]),
-                torch.arange(clean, text.shape[1]) + sights.shape[1],
-            )
+        sights, sights_rope = self._sights(references, seen, places)
+        # First what is clean, the pieces up to the last reference among it.
+        sighted = sights.shape[1] - MULTIPLE
+        clean = sum(filled(length) for length in lengths[: len(references)])
+        rest = _interleaved(sights[0], sighted, text[0], clean)[None]
+        cos, sin = (
+            _interleaved(sight, sighted, word, clean)
+            for sight, word in zip(sights_rope, rope, strict=True)
         )
-        rest = torch.cat((sights, text), dim=1)[:, order.to(text.device)]
-        cos, sin = join_ropes(sights_rope, rope)
         return OmniContext(
             torch.cat(tokens, dim=1),
             rest,
             (rest.shape[1],),
-            sights.shape[1] - MULTIPLE + clean,
-            (ends[len(references)],),
-            ((join_ropes(*angles), (cos[order], sin[order])),),
+            sighted + clean,
+            (places[len(references)],),
+            ((join_ropes(*angles), (cos, sin)),),
             tuple((*grid, *view.shape[:2]) for grid, view in zip(grids, seen, strict=True)),
         )
 
@@ -173,11 +162,11 @@ class ZImageOmniTransformer(ZImageTransformer):
         return torch.cat([s[:, None].expand(-1, count, -1) for s, count in parts], dim=1)
 
     def _sights(
-        self, references: Sequence[Tensor], seen: Sequence[Tensor], ends: Sequence[int]
+        self, references: Sequence[Tensor], seen: Sequence[Tensor], starts: Sequence[int]
     ) -> tuple[Tensor, Rope]:
         """What is seen [1, V, D] in the references and, as learned tokens, in the new picture."""
         tokens, positions = [], []
-        for latents, view, end in zip(references, seen, ends, strict=False):
+        for latents, view, start in zip(references, seen, starts, strict=False):
             height, width, channels = view.shape
             # As diffusers has it: all places of one channel, then of the next, cut into rows anew.
             rows = view.permute(2, 0, 1).reshape(1, height * width, channels)
@@ -185,7 +174,7 @@ class ZImageOmniTransformer(ZImageTransformer):
             y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
             places = torch.stack(
                 (
-                    torch.full((height * width,), end + 1),
+                    torch.full((height * width,), start + 1),
                     _stretched(y, height, latents.shape[3]),
                     _stretched(x, width, latents.shape[4]),
                 ),
@@ -218,6 +207,25 @@ class ZImageOmniTransformer(ZImageTransformer):
         return rope_at(positions, params.axes_dims, device, params.rope_theta)
 
 
+def _places_of_text(lengths: Sequence[int], ends: Sequence[int]) -> Tensor:
+    """[L, 3] for pieces that end before `ends`.
+
+    As diffusers has it: a piece takes its places, filled up, and as many at the origin as it was
+    filled by, so the places of later pieces lag behind their tokens.
+    """
+    parts = []
+    for length, end in zip(lengths, ends, strict=True):
+        start, full = end - length, filled(length)
+        parts += [torch.arange(start, start + full), torch.zeros(full - length, dtype=torch.long)]
+    along = torch.cat(parts)[: sum(filled(length) for length in lengths)]
+    return torch.stack((along, torch.zeros_like(along), torch.zeros_like(along)), dim=1)
+
+
+def _interleaved(first: Tensor, one: int, second: Tensor, two: int) -> Tensor:
+    """The beginnings of both, `one` and `two` long, then what is left of both."""
+    return torch.cat((first[:one], second[:two], first[one:], second[two:]))
+
+
 def _stretched(index: Tensor, count: int, edge: int) -> Tensor:
     """Places 0 to count-1 along an edge of latents, as whole numbers."""
     return (index.flatten().float() / max(count - 1, 1) * (edge - 1)).long()
@@ -227,7 +235,3 @@ def _filled_places(places: Tensor) -> Tensor:
     """Learned tokens stand at the origin."""
     count = len(places)
     return torch.cat((places, places.new_zeros(filled(count) - count, 3)))
-
-
-def _nothing(rope: Rope) -> Rope:
-    return rope[0][:0], rope[1][:0]

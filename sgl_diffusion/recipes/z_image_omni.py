@@ -103,7 +103,7 @@ class ZImageOmni(ImageRecipe[OmniContext]):
             for picture in shown
         ]
         seen = [self._eyes.encode(picture) for picture in fitted]
-        return self._transformer.prepare_pieces(texts, references, seen)
+        return self._transformer.prepare(texts, references, seen)
 
     def text_bucket(self, condition: OmniContext) -> int:
         """Captions of any length share a batch; pictures of other sizes do not."""

@@ -70,7 +70,7 @@ def run_theirs(model: Any, given: Given) -> Tensor:
 @torch.no_grad()
 def run_ours(model: ZImageOmniTransformer, given: Given) -> Tensor:
     latents, timestep, rows = given
-    context = OmniContext.cat([model.prepare_pieces(*row) for row in rows])
+    context = OmniContext.cat([model.prepare(*row) for row in rows])
     return model(latents, timestep, context)
 
 

@@ -170,7 +170,7 @@ def z_image_omni(
     def prepared(length: int) -> OmniContext:
         lengths = [length] if not references else [3, *[2] * (references - 1), length, 2]
         texts = [_draw(1, count, 32, seed=count) for count in lengths]
-        return model.prepare_pieces(texts, shown, seen)
+        return model.prepare(texts, shown, seen)
 
     context = OmniContext.cat([prepared(length) for length in captions])
     return model, lambda: model(_draw(len(captions), 16, 1, height, width), TIMES, context)
