@@ -78,6 +78,17 @@ class Supervisor:
         """What the stage does; `health` also looks at how it did lately."""
         return self._state
 
+    @property
+    def loading(self) -> bool:
+        """Whether there is a process that is not ready yet."""
+        starting = self._life is not None and self._life.ready_at is None
+        return starting or self._state == "loading"
+
+    def replace(self, reason: str, why: str) -> None:
+        """End the process; another one is started."""
+        if self._life is not None:
+            self._life.end(reason, why)
+
     def health(self) -> Health:
         state, reason = self._state, self._reason
         deaths = self._deaths_lately()
@@ -202,8 +213,11 @@ class _Life:
                 supervisor._owner.stage_sent(message, arrays)
 
     def broken(self, why: str) -> None:
+        self.end("protocol", why)
+
+    def end(self, reason: str, why: str) -> None:
         self._broken = True
-        self.cause = ("protocol", why)
+        self.cause = (reason, why)
         self.attention.set()
 
     def exited(self, reason: str, why: str) -> None:
