@@ -77,6 +77,10 @@ class EngineOptions:
         "auto", "Attention implementation: auto, flash, native, triton or sdpa."
     )
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
+    max_running_jobs: int = option(
+        0, "Most jobs worked on at a time; 0: as many as there are.", least=0
+    )
+    prompt_cache_memory: float = option(0.5, "GiB that encoded prompts may take.", least=0)
     lora_path: tuple[str, ...] = option(
         (), "Adapter (LoRA) to begin with: a .safetensors file, a folder or a hub id. Repeatable."
     )

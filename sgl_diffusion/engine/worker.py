@@ -76,9 +76,15 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
-            rows = self._options.max_batch_rows
             self._runner = StepRunner(
-                pipeline, rows, self._outbox, self._finish, self._fail, branches
+                pipeline,
+                self._options.max_batch_rows,
+                self._outbox,
+                self._finish,
+                self._fail,
+                branches,
+                self._options.max_running_jobs,
+                int(self._options.prompt_cache_memory * 2**30),
             )
             self._warm_up(pipeline.card)
         else:
@@ -114,6 +120,7 @@ class DiffusionWorker:
         job = Job(job_id, params)
         try:
             job.blend = self._adapters.blend(params.loras)
+            job.epoch = self._adapters.epoch
         except Exception as error:
             self._outbox.failed(job_id, explain(error, job))
             return

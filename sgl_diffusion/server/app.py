@@ -50,17 +50,17 @@ if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.jobstore import JobStore
 
-ROUTERS = (
+ROUTERS = (  # routes are tried in this order: polls and pictures first
+    remix.router,  # before the videos: its fixed names are no ids
+    videos.router,
+    images.router,
+    image_store.router,
+    video_content.router,
+    events.router,
     info.router,
     metrics.router,
     openapi.router,
-    images.router,
     lora.router,
-    image_store.router,
-    remix.router,  # before the videos: its fixed names are no ids
-    videos.router,
-    video_content.router,
-    events.router,
 )
 
 

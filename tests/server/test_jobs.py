@@ -205,7 +205,7 @@ def test_answers_are_kept_as_far_as_they_fit() -> None:
 
         async def make(name: str) -> dict[str, Any]:
             made.append(name)
-            return {"name": name, "data": [{"b64_json": "x" * 400}]}
+            return {"name": name, "data": [{"b64_json": b"x" * 400}]}
 
         async def ask(name: str) -> None:
             origin = Origin("a", None, True, name)
