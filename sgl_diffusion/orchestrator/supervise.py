@@ -11,6 +11,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter, deque
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -101,9 +102,9 @@ class Supervisor:
         seconds = time.monotonic() - self._since
         return Health(state, reason, self.restarts.total(), seconds)
 
-    async def changed(self) -> None:
-        """Wait for the next change of state."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, bool]:
+        """Waits for the next change of state after this call."""
+        return self._changed.wait()
 
     def start(self) -> None:
         assert self._task is None, "a supervisor is started once"
