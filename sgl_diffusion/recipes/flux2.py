@@ -74,6 +74,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux2
 class Flux2(ImageRecipe[Flux2Context]):
     diffusers_class = "Flux2Transformer2DModel"
     rules = RULES
+    embeds_guidance = True
 
     def __init__(
         self,
