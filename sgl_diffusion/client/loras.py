@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
-from sgl_diffusion.base.errors import UnavailableError
+from sgl_diffusion.base.errors import SglError, UnavailableError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.gate import not_in_time
@@ -67,7 +67,11 @@ class LoraCalls:
         if not uses:
             return ()
         given = [dataclasses.asdict(use) for use in uses]
-        await self._load({"settings": given, "uses": given})
+        try:
+            await self._load({"settings": given, "uses": given})
+        except SglError as error:
+            error.param = error.param and "lora"  # a job has no other argument for them
+            raise
         paths = {one["nickname"]: one["path"] for one in self._report["loaded_adapters"]}
         return tuple(dataclasses.replace(use, path=paths[use.nickname]) for use in uses)
 
