@@ -6,7 +6,7 @@ goes on until the talker ends it, or until the cap.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,11 +17,12 @@ from sgl_diffusion.ar.kv import Slot
 from sgl_diffusion.ar.sampling import Draw
 from sgl_diffusion.ar.talker import Talker, less_of_the_same
 from sgl_diffusion.ar.vocoder import SoundStream, Vocoder
-from sgl_diffusion.base.chat import TextSampling
+from sgl_diffusion.base.chat import Speech, TextSampling
 
-TALKING = TextSampling(temperature=0.9, top_k=50)
 DETAILS = TextSampling(temperature=1.0, top_k=50, top_p=0.8)
-REPETITION_PENALTY = 1.05
+# The first sound goes out after few frames; later ones come in pieces that cost less each.
+FIRST_PIECE = 4
+LARGEST_PIECE = 32
 # Talkers run away on short texts. Slow speech takes a quarter of a second a character; a frame of
 # Qwen3 is 80 ms, so this is twice as long, and four seconds for pauses.
 FRAMES_PER_CHARACTER = 6
@@ -30,14 +31,14 @@ FRAMES_FREE = 50
 
 @dataclass(eq=False)
 class SpeechRow:
-    """One spoken answer. `seed` gives its codes; `piece` frames make a piece of sound."""
+    """One spoken answer. `seed` gives its codes; `piece` frames make the next piece of sound."""
 
     opening: Tensor
     positions: Tensor
     shift: int
     seed: int
-    piece: int
-    greedy: bool = False
+    manner: Speech = Speech()
+    piece: int = FIRST_PIECE
     words: deque[Tensor] = field(default_factory=deque)
     told_all: bool = False
     characters: int = 0
@@ -49,21 +50,28 @@ class SpeechRow:
     finish_reason: str | None = None
 
     def __post_init__(self) -> None:
-        plain = TextSampling(temperature=0.0)
-        self.draw = Draw(plain if self.greedy else TALKING, self.seed)
-        self.detail = Draw(plain if self.greedy else DETAILS, self.seed)
+        manner = self.manner
+        talking = TextSampling(
+            temperature=manner.temperature, top_p=manner.top_p, top_k=manner.top_k
+        )
+        self.draw = Draw(talking, self.seed)
+        self.detail = Draw(DETAILS if manner.temperature else talking, self.seed)
 
     def tell(self, words: Tensor, characters: int) -> None:
         """More words, [n, width], and how many characters they are."""
         self.words += list(words)
         self.characters += characters
 
-    def cap(self) -> int:
-        return FRAMES_FREE + FRAMES_PER_CHARACTER * self.characters
+    def too_long(self) -> bool:
+        if len(self.history) >= self.manner.max_frames:
+            return True
+        natural = FRAMES_FREE + FRAMES_PER_CHARACTER * self.characters
+        return self.told_all and len(self.history) >= natural
 
 
 class SpeechBatch:
-    """`on_sound` gets new samples of a row; its `finish_reason` is set with the last of them."""
+    """`on_sound` gets new samples of a row; its `finish_reason` is set with the last of them. Rows
+    wait while as many speak as the talker has room for."""
 
     def __init__(
         self,
@@ -74,16 +82,18 @@ class SpeechBatch:
         self._talker = talker
         self._vocoder = vocoder
         self._on_sound = on_sound
+        self._waiting: deque[SpeechRow] = deque()
         self._rows: dict[SpeechRow, SoundStream] = {}
         self._silence = talker.no_word()
+        self.steps: Counter[int] = Counter()
 
     def add(self, row: SpeechRow) -> None:
-        row.slot = self._talker.kv.take()
-        row.logits, row.state = self._talker.prefill(row.slot, row.opening, row.positions)
-        self._rows[row] = SoundStream(self._vocoder)
+        self._waiting.append(row)
 
     def drop(self, row: SpeechRow) -> None:
-        if row in self._rows:
+        if row in self._waiting:
+            self._waiting.remove(row)
+        elif row in self._rows:
             assert row.slot is not None
             self._talker.kv.leave(row.slot)
             row.slot = None
@@ -91,19 +101,32 @@ class SpeechBatch:
 
     def step(self) -> bool:
         """One frame of every row whose next word is known."""
+        began = self._begin()
         ready = [row for row in self._rows if row.words or row.told_all]
         speaking = [row for row in ready if self._first(row)]
         if speaking:
+            self.steps[len(speaking)] += 1
             self._advance(speaking)
-        return bool(ready)
+        return began or bool(ready)
+
+    def _begin(self) -> bool:
+        """Read one opening at most: the others go on speaking."""
+        if not self._waiting or len(self._rows) == self._talker.kv.most:
+            return False
+        row = self._waiting.popleft()
+        row.slot = self._talker.kv.take()
+        row.logits, row.state = self._talker.prefill(row.slot, row.opening, row.positions)
+        self._rows[row] = SoundStream(self._vocoder)
+        return True
 
     def _first(self, row: SpeechRow) -> bool:
         """Draw code 0 of the next frame; False where the speech ends instead."""
         assert row.logits is not None
-        code = row.draw(less_of_the_same(row.logits, row.history, REPETITION_PENALTY)).token
+        penalty = row.manner.repetition_penalty
+        code = row.draw(less_of_the_same(row.logits, row.history, penalty)).token
         if code == self._talker.end:
             self._finish(row, "stop")
-        elif row.told_all and len(row.history) >= row.cap():
+        elif row.too_long():
             self._finish(row, "length")
         else:
             row.history.append(code)
@@ -145,4 +168,5 @@ class SpeechBatch:
         if row.waiting:
             samples = self._rows[row].add(torch.stack(row.waiting, dim=1))
             row.waiting.clear()
+            row.piece = min(2 * row.piece, LARGEST_PIECE)
         self._on_sound(row, samples)

@@ -41,7 +41,7 @@ class SpeechTokens:
 class Talker:
     def __init__(self, model: Any, text_embedding: Any, tokens: SpeechTokens, rows: int) -> None:
         """`text_embedding` is that of the thinker."""
-        self._model = model
+        self.model = model
         self._config = model.config
         self._embed_text = text_embedding
         self._tokens = tokens
@@ -60,7 +60,7 @@ class Talker:
     def words(self, tokens: Sequence[int]) -> Tensor:
         """[n, width]: tokens of text as the talker takes them."""
         ids = torch.tensor(list(tokens), device=self.kv.shape.device)
-        vectors: Tensor = self._model.text_projection(self._embed_text(ids))
+        vectors: Tensor = self.model.text_projection(self._embed_text(ids))
         return vectors
 
     def no_word(self) -> Tensor:
@@ -84,7 +84,7 @@ class Talker:
         word."""
         question = self.words(asked)
         if bool(heard.any()):
-            question[heard] = self._model.hidden_projection(felt).to(question.dtype)
+            question[heard] = self.model.hidden_projection(felt).to(question.dtype)
         none, begin = self._tokens.none, self._tokens.begin
         answer = self.words([*role, none, none, none, none, begin, first])
         config = self._config
@@ -96,7 +96,7 @@ class Talker:
             config.codec_pad_id,
             config.codec_bos_id,
         ]
-        answer[len(role) :] += self._model.model.codec_embedding(
+        answer[len(role) :] += self.model.model.codec_embedding(
             torch.tensor(steering, device=answer.device)
         )
         return torch.cat([question, answer])
@@ -116,9 +116,9 @@ class Talker:
         sum of their vectors, [rows, width]."""
         from transformers import DynamicCache
 
-        predictor = self._model.code_predictor
+        predictor = self.model.code_predictor
         first = torch.tensor(list(firsts), device=states.device)
-        total = self._model.model.codec_embedding(first)
+        total = self.model.model.codec_embedding(first)
         codes = [first]
         inputs = torch.stack([states, total], dim=1)
         cache = DynamicCache(config=predictor.model.config)
@@ -145,7 +145,7 @@ class Talker:
         return self._logits(states[:, -1]), states[:, -1]
 
     def _forward(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        output = self._model.model(
+        output = self.model.model(
             inputs_embeds=vectors,
             position_ids=positions,
             attention_mask=mask,
@@ -156,7 +156,7 @@ class Talker:
         return states
 
     def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self._model.codec_head(states).float().cpu()
+        logits: Tensor = self.model.codec_head(states).float().cpu()
         return logits.masked_fill(self._never, float("-inf"))
 
 

@@ -33,13 +33,6 @@ KIND = "image"
 _UPLOAD_SECONDS = 10.0  # an answer waits so long for the address in the bucket
 _SMALL = 2**20
 _ECHOED = ("low", "medium", "high", "xhigh", "max")  # what the OpenAI SDK can read back
-# The SDK's types want it in the last event; nothing is counted, and nobody is charged.
-_NO_USAGE = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -125,7 +118,7 @@ class ImageJob:
     def completed(self, index: int, entry: dict[str, Any]) -> dict[str, Any]:
         """The event of a finished picture."""
         more = {"image_index": index, "id": self.id, "seed": self.params.seeds[index]}
-        return self._event("completed") | entry | more | {"usage": _NO_USAGE}
+        return self._event("completed") | entry | more | {"usage": usage(1)}
 
     def _event(self, name: str) -> dict[str, Any]:
         quality = self.wanted.quality if self.wanted.quality in _ECHOED else "auto"
@@ -140,6 +133,7 @@ class ImageJob:
             "data": entries,
             "seeds": list(self.params.seeds),
             "inference_time_s": round(sum(seconds.values()), 3),
+            "usage": usage(len(entries)),
         }
         if self.wanted.quality in _ECHOED:
             body["quality"] = self.wanted.quality
@@ -217,6 +211,22 @@ def image_url(context: ServerContext, row: JobRow, index: int) -> str:
     base = (context.settings.public_base_url or "").rstrip("/")
     variant = f"?variant={index}" if len(row.files) > 1 else ""
     return f"{base}/v1/images/{row.id}/content{variant}"
+
+
+def usage(images: int) -> dict[str, Any]:
+    """In the words of OpenAI and of SGLang, whose types want it: tokens are not counted, and nobody
+    is charged."""
+    return {
+        "input_tokens": 0,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        "output_tokens": 0,
+        "total_tokens": 0,
+        "prompt_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens": 0,
+        "reasoning_tokens": 0,
+        "image_count": images,
+    }
 
 
 def _put(encoded: bytes, path: Path) -> None:

@@ -31,6 +31,7 @@ def settings_of(options: ServeOptions) -> Settings:
         model_path=options.model_path,
         public_base_url=options.public_base_url,
         num_gpus=options.num_gpus,
+        dp_size=options.dp_size,
         jobs=options,
         metadata=options.metadata,
         allowed_hosts=_hosts(options),
