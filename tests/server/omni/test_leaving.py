@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from sgl_diffusion.ar.worker import ChatWorker
 from sgl_diffusion.base.errors import EngineError
 from sgl_diffusion.orchestrator.limits import Health
+from sgl_diffusion.orchestrator.stage_loop import StageLoop
 from tests.server.omni.conftest import OmniApi
 
 LONG = {"messages": [{"role": "user", "content": "a bird"}], "temperature": 1.0, "seed": 1}
@@ -31,37 +34,41 @@ def send(omni: OmniApi, path: str, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def worker_of(omni: OmniApi) -> Any:
-    """The worker in the thread of the in-process transport."""
-    import gc
+@pytest.fixture
+def endless(omni: OmniApi, monkeypatch: pytest.MonkeyPatch) -> ChatWorker:
+    """The worker, in a thread of this process, made to go on until it is told to stop."""
+    workers = [each for each in gc.get_objects() if type(each) is ChatWorker]
+    worker = next(each for each in workers if isinstance(each._outbox, StageLoop))
+    monkeypatch.setattr(worker._batch, "_ends", frozenset())
+    assert worker._speaker is not None
+    monkeypatch.setattr(worker._speaker._talker, "end", -1)
+    return worker
 
-    from sgl_diffusion.ar.worker import ChatWorker
 
-    return next(each for each in gc.get_objects() if isinstance(each, ChatWorker) and each._jobs)
+def begun(omni: OmniApi) -> bool:
+    return any(job.begun for job in list(omni.client._coordinator._jobs.values()))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_client_that_leaves_ends_every_stage(omni: OmniApi, stream: bool) -> None:
-    dropped = omni.metric("job_total")
-    connection = send(omni, "/v1/chat/completions", {**LONG, **ENDLESS, "stream": stream})
-    if stream:
-        assert b"200 OK" in connection.recv(4096)
-    omni.wait_until("begun", lambda: omni.unfinished() == 1 and omni.metric("running") == 1)
-    worker = worker_of(omni)
-    connection.close()
+def test_a_client_that_leaves_ends_every_stage(
+    omni: OmniApi, endless: ChatWorker, stream: bool
+) -> None:
+    with send(omni, "/v1/chat/completions", {**LONG, **ENDLESS, "stream": stream}) as connection:
+        if stream:
+            assert b"200 OK" in connection.recv(4096)
+        omni.wait_until("begun", lambda: begun(omni))
     omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
-    omni.wait_until("let go of", lambda: worker.running() == 0)
-    assert worker._thinker.kv.slots == []
-    assert worker._speaker._talker.kv.slots == [] and not worker._speaker._rows
-    assert omni.metric("job_total") >= dropped
+    omni.wait_until("let go of", lambda: endless.running() == 0)
+    speaker = endless._speaker
+    assert speaker is not None and not speaker._rows and endless._thinker.kv.slots == []
+    assert speaker._talker.kv.slots == []
     assert omni.chat().status_code == 200
 
 
-def test_speech_that_nobody_hears_ends(omni: OmniApi) -> None:
+def test_speech_that_nobody_hears_ends(omni: OmniApi, endless: ChatWorker) -> None:
     body = {"input": "a cat on the river " * 40, "stream": True}
-    connection = send(omni, "/v1/audio/speech", body)
-    omni.wait_until("begun", lambda: omni.unfinished() == 1)
-    connection.close()
+    with send(omni, "/v1/audio/speech", body):
+        omni.wait_until("begun", lambda: begun(omni))
     omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
 
 
@@ -110,12 +117,11 @@ def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi) -> None:
 def test_a_full_server_says_when_to_come_back(tiny_qwen3_omni: Path, tmp_path: Path) -> None:
     api = OmniApi(tiny_qwen3_omni, tmp_path, max_queue=1, speech=False)
     try:
-        connection = send(api, "/v1/chat/completions", {**LONG, "max_tokens": 4000})
-        api.wait_until("begun", lambda: api.unfinished() == 1)
-        answer = api.chat()
+        with send(api, "/v1/chat/completions", {**LONG, "n": 16, "max_tokens": 4000}):
+            api.wait_until("taken", lambda: api.unfinished() == 1)
+            answer = api.chat()
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
         assert answer.json()["error"]["code"] == "queue_full"
-        connection.close()
         api.wait_until("over", lambda: api.unfinished() == 0)
         silent = api.chat(modalities=["text", "audio"])
         assert silent.json()["error"]["code"] == "unsupported_parameter"

@@ -93,8 +93,9 @@ def test_spoken_answers(sdk: openai.OpenAI) -> None:
     stream = sdk.chat.completions.create(
         **asked, audio={"voice": "ethan", "format": "pcm16"}, stream=True
     )
-    pieces = [getattr(chunk.choices[0].delta, "audio", None) or {} for chunk in stream]
-    streamed = b"".join(base64.b64decode(piece.get("data", "")) for piece in pieces)
+    pieces = [getattr(chunk.choices[0].delta, "audio", None) for chunk in stream]
+    data = [getattr(piece, "data", None) for piece in pieces]
+    streamed = b"".join(base64.b64decode(piece) for piece in data if piece)
     difference = np.frombuffer(streamed, "<i2").astype(int) - np.frombuffer(frames, "<i2")
     assert np.abs(difference).max() <= 4
 
