@@ -47,7 +47,10 @@ class EngineOptions:
         choices=("auto", "native", "diffusers"),
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
-    num_gpus: int = option(1, "Devices for one model; on a CPU, processes.", least=1)
+    num_gpus: int = option(1, "Devices for the model; on a CPU, processes.", least=1)
+    dp_size: int = option(
+        1, "Replicas of the model, each with its share of the devices and its own jobs.", least=1
+    )
     ulysses_degree: int | None = option(
         None, "Ranks that share the heads of attention; without it chosen.", least=1
     )
@@ -77,6 +80,7 @@ class EngineOptions:
     max_running_jobs: int = option(
         0, "Most jobs worked on at a time; 0: as many as there are.", least=0
     )
+    prompt_cache_memory: float = option(0.5, "GiB that encoded prompts may take.", least=0)
     lora_path: tuple[str, ...] = option(
         (), "Adapter (LoRA) to begin with: a .safetensors file, a folder or a hub id. Repeatable."
     )

@@ -11,6 +11,7 @@ import torch
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.loader.files import variant_of, weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
+from sgl_diffusion.loader.stored import stored_tensors
 
 _SHOWN = 8
 _EXPERT = re.compile(
@@ -22,21 +23,32 @@ def load_pretrained(
     kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
     """`kind.from_pretrained` for inference."""
+    from transformers import PreTrainedModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = part.folder
     read_config(folder)
-    variant = variant_of(weight_files(folder, part.variant)[0].name)
+    files = weight_files(folder, part.variant)
     try:
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        if issubclass(kind, PreTrainedModel):
+            # Left to itself the library keeps all files mapped until it is done.
+            model, report = kind.from_pretrained(
+                None,
+                config=kind.config_class.from_pretrained(folder, local_files_only=True),
+                state_dict=stored_tensors(files, dtype),
+                dtype=dtype,
+                output_loading_info=True,
+            )
+        else:
+            model, report = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                variant=variant_of(files[0].name),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
     return _checked(model, report, folder, kind).to(device)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,12 +27,16 @@ from sgl_diffusion.engine.lineup import Batch, Lineup, Unit, line_up
 from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pictures import open_picture
-from sgl_diffusion.engine.pipeline import KeepsPicture, Pipeline
+from sgl_diffusion.engine.pipeline import Condition, KeepsPicture, Pipeline
 from sgl_diffusion.engine.previews import take_preview
+from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = get_logger(__name__)
 
@@ -50,10 +56,11 @@ class StepRunner:
         fail: Fail,
         branches: Branches | None = None,
         max_jobs: int = 0,
+        prompt_bytes: int = 0,
     ) -> None:
         """`branches` are there if this is one of several ranks: what fails in a step of many ranks
         ends them all, as nobody knows what the others did. At most `max_jobs` jobs are worked on
-        at a time; 0 means all."""
+        at a time; 0 means all. Encoded prompts are kept up to `prompt_bytes`."""
         self._pipeline = pipeline
         self._max_rows = max_rows
         self._max_jobs = max_jobs or None
@@ -69,6 +76,7 @@ class StepRunner:
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
+        self._prompts = PromptCache(pipeline, prompt_bytes, self.counters)
         self._step_times = StepTimes(self.counters, pipeline.card.name)
         self._timed: tuple[ResolvedParams, float] | None = None  # the step under way, its begin
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
@@ -144,9 +152,9 @@ class StepRunner:
             job.origin = Origin.of(pipeline, params, pictures[0])
         parts = pictures if native else []
         with self.adapters.of([job.blend]):  # the prompts, too, go through adapted layers
-            job.condition = pipeline.encode(params.prompt, params, parts)
+            job.condition = self._condition(job, params.prompt, parts)
             if params.guided:
-                job.negative = pipeline.encode(params.negative_prompt, params, parts)
+                job.negative = self._condition(job, params.negative_prompt, parts)
         if job.origin is None and isinstance(pipeline, KeepsPicture):
             job.origin = pipeline.origin(job.condition, params)
         kept = job.origin is not None and job.origin.keep is not None
@@ -156,6 +164,10 @@ class StepRunner:
             row.noise = noise.float() if kept else None
         job.solver = solver
         self._spend([job], "encode", time.perf_counter() - start)
+
+    def _condition(self, job: Job, prompt: str, pictures: list[Image]) -> Condition:
+        encode = partial(self._pipeline.encode, prompt, job.params, pictures)
+        return self._prompts.get(job, prompt, encode)
 
     def _denoise(self, batch: Batch, rows: list[Row]) -> None:
         jobs = list({row.job.id: row.job for row in rows}.values())

@@ -84,6 +84,7 @@ class DiffusionWorker:
                 self._fail,
                 branches,
                 self._options.max_running_jobs,
+                int(self._options.prompt_cache_memory * 2**30),
             )
             self._warm_up(pipeline.card)
         else:
@@ -119,6 +120,7 @@ class DiffusionWorker:
         job = Job(job_id, params)
         try:
             job.blend = self._adapters.blend(params.loras)
+            job.epoch = self._adapters.epoch
         except Exception as error:
             self._outbox.failed(job_id, explain(error, job))
             return

@@ -37,6 +37,7 @@ NATIVE: Registry[str] = Registry(
         "QwenImageEditPlusPipeline": "sgl_diffusion.recipes.qwen_image",
         "QwenImagePipeline": "sgl_diffusion.recipes.qwen_image",
         "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
+        "ZImageOmniPipeline": "sgl_diffusion.recipes.z_image_omni",
         "ZImagePipeline": "sgl_diffusion.recipes.z_image",
         "WanImageToVideoPipeline": "sgl_diffusion.recipes.wan",
         "WanPipeline": "sgl_diffusion.recipes.wan",

@@ -33,6 +33,7 @@ def settings_of(options: ServeOptions) -> Settings:
         model_path=options.model_path,
         public_base_url=options.public_base_url,
         num_gpus=options.num_gpus,
+        dp_size=options.dp_size,
         jobs=options,
         metadata=options.metadata,
         allowed_hosts=hosts_of(options, options.host, options.public_base_url),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import typing
 from types import UnionType
@@ -146,7 +147,7 @@ def _check_neutral(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     for neutral in allowed:
         if isinstance(value, bool) == isinstance(neutral, bool) and value == neutral:
             return
-    shown = ", ".join(repr(neutral) if neutral != "" else "''" for neutral in allowed)
+    shown = ", ".join(json.dumps(neutral) for neutral in allowed)
     raise RequestError(
         f"{name} is not supported by this server and model.",
         hint=f"Leave it out, or send {shown}." if allowed else "Leave it out.",

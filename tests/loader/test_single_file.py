@@ -27,6 +27,7 @@ from sgl_diffusion.models import (
     wan,
     wan_weights,
     z_image,
+    z_image_omni,
     z_image_weights,
 )
 from sgl_diffusion.recipes.registry import open_pipeline
@@ -47,6 +48,12 @@ FAMILIES: dict[str, tuple[Any, Any, Any, str]] = {
         z_image.ZImageParams,
         z_image_weights.RULES,
         "tiny_z_image_a",
+    ),
+    "z_image_omni": (
+        z_image_omni.ZImageOmniTransformer,
+        z_image.ZImageParams,
+        z_image_weights.RULES,
+        "tiny_z_image_omni_a",
     ),
     "qwen_image": (
         qwen_image.QwenImageTransformer,
@@ -86,10 +93,10 @@ def test_the_weights_are_those_that_diffusers_reads(
     family: str, prefix: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     path = checkpoint(family, request)
-    family = family.removesuffix("_i2v").removesuffix("_plain")
+    names = family.removesuffix("_i2v").removesuffix("_plain").removesuffix("_omni")
     weights = stored(path)
-    original = {key: value.contiguous() for key, value in WRITERS[family](weights).items()}
-    theirs = converter(family, WIDTH)(dict(original))
+    original = {key: value.contiguous() for key, value in WRITERS[names](weights).items()}
+    theirs = converter(names, WIDTH)(dict(original))
     assert theirs.keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in theirs.items())
 

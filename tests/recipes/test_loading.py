@@ -23,6 +23,7 @@ FAMILIES = [
     "tiny_sd3_a",
     "tiny_wan_b",
     "tiny_z_image_a",
+    "tiny_z_image_omni_b",
 ]
 
 
