@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.files import DAMAGED, weight_files
+from sgl_diffusion.loader.files import DAMAGED, damaged, weight_files
 from sgl_diffusion.loader.rules import ALL, Rules, Target
 
 # Tools that keep a whole model in one file put the transformer under one of these, beside the rest.
@@ -104,7 +104,7 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError):
-        raise SetupError(f"{file} is damaged or not a safetensors file.", hint=DAMAGED) from None
+        raise damaged(file) from None
     with handle as opened:
         yield opened
 
@@ -156,7 +156,10 @@ def _fit(module: nn.Module, files: list[Path], rules: Rules) -> _Fit:
                     fit.problems["wrong shape"].append(f"{key} {list(shape)} for {list(slot)}")
                 if header.get_dtype() not in _FLOATS:
                     fit.problems["wrong type"].append(f"{key} {header.get_dtype()}")
-                fit.copies.append(_Copy(file, key, name, rows, slot, target.swap))
+                swap = target.swap == "halves" or (
+                    target.swap == "narrow" and _is_narrow(module, name)
+                )
+                fit.copies.append(_Copy(file, key, name, rows, slot, swap))
     named = [_source_key(rules, *slot) for slot in sorted(missing)]
     fit.problems["missing"] = list(dict.fromkeys(named))
     return fit
@@ -182,6 +185,13 @@ def _segments(module: nn.Module, name: str) -> dict[str, slice]:
     """The row ranges of a parameter that a checkpoint may hold apart."""
     owner = module.get_submodule(name.rpartition(".")[0])
     return dict(getattr(owner, "segments", {"": slice(None)}))
+
+
+def _is_narrow(module: nn.Module, name: str) -> bool:
+    """Whether a layer has as many rows as a shift and a scale of its width."""
+    weight = module.get_submodule(name.rpartition(".")[0]).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0] == 2 * weight.shape[1]
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

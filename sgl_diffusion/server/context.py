@@ -47,6 +47,7 @@ class Settings:
     model_path: str | None = None
     public_base_url: str | None = None
     num_gpus: int = 1
+    dp_size: int = 1
     jobs: JobOptions = JobOptions()
     metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()
@@ -80,6 +81,7 @@ class ServerContext:
     uploads: Uploads | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    readiness: str = ""  # as a poller was told last
     rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:
@@ -144,7 +146,7 @@ class ServerContext:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
 
-def _of_request(request: Request) -> ServerContext:
+async def _of_request(request: Request) -> ServerContext:
     context = request.app.state.context
     assert isinstance(context, ServerContext)
     return context
