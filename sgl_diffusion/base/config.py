@@ -211,10 +211,10 @@ class Resolved(typing.Generic[C]):
     value: C
     origins: dict[str, str]
 
-    def lines(self) -> list[str]:
+    def lines(self, *, origin: bool = True) -> list[str]:
         return [
-            f"{name} = {getattr(self.value, name)!r}  ({origin})"
-            for name, origin in self.origins.items()
+            f"{name} = {getattr(self.value, name)!r}" + (f"  ({source})" if origin else "")
+            for name, source in self.origins.items()
         ]
 
 

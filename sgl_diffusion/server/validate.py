@@ -80,7 +80,7 @@ def parse(kind: type[B], body: Body) -> B:
         raise _translate(error) from None
     prompt = merged.get("prompt")
     if isinstance(prompt, str):
-        body.notes.logged["prompt"] = prompt if body.log_prompts else _fingerprint(prompt)
+        body.notes.logged["prompt"] = prompt if body.log_prompts else fingerprint(prompt)
     return wanted
 
 
@@ -98,7 +98,7 @@ def _container(name: str, value: Any) -> dict[str, Any]:
     return inner
 
 
-def _fingerprint(prompt: str) -> str:
+def fingerprint(prompt: str) -> str:
     """Tells prompts apart in a log without giving them away."""
     return f"sha256:{hashlib.sha256(prompt.encode()).hexdigest()[:16]} {len(prompt)} characters"
 
