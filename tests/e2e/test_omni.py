@@ -143,7 +143,7 @@ def test_a_worker_that_dies_is_replaced_and_its_stream_goes_on(server: Server) -
     (worker,) = server.workers()
     os.kill(worker, signal.SIGSTOP)  # nothing is written before the kill
     reader.start()
-    server.wait_until("taken", lambda: server.metrics()["sgld_queued"] == 1)
+    server.wait_until("taken", lambda: server.metrics()["sgld_jobs_waiting"] == 1)
     os.kill(worker, signal.SIGKILL)
     server.wait_until("unhealthy", lambda: server.http.get("/health").status_code == 503)
     server.wait_ready()
