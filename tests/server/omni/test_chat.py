@@ -15,6 +15,8 @@ import pytest
 from tests.ar.chats import ask, oracle
 from tests.server.omni.conftest import OmniApi, data_url
 
+pytestmark = pytest.mark.timeout(400)
+
 TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 SPOKEN = {"modalities": ["text", "audio"], "seed": 3, "talker_max_new_tokens": 12}
 

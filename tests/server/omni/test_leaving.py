@@ -25,6 +25,8 @@ from sgl_diffusion.server.omni.app import create_omni_app, routes
 from sgl_diffusion.server.omni.settings import omni_settings
 from tests.server.omni.conftest import OmniApi
 
+pytestmark = pytest.mark.timeout(400)
+
 LONG = {"messages": [{"role": "user", "content": "a bird"}], "temperature": 1.0, "seed": 1}
 ENDLESS = {"max_tokens": 4000, "modalities": ["text", "audio"], "stop": []}
 
@@ -100,7 +102,7 @@ def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi) -> None:
         return said
 
     async def story() -> list[str]:
-        async with httpx.AsyncClient(base_url=omni.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=omni.url, timeout=300) as client:
             jobs = [ask(client, texts[i % 6], leave=i % 3 == 2) for i in range(16)]
             return list(await asyncio.gather(*jobs))
 
