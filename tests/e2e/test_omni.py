@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.ar.chats import make_media
@@ -116,45 +112,3 @@ def test_the_server_holds_one_port_and_no_torch(server: Server) -> None:
     maps = Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "libtorch" not in maps
     assert len(server.workers()) == 1
-
-
-def test_a_worker_that_dies_is_replaced_and_its_stream_goes_on(server: Server) -> None:
-    body = {
-        "messages": [{"role": "user", "content": "a red fox"}],
-        "temperature": 1.0,
-        "seed": 4,
-        "max_tokens": 40,
-        "stop": [],
-    }
-    whole = server.http.post("/v1/chat/completions", json=body, timeout=300).json()["choices"][0]
-    said, first = [], threading.Event()
-
-    def follow() -> None:
-        with httpx.stream(
-            "POST", f"{server.url}/v1/chat/completions", json={**body, "stream": True}, timeout=300
-        ) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: {"):
-                    said.append(json.loads(line.removeprefix("data: "))["choices"][0])
-                    first.set()
-
-    reader = threading.Thread(target=follow)
-    (worker,) = server.workers()
-    os.kill(worker, signal.SIGSTOP)  # nothing is written before the kill
-    reader.start()
-    server.wait_until("taken", lambda: server.metrics()["sgld_jobs_waiting"] == 1)
-    os.kill(worker, signal.SIGKILL)
-    server.wait_until("unhealthy", lambda: server.http.get("/health").status_code == 503)
-    server.wait_ready()
-    assert server.http.get("/health").json()["restarts"] == 1
-    reader.join(300)
-    assert first.is_set() and not reader.is_alive()
-    text = "".join(choice["delta"].get("content", "") for choice in said)
-    assert text == whole["message"]["content"]
-    assert said[-1]["finish_reason"] == whole["finish_reason"]
-
-
-def test_a_signal_ends_it_gently(server: Server) -> None:
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0
-    assert server.workers() == []
