@@ -52,7 +52,7 @@ def train_adapter(
         if step % 50 == 0:
             note(f"{style} step {step} {clock.done:.0%} loss {loss.item():.4f}")
     weights = get_peft_model_state_dict(transformer, adapter_name=style)
-    transformer.delete_adapters(style)
+    transformer.unload_lora()
     return {name: value.to(torch.bfloat16) for name, value in weights.items()}
 
 
