@@ -10,7 +10,7 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o
 ARGS ?=
 
 .PHONY: setup serve test faults soak test-slow test-isa check format bench bench-kernels bench-lora \
-	bench-denoise gpu-check clean
+	bench-denoise bench-serving gpu-check clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)  ## virtual environment, torch, the build
@@ -85,6 +85,9 @@ bench-lora: $(READY)  ## adapters beside PEFT, in under six minutes; ARGS=--save
 # On a machine that others use: ARGS="--busy". ARGS=--save keeps the results.
 bench-denoise: $(READY)  ## one denoise step beside diffusers, eager and compiled
 	$(BIN)/python benchmarks/bench_denoise.py $(ARGS)
+
+bench-serving: $(READY)  ## many clients at a time beside a plain diffusers server
+	$(BIN)/python benchmarks/bench_serving.py $(ARGS)
 
 # On a machine with a GPU: make gpu-check PART=build|correct|norms|attention|lora|denoise|e2e
 PART ?= correct

@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import re
+import select
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,8 @@ class Server:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         data = None if body is None else json.dumps(body)
+        if self.http.sock is not None and select.select([self.http.sock], [], [], 0)[0]:
+            self.http.close()  # the server has: connections that rest are not kept for long
         self.http.request(method, path, data, {"Content-Type": "application/json"})
         answer = self.http.getresponse()
         return answer.status, answer.read()

@@ -106,9 +106,9 @@ class Trace:
     def __init__(self, path: str) -> None:
         self._file = open(path, "a", buffering=1) if path else None
 
-    def write(self, what: str, job: str, begin: float) -> None:
+    def write(self, what: str, job: str, begin: float, **more: float) -> None:
         if self._file is not None:
-            entry = {"what": what, "job": job, "begin": begin, "end": time.monotonic()}
+            entry = {"what": what, "job": job, "begin": begin, "end": time.monotonic(), **more}
             self._file.write(json.dumps(entry) + "\n")
 
 
@@ -131,9 +131,9 @@ def main() -> int:
         trace.write("encode", path.name.strip(".").partition(".")[0], begin)
 
     def traced_image(*what: Any) -> bytes:
-        begin = time.monotonic()
+        begin, cpu = time.monotonic(), time.thread_time()
         data = encode_image(*what)
-        trace.write("picture", "", begin)
+        trace.write("picture", "", begin, cpu=time.thread_time() - cpu)
         return data
 
     outputs.encode_video, image_job.encode_image = traced_video, traced_image

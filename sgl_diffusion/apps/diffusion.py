@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.distributed.layout import Degrees
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sgl_diffusion.engine.parallel.ranks import Ranks
+    from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
+    from sgl_diffusion.engine.worker import DiffusionWorker
     from sgl_diffusion.orchestrator.stage import Outbox, Worker
 
 
@@ -19,6 +25,7 @@ def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> 
 
     `lora_state` is a file by which a worker that dies leaves its adapters to the next.
     """
+    Degrees.of(options).layouts()  # raises if there is none
     names = [field.name for field in dataclasses.fields(EngineOptions)]
     config = {name: getattr(options, name) for name in names}
     state = None if lora_state is None else str(lora_state)
@@ -27,19 +34,35 @@ def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> 
         entry="sgl_diffusion.apps.diffusion:make_worker",
         config={"options": config, "lora_state": state},
     )
-    return App(name="diffusion", stages=(stage,))
+    return App(name="diffusion", stages=(stage,), processes=options.num_gpus > 1)
 
 
 def make_worker(config: Payload, outbox: Outbox) -> Worker:
     """Build the worker of the stage, inside the stage process."""
+    options = EngineOptions(**config["options"])
+    if options.num_gpus > 1:
+        from sgl_diffusion.apps.ranks import make_leader
+
+        return make_leader(config, outbox)
+    return diffusion_worker(options, outbox, config["lora_state"])
+
+
+def diffusion_worker(
+    options: EngineOptions, outbox: Outbox, lora_state: str | None, ranks: Ranks | None = None
+) -> DiffusionWorker:
+    """The worker of this process: of the whole stage, or of one of its ranks."""
     from sgl_diffusion.engine.worker import DiffusionWorker
     from sgl_diffusion.recipes.registry import open_pipeline
 
-    options = EngineOptions(**config["options"])
-    state = config["lora_state"]
+    def open_everywhere(note: Callable[[str], None]) -> Pipeline | WholePipeline:
+        if ranks is None:
+            return open_pipeline(options, note)
+        return ranks.together(lambda: open_pipeline(options, note))
+
     return DiffusionWorker(
-        lambda note: open_pipeline(options, note),
+        open_everywhere,
         options,
         outbox,
-        lora_state=None if state is None else Path(state),
+        lora_state=None if lora_state is None else Path(lora_state),
+        ranks=ranks,
     )

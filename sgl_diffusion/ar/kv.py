@@ -58,7 +58,7 @@ class KvSlab:
     def __init__(self, shape: KvShape, rows: int) -> None:
         self.shape = shape
         self.slots: list[Slot] = []
-        self._most = rows
+        self.most = rows
         # [layers, keys and values, rows, heads, capacity, width]
         self._slab = self._empty(_GRAIN)
         self._span = slice(0, 0)
@@ -66,7 +66,7 @@ class KvSlab:
         self._end = 0
 
     def take(self) -> Slot:
-        assert len(self.slots) < self._most, "all rows are taken"
+        assert len(self.slots) < self.most, "all rows are taken"
         slot = Slot(len(self.slots))
         self.slots.append(slot)
         return slot
@@ -142,7 +142,7 @@ class KvSlab:
         # Zeros and not just memory: what is masked away is still multiplied.
         shape = self.shape
         return torch.zeros(
-            (shape.layers, 2, self._most, shape.heads, capacity, shape.width),
+            (shape.layers, 2, self.most, shape.heads, capacity, shape.width),
             dtype=shape.dtype,
             device=shape.device,
         )

@@ -75,6 +75,12 @@ class Reader:
         assert not waiting, "the chat template has a place for every part"
         return Prompt(expanded, media, marks)
 
+    def words(self, text: str) -> list[int]:
+        """The tokens of a text that stands for itself."""
+        self._check_plain(text, "input")
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return tokens
+
     def _plain(self, index: int, message: ChatMessage) -> dict[str, Any]:
         return {
             "role": message.role,
@@ -84,12 +90,15 @@ class Reader:
     def _piece(self, index: int, part: Part) -> dict[str, str]:
         if part.kind != "text":
             return {"type": part.kind, part.kind: part.path}
-        found = next((word for word in self._control if word in part.text), None)
+        self._check_plain(part.text, f"messages.{index}.content")
+        return {"type": "text", "text": part.text}
+
+    def _check_plain(self, text: str, param: str) -> None:
+        found = next((word for word in self._control if word in text), None)
         if found is not None:
             raise RequestError(
                 f"The text holds {found}, which steers the model.",
                 hint="Leave it out, or write it with a space inside.",
                 code="control_token",
-                param=f"messages.{index}.content",
+                param=param,
             )
-        return {"type": "text", "text": part.text}

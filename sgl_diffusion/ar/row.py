@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from sgl_diffusion.ar.kv import Slot
 from sgl_diffusion.ar.prompt import Prompt
 from sgl_diffusion.ar.sampling import Draw, Drawn
@@ -31,7 +33,7 @@ class ChatJob:
     cancelled: bool = False
 
     def done(self) -> bool:
-        return all(row.finish_reason is not None for row in self.rows)
+        return all(row.finish_reason is not None and row.silent for row in self.rows)
 
     def usage(self) -> dict[str, int]:
         assert self.prompt is not None
@@ -39,12 +41,15 @@ class ChatJob:
             "prompt_tokens": len(self.prompt.tokens),
             "completion_tokens": sum(len(row.drawn) for row in self.rows),
             "cached_tokens": max(row.reused for row in self.rows),
+            "audio_tokens": sum(row.frames for row in self.rows),
         }
 
 
 @dataclass(eq=False)
 class Row:
-    """One choice of a job. `last` is drawn but not read by the model yet; None before the first."""
+    """One choice of a job. `last` is drawn but not read by the model yet; None before the first.
+    Where it is spoken, `unsaid` are the tokens that the talker has not got, `silent` is False until
+    its sound has ended, and `sound` is kept here unless it is streamed."""
 
     job: ChatJob
     index: int
@@ -57,6 +62,10 @@ class Row:
     reused: int = 0
     drawn: list[Drawn] = field(default_factory=list)
     finish_reason: str | None = None
+    unsaid: list[int] = field(default_factory=list)
+    sound: list[Tensor] = field(default_factory=list)
+    frames: int = 0
+    silent: bool = True
 
     @property
     def last(self) -> int | None:
@@ -73,6 +82,7 @@ class Row:
         if drawn.token in ends:
             self.finish_reason = "stop"
         else:
+            self.unsaid.append(drawn.token)
             text = self.writing.add(drawn.token)
             if self.writing.stopped:
                 self.finish_reason = "stop"
@@ -81,6 +91,24 @@ class Row:
         if self.finish_reason is not None:
             text += self.writing.finish()
         return text
+
+    def words(self) -> list[int]:
+        """The tokens to say now: those whose text is shown, and not held back or cut off."""
+        if self.writing.held():
+            return []
+        words = [] if self.writing.stopped else self.unsaid
+        self.unsaid = []
+        return words
+
+    def recite(self, tokens: list[int]) -> str:
+        """Take a given text as the answer; returns it."""
+        for token in tokens:
+            self.drawn.append(Drawn(token))
+            self.unsaid.append(token)
+            self.writing.add(token)
+        self.writing.finish()
+        self.finish_reason = "stop"
+        return self.writing.text
 
     def answer(self, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
         return {

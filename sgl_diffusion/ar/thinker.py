@@ -9,6 +9,8 @@ Both families are built alike: `model.audio_tower`, `model.visual`, `model.langu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
 from sgl_diffusion.ar.prompt import Prompt
+from sgl_diffusion.ar.senses import Sensed
 from sgl_diffusion.ar.towers import Felt
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.components.pretrained import load_pretrained
@@ -41,13 +44,17 @@ FAMILIES = {
 @dataclass(eq=False)
 class Passage:
     """A prompt as the decoder takes it: vectors [L, width], positions [3, L], what is added to the
-    first layers at `visual` [L], and by how much later positions differ from the token's index."""
+    first layers at `visual` [L], and by how much later positions differ from the token's index.
+    Where the answer will be spoken, `states` keeps what layer `tap` of the thinker makes of the
+    media (at `media` [L]), by the positions that were read together."""
 
     vectors: Tensor
     positions: Tensor
     visual: Tensor
     deep: list[Tensor]
     shift: int
+    media: Tensor
+    states: dict[int, Tensor] | None = None
 
 
 def family_of(folder: Path) -> Family:
@@ -89,11 +96,12 @@ def places_of(thinker: Any) -> dict[str, int]:
 
 
 class Thinker:
-    def __init__(self, model: Any, rows: int) -> None:
+    def __init__(self, model: Any, rows: int, tap: int = 0) -> None:
         self._model = model
         self._decoder = model.model.language_model
         self.kv = KvSlab(KvShape.of(self._decoder), rows)
         self.max_length = int(self._decoder.config.max_position_embeddings)
+        self._tap = tap
 
     @torch.inference_mode()
     def passage(self, prompt: Prompt, felt: list[Felt]) -> Passage:
@@ -102,16 +110,18 @@ class Thinker:
         tokens = torch.tensor([prompt.tokens], device=device)
         vectors = self._decoder.embed_tokens(tokens)[0]
         visual = torch.zeros(len(prompt.tokens), dtype=torch.bool, device=device)
+        media = visual.clone()
         for start, feeling in zip(prompt.marks, felt, strict=True):
             span = slice(start, start + len(feeling.vectors))
             vectors[span] = feeling.vectors
+            media[span] = True
             visual[span] = feeling.kind != "audio"
         deep = [
             torch.cat(layers)
             for layers in zip(*(f.deep for f in felt if f.kind != "audio"), strict=True)
         ]
-        positions, shift = self._positions(prompt, tokens)
-        return Passage(vectors, positions, visual, deep, shift)
+        positions, shift = rope_positions(self._model, prompt.media, tokens)
+        return Passage(vectors, positions, visual, deep, shift, media)
 
     @torch.inference_mode()
     def prefill(self, slot: Slot, passage: Passage, tokens: int) -> Tensor:
@@ -127,10 +137,28 @@ class Thinker:
                 "deepstack_visual_embeds": [layer[here] for layer in passage.deep],
             }
         mask = self.kv.prefill(slot, tokens)
-        states = self._forward(
-            passage.vectors[None, span], passage.positions[:, None, span], mask, deep
-        )
+        with self._tapped(passage, span):
+            states = self._forward(
+                passage.vectors[None, span], passage.positions[:, None, span], mask, deep
+            )
         return self._logits(states[:, -1])[0]
+
+    @contextmanager
+    def _tapped(self, passage: Passage, span: slice) -> Iterator[None]:
+        """Keep the states of the media that are read within the block."""
+        if passage.states is None or not bool(passage.media[span].any()):
+            yield
+            return
+
+        def keep(_: Any, __: Any, states: Tensor) -> None:
+            assert passage.states is not None
+            passage.states[span.start] = states[0][passage.media[span]]
+
+        hook = self._decoder.layers[self._tap - 1].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @torch.inference_mode()
     def decode(self, tokens: list[int | None], shifts: list[int]) -> Tensor:
@@ -163,19 +191,22 @@ class Thinker:
         logits: Tensor = self._model.lm_head(states)
         return logits.float().cpu()
 
-    def _positions(self, prompt: Prompt, tokens: Tensor) -> tuple[Tensor, int]:
-        grids: dict[str, list[tuple[int, int, int]]] = {"image": [], "video": []}
-        for medium in prompt.media:
-            if medium.kind in grids:
-                grids[medium.kind].append(medium.grid)
-        sounds = [medium.features.shape[1] for medium in prompt.media if medium.kind == "audio"]
-        seconds = [medium.seconds for medium in prompt.media if medium.kind == "video"]
-        positions, shift = self._model.get_rope_index(
-            tokens,
-            image_grid_thw=torch.tensor(grids["image"]) if grids["image"] else None,
-            video_grid_thw=torch.tensor(grids["video"]) if grids["video"] else None,
-            attention_mask=torch.ones_like(tokens),
-            audio_seqlens=torch.tensor(sounds) if sounds else None,
-            second_per_grids=torch.tensor(seconds) if seconds else None,
-        )
-        return positions[:, 0].to(tokens.device), int(shift)
+
+def rope_positions(model: Any, media: list[Sensed], tokens: Tensor) -> tuple[Tensor, int]:
+    """Positions, [3, L], of tokens [1, L] among which those of `media` are; and how far later ones
+    are from their index."""
+    grids: dict[str, list[tuple[int, int, int]]] = {"image": [], "video": []}
+    for medium in media:
+        if medium.kind in grids:
+            grids[medium.kind].append(medium.grid)
+    sounds = [medium.features.shape[1] for medium in media if medium.kind == "audio"]
+    seconds = [medium.seconds for medium in media if medium.kind == "video"]
+    positions, shift = model.get_rope_index(
+        tokens,
+        image_grid_thw=torch.tensor(grids["image"]) if grids["image"] else None,
+        video_grid_thw=torch.tensor(grids["video"]) if grids["video"] else None,
+        attention_mask=torch.ones_like(tokens),
+        audio_seqlens=torch.tensor(sounds) if sounds else None,
+        second_per_grids=torch.tensor(seconds) if seconds else None,
+    )
+    return positions[:, 0].to(tokens.device), int(shift)

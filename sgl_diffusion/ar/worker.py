@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from sgl_diffusion.ar.batch import Batch
 from sgl_diffusion.ar.prefix import PrefixStore, block_keys
@@ -20,10 +21,11 @@ from sgl_diffusion.ar.prompt import Reader
 from sgl_diffusion.ar.row import ChatJob, Row
 from sgl_diffusion.ar.sampling import Draw, Drawn
 from sgl_diffusion.ar.senses import Senses
+from sgl_diffusion.ar.speaking import Qwen3Speaker
 from sgl_diffusion.ar.thinker import Thinker, family_of, load_thinker, places_of
 from sgl_diffusion.ar.towers import Towers
 from sgl_diffusion.ar.writing import Writing
-from sgl_diffusion.base.chat import ChatCard, ChatMessage, ChatParams, Part, TextSampling
+from sgl_diffusion.base.chat import ChatCard, ChatMessage, ChatParams, Part, Speech, TextSampling
 from sgl_diffusion.base.errors import EngineError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -37,12 +39,13 @@ _WARM_UP = "warm-up"
 @dataclass(frozen=True, kw_only=True)
 class ChatLimits:
     """`length` is in tokens, prompt and answer; `prefix_bytes` and `media_bytes` are for what is
-    kept of earlier requests."""
+    kept of earlier requests. Without `speech` the talker is not loaded."""
 
     rows: int
     length: int
     prefix_bytes: int
     media_bytes: int
+    speech: bool = True
 
 
 class ChatWorker:
@@ -73,18 +76,25 @@ class ChatWorker:
         self._name = self._name or family_of(self._folder).name
         self._outbox.loading("loading the thinker")
         model = load_thinker(self._folder, dtype=self._dtype, device=self._device)
+        self._speaker = self._load_speaker(model)
         self._reader = Reader.load(self._folder, places_of(model))
         self._senses = Senses.load(self._folder)
         self._towers = Towers(model, self._limits.media_bytes)
-        self._thinker = Thinker(model, self._limits.rows)
+        tap = 0 if self._speaker is None else self._speaker.tap
+        self._thinker = Thinker(model, self._limits.rows, tap)
         self._prefixes = PrefixStore(self._limits.prefix_bytes)
         self._batch = Batch(
             self._thinker, self._prefixes, self._limits.rows, self._ends(model), self._token
         )
         self._length = min(self._limits.length, self._thinker.max_length)
         self._warm_up()
+        speaker = self._speaker
         card = ChatCard(
-            name=self._name, context_length=self._length, inputs=("text", *places_of(model))
+            name=self._name,
+            context_length=self._length,
+            inputs=("text", *places_of(model)),
+            voices=() if speaker is None else speaker.voices,
+            sample_rate=0 if speaker is None else speaker.sample_rate,
         )
         return dataclasses.asdict(card)
 
@@ -107,6 +117,9 @@ class ChatWorker:
             if job in self._arriving:
                 self._arriving.remove(job)
             self._batch.drop(job.rows)
+            if self._speaker is not None:
+                for row in job.rows:
+                    self._speaker.drop(row)
 
     def control(self, action: str, payload: Payload) -> Payload:
         raise RequestError(f"This worker has no control action {action!r}.", code="not_supported")
@@ -115,7 +128,9 @@ class ChatWorker:
         arriving = bool(self._arriving)
         if arriving:
             self._take_in(self._arriving[0])
-        return self._batch.step() or arriving
+        wrote = self._batch.step()
+        spoke = self._speaker is not None and self._speaker.step()
+        return arriving or wrote or spoke
 
     def running(self) -> int:
         return len(self._jobs)
@@ -127,12 +142,19 @@ class ChatWorker:
         ]
         return [
             *steps,
+            *(self._speaker.metrics() if self._speaker is not None else ()),
             Metric(name="prefix_reused_tokens_total", value=self._prefixes.reused_tokens),
             Metric(name="prefix_bytes", value=self._prefixes.bytes, kind="gauge"),
             Metric(name="media_reused_total", value=self._towers.reused),
         ]
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _load_speaker(self, thinker: Any) -> Qwen3Speaker | None:
+        if not self._limits.speech or family_of(self._folder).name != "qwen3-omni":
+            return None
+        self._outbox.loading("loading the talker")
+        return Qwen3Speaker.load(self._folder, thinker, self._limits.rows, self._dtype, self._heard)
 
     def _accept(self, job: ChatJob) -> None:
         for message in job.params.messages:
@@ -155,9 +177,11 @@ class ChatWorker:
 
     def _make_rows(self, job: ChatJob) -> None:
         counts = [len(felt.vectors) for felt in job.felt]
-        job.prompt = self._reader.read(job.params.messages, job.media, counts)
-        sampling = job.params.sampling
-        room = self._length - len(job.prompt.tokens)
+        params, speaker = job.params, self._speaker
+        job.prompt = self._reader.read(params.messages, job.media, counts)
+        sampling = params.sampling
+        script = [] if params.script is None else self._reader.words(params.script)
+        room = self._length - len(job.prompt.tokens) - len(script)
         if room < 1:
             raise RequestError(
                 f"The prompt has {len(job.prompt.tokens)} tokens; {self._name} takes "
@@ -168,6 +192,9 @@ class ChatWorker:
             )
         passage = self._thinker.passage(job.prompt, job.felt)
         keys = block_keys(job.prompt.tokens, job.prompt.marks)
+        if params.speech is not None and job.media:
+            # What is taken over from earlier prompts has no states for the talker.
+            passage.states, keys = {}, []
         for index in range(job.params.n):
             row = Row(
                 job,
@@ -177,21 +204,43 @@ class ChatWorker:
                 Draw(sampling, sampling.seed + index),
                 Writing(self._reader.tokenizer, sampling.stop),
                 min(room, sampling.max_tokens or room),
+                silent=params.speech is None or speaker is None,
             )
             job.rows.append(row)
         self._outbox.progress(job.id, 0, job.rows[0].most, "read")
-        self._batch.add(job.rows)
+        if script:
+            for row in job.rows:
+                self._token(row, row.recite(script))
+        else:
+            self._batch.add(job.rows)
 
     def _token(self, row: Row, text: str) -> None:
         job = row.job
         if job.params.stream and (text or row.finish_reason is not None):
             part = {"index": row.index, "text": text, "finish_reason": row.finish_reason}
             self._outbox.output(job.id, part, [], final=False)
-        if row.finish_reason is not None and job.done():
-            del self._jobs[job.id]
-            if job.id != _WARM_UP:
-                choices = [row.answer(self._logprobs(row)) for row in job.rows]
-                self._outbox.output(job.id, {"choices": choices, "usage": job.usage()}, [])
+        if not row.silent and self._speaker is not None:
+            self._speaker.say(row)
+        self._end_if_done(job)
+
+    def _heard(self, row: Row, samples: Tensor, reason: str | None) -> None:
+        job = row.job
+        row.silent = reason is not None
+        if not job.params.stream:
+            row.sound.append(samples)
+        elif len(samples) or row.silent:
+            part = {"index": row.index, "finish_reason": reason}
+            self._outbox.output(job.id, {"sound": part}, [samples], final=False)
+        self._end_if_done(job)
+
+    def _end_if_done(self, job: ChatJob) -> None:
+        if job.id not in self._jobs or not job.done():
+            return
+        del self._jobs[job.id]
+        if job.id != _WARM_UP:
+            choices = [row.answer(self._logprobs(row)) for row in job.rows]
+            sounds = [torch.cat(row.sound) for row in job.rows if row.sound]
+            self._outbox.output(job.id, {"choices": choices, "usage": job.usage()}, sounds)
 
     def _logprobs(self, row: Row) -> list[dict[str, Any]] | None:
         if not row.job.params.sampling.logprobs:
@@ -225,10 +274,16 @@ class ChatWorker:
         self._outbox.loading("warming up")
         message = ChatMessage(role="user", parts=(Part(text="Hello"),))
         sampling = TextSampling(temperature=0.0, max_tokens=2)
-        self._accept(ChatJob(_WARM_UP, ChatParams(messages=(message,), sampling=sampling)))
+        speech = None
+        if self._speaker is not None:
+            speech = Speech(voice=self._speaker.voices[0], max_frames=2)
+        params = ChatParams(messages=(message,), sampling=sampling, speech=speech)
+        self._accept(ChatJob(_WARM_UP, params))
         while self.step():
             pass
         self._batch.steps.clear()
+        if self._speaker is not None:
+            self._speaker.forget_steps()
         if self._warm_up_error is not None:
             raise self._warm_up_error
 

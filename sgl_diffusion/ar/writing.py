@@ -35,7 +35,7 @@ class Writing:
         if fresh.endswith(_BROKEN) and len(self._pending) < _PATIENCE:
             return ""
         self._settle(fresh)
-        return self._show(len(self._settled) - self._held())
+        return self._show(len(self._settled) - self.held())
 
     def finish(self) -> str:
         """No more tokens; returns the rest."""
@@ -61,7 +61,7 @@ class Writing:
             self._settled = self._settled[: min(places)]
             self.stopped = True
 
-    def _held(self) -> int:
+    def held(self) -> int:
         """How many characters at the end may be the beginning of a stop text."""
         if self.stopped:
             return 0

@@ -72,7 +72,7 @@ def check_pictures(card: ModelCard, wish: SamplingParams, *, video: bool) -> Non
             )
     if wish.mask is not None and video:
         raise _takes_no(card, "mask", " for videos")
-    if wish.partial_images and (video or not card.previews):
+    if wish.partial_images and not card.previews:
         raise RequestError(
             f"{card.name} cannot show pictures that are under way.",
             hint="Leave partial_images out.",

@@ -47,7 +47,24 @@ class EngineOptions:
         choices=("auto", "native", "diffusers"),
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
-    num_gpus: int = option(1, "Devices for one model.", least=1)
+    num_gpus: int = option(1, "Devices for one model; on a CPU, processes.", least=1)
+    ulysses_degree: int | None = option(
+        None, "Ranks that share the heads of attention; without it chosen.", least=1
+    )
+    ring_degree: int | None = option(
+        None, "Ranks that pass keys round in attention; without it chosen.", least=1
+    )
+    cfg_parallel_size: int | None = option(
+        None, "2 computes the branches of guidance side by side; without it chosen.", least=1
+    )
+    text_encoder_cpu_offload: bool = option(
+        False, "Keep the text encoder in the memory of the host between prompts."
+    )
+    vae_cpu_offload: bool = option(False, "Keep the VAE in the memory of the host between uses.")
+    dit_layerwise_offload: bool = option(
+        False, "Keep the transformer in the memory of the host, and bring its blocks one by one."
+    )
+    pin_cpu_memory: bool = option(False, "Pin the memory of what is kept on the host.")
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(
@@ -57,6 +74,10 @@ class EngineOptions:
         "auto", "Attention implementation: auto, flash, native, triton or sdpa."
     )
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
+    max_running_jobs: int = option(
+        0, "Most jobs worked on at a time; 0: as many as there are.", least=0
+    )
+    prompt_cache_memory: float = option(0.5, "GiB that encoded prompts may take.", least=0)
     lora_path: tuple[str, ...] = option(
         (), "Adapter (LoRA) to begin with: a .safetensors file, a folder or a hub id. Repeatable."
     )

@@ -70,6 +70,8 @@ TABLE = {
             "SGLang's name of `SGLD_S3_SECRET_ACCESS_KEY`.",
         ),
         Variable("OMP_WAIT_POLICY", str, "PASSIVE", "How idle CPU threads of a worker wait."),
+        Variable("GLOO_SOCKET_IFNAME", str, "lo", "Where ranks on CPUs talk: loopback."),
+        Variable("NCCL_SOCKET_IFNAME", str, "lo", "Where ranks on GPUs meet: loopback."),
         Variable("HF_ENDPOINT", str, "", "Another hub than huggingface.co."),
         Variable("HF_HUB_OFFLINE", _flag, False, "Never ask the hub; use its cache only."),
         Variable("HF_TOKEN", str, "", "Token for gated repositories."),
@@ -98,8 +100,9 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
     It needs no keys of clients. Its threads sleep where they wait: spinning ones stall as soon as
     another process wants a core (docs/measured.md). The variable must be there before the thread
-    library is loaded.
+    library is loaded. Ranks of one model talk over loopback only.
     """
-    waiting = {"OMP_WAIT_POLICY": str(get("OMP_WAIT_POLICY"))}
+    names = ("OMP_WAIT_POLICY", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    fixed = {name: str(get(name)) for name in names}
     kept = {name: text for name, text in os.environ.items() if name not in _SECRET}
-    return {**kept, **waiting, **(extra or {})}
+    return {**kept, **fixed, **(extra or {})}

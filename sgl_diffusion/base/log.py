@@ -72,7 +72,8 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def set_up(level: str) -> None:
-    """Give the package's logger its handler and level; a second call only sets the level."""
+    """Give the package's logger its handler and level, and what libraries warn of the same form; a
+    second call only sets the level."""
     level = level.lower()
     if level not in _LEVELS:
         raise ConfigError(
@@ -85,3 +86,4 @@ def set_up(level: str) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_formatter())
         root.addHandler(handler)
+        logging.getLogger().addHandler(handler)

@@ -1,16 +1,22 @@
-"""The door to an app that chats: questions in, text out as it is written."""
+"""The door to an app that chats: questions in, text and sound out as they are made."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from sgl_diffusion.base.chat import ChatCard, ChatParams
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.client.door import Door
-from sgl_diffusion.orchestrator.job import JobHandle
+from sgl_diffusion.orchestrator.job import JobHandle, JobOutput, Snapshot
+
+Sound = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,15 @@ class TextPiece:
 
     index: int
     text: str
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class SoundPiece:
+    """New samples of one choice, fp32 in [-1, 1]; the last piece of a choice says why it ended."""
+
+    index: int
+    samples: Sound
     finish_reason: str | None = None
 
 
@@ -46,17 +61,53 @@ class Choice:
 
 @dataclass(frozen=True)
 class Usage:
-    """In tokens; `cached_tokens` of the prompt did not have to be read again."""
+    """In tokens; `cached_tokens` of the prompt did not have to be read again. `audio_tokens` are
+    frames of sound."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    audio_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class ChatAnswer:
+    """`sounds` has the samples of each choice where it was spoken and not streamed."""
+
     choices: tuple[Choice, ...]
     usage: Usage
+    sounds: tuple[Sound, ...] = ()
+
+
+class _Told:
+    """How much of each choice has been handed out: characters of text, and samples."""
+
+    def __init__(self) -> None:
+        self._attempt = 1
+        self._told: Counter[tuple[int, str]] = Counter()
+        self._seen: Counter[tuple[int, str]] = Counter()
+
+    def fresh(self, output: JobOutput, attempt: int) -> TextPiece | SoundPiece | None:
+        """A piece without what was told by an earlier attempt; None if nothing is left of it."""
+        if attempt != self._attempt:
+            self._attempt = attempt
+            self._seen.clear()
+        sound = output.meta.get("sound")
+        if sound is None:
+            text = msgspec.convert(output.meta, TextPiece)
+            skip = self._skip((text.index, "text"), len(text.text))
+            text = dataclasses.replace(text, text=text.text[skip:])
+            return text if text.text or text.finish_reason else None
+        samples = output.arrays[0]
+        skip = self._skip((sound["index"], "sound"), len(samples))
+        piece = SoundPiece(sound["index"], samples[skip:], sound["finish_reason"])
+        return piece if len(piece.samples) or piece.finish_reason else None
+
+    def _skip(self, what: tuple[int, str], length: int) -> int:
+        skip = min(max(self._told[what] - self._seen[what], 0), length)
+        self._seen[what] += length
+        self._told[what] = max(self._told[what], self._seen[what])
+        return skip
 
 
 class ChatHandle:
@@ -69,18 +120,29 @@ class ChatHandle:
     def id(self) -> str:
         return self._job.id
 
-    async def pieces(self) -> AsyncIterator[TextPiece]:
-        """Text from now on, of a question asked with `stream`; raises the job's SglError."""
+    def snapshot(self) -> Snapshot:
+        """State and place in the queue at this moment."""
+        return self._job.snapshot()
+
+    async def pieces(self) -> AsyncIterator[TextPiece | SoundPiece]:
+        """What is made from now on, of a question asked with `stream`; raises the job's SglError.
+
+        A job whose worker dies begins anew and, as its seed is its own, the same way: what had come
+        is left out."""
+        told = _Told()
         async for event in self._job.events():
             if event.kind == "output" and event.output is not None:
-                yield msgspec.convert(event.output.meta, TextPiece)
+                piece = told.fresh(event.output, event.snapshot.attempt)
+                if piece is not None:
+                    yield piece
             if event.error is not None:
                 raise event.error
 
     async def result(self) -> ChatAnswer:
         """The whole answer; raises the job's SglError. Giving up the wait cancels nothing."""
         output = await self._job.result()
-        return msgspec.convert(output.meta, ChatAnswer)
+        answer = msgspec.convert(output.meta, ChatAnswer)
+        return dataclasses.replace(answer, sounds=tuple(output.arrays))
 
     def cancel(self) -> bool:
         """End the job now with CancelledError; False if it had ended before."""
@@ -104,6 +166,10 @@ class ChatClient(Door):
         card = self.card()
         if card is None:
             raise self._coordinator.unavailable()
+        if params.speech is not None:
+            voice = card.voice(params.speech.voice)
+            speech = dataclasses.replace(params.speech, voice=voice)
+            params = dataclasses.replace(params, speech=speech)
         for index, message in enumerate(params.messages):
             strange = next((p.kind for p in message.parts if p.kind not in card.inputs), None)
             if strange is not None:

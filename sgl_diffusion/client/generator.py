@@ -50,7 +50,9 @@ class DiffGenerator:
     def __init__(self, app: App) -> None:
         """Load the app's model; returns when it is ready, raises why it cannot be."""
         # A thread that loads a model cannot be stopped; nobody should wait long for that.
-        self._client = Client(app, in_process=True, limits=Limits(leave=3.0, term=0.1))
+        # Many ranks are processes anyway, and end together with the first of them.
+        limits = Limits(leave=3.0, term=0.1)
+        self._client = Client(app, in_process=not app.processes, limits=limits)
         self._loop = _ClientThread(self._client)
         self._shutdown = weakref.finalize(self, self._loop.close)
         self._folder: tempfile.TemporaryDirectory[str] | None = None

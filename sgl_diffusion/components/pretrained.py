@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,36 +11,108 @@ import torch
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.loader.files import variant_of, weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
+from sgl_diffusion.loader.stored import stored_tensors
 
 _SHOWN = 8
+_EXPERT = re.compile(
+    r"(?P<place>.*\.experts)\.(?P<index>\d+)\.(?P<kind>gate|up|down)_proj\.weight", re.ASCII
+)
 
 
 def load_pretrained(
     kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
     """`kind.from_pretrained` for inference."""
+    from transformers import PreTrainedModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = part.folder
     read_config(folder)
-    variant = variant_of(weight_files(folder, part.variant)[0].name)
+    files = weight_files(folder, part.variant)
+    try:
+        if issubclass(kind, PreTrainedModel):
+            # Left to itself the library keeps all files mapped until it is done.
+            model, report = kind.from_pretrained(
+                None,
+                config=kind.config_class.from_pretrained(folder, local_files_only=True),
+                state_dict=stored_tensors(files, dtype),
+                dtype=dtype,
+                output_loading_info=True,
+            )
+        else:
+            model, report = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                variant=variant_of(files[0].name),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise _unfit(folder, kind, error) from error
+    return _checked(model, report, folder, kind).to(device)
+
+
+def load_part(
+    kind: type[Any],
+    config: Any,
+    folder: Path,
+    prefix: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """The module `kind` whose weights have names that begin with `prefix` in a larger model."""
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as weights:
+            mine = [key for key in weights.keys() if key.startswith(prefix)]
+            found.update({key.removeprefix(prefix): weights.get_tensor(key) for key in mine})
     try:
         model, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
+            None, config=config, state_dict=_fused(found), dtype=dtype, output_loading_info=True
         )
     except Exception as error:
-        raise SetupError(
-            f"{folder} cannot be loaded as {kind.__name__} ({type(error).__name__}).",
-            hint="Check that config.json and the weights belong together and are complete.",
-            code="bad_checkpoint",
-        ) from error
-    # Left alone, the libraries draw what is missing at random and drop what they do not know.
+        raise _unfit(folder, kind, error) from error
+    return _checked(model, report, folder, kind).to(device)
+
+
+def _fused(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Checkpoints have experts one by one, modules have them in one tensor. The library knows this
+    of whole models only."""
+    fused: dict[str, torch.Tensor] = {}
+    experts: dict[str, dict[str, dict[int, torch.Tensor]]] = {}
+    for key, tensor in found.items():
+        match = _EXPERT.fullmatch(key)
+        if match is None:
+            fused[key] = tensor
+        else:
+            kinds = experts.setdefault(match["place"], {})
+            kinds.setdefault(match["kind"], {})[int(match["index"])] = tensor
+    for place, kinds in experts.items():
+        stacked = {
+            kind: torch.stack([tensors[index] for index in sorted(tensors)])
+            for kind, tensors in kinds.items()
+        }
+        if stacked.keys() == {"gate", "up", "down"}:
+            fused[f"{place}.gate_up_proj"] = torch.cat([stacked["gate"], stacked["up"]], dim=1)
+            fused[f"{place}.down_proj"] = stacked["down"]
+    return fused
+
+
+def _unfit(folder: Path, kind: type[Any], error: Exception) -> SetupError:
+    return SetupError(
+        f"{folder} cannot be loaded as {kind.__name__} ({type(error).__name__}).",
+        hint="Check that config.json and the weights belong together and are complete.",
+        code="bad_checkpoint",
+    )
+
+
+def _checked(model: Any, report: dict[str, Any], folder: Path, kind: type[Any]) -> Any:
+    """Left alone, the libraries draw what is missing at random and drop what they do not know."""
     problems = {what: sorted(report[f"{what}_keys"]) for what in ("missing", "unexpected")}
     if any(problems.values()):
         text = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
@@ -47,7 +121,7 @@ def load_pretrained(
             hint="Check that config.json and the weights belong together and are complete.",
             code="bad_checkpoint",
         )
-    return model.to(device).requires_grad_(False).eval()
+    return model.requires_grad_(False).eval()
 
 
 def _some(keys: list[str]) -> str:

@@ -30,7 +30,6 @@ class TextQwen3:
     def blocks(self) -> list[nn.Module]:
         return list(self._model.layers)
 
-    @torch.inference_mode()
     def encode(
         self,
         prompt: str,
@@ -45,12 +44,19 @@ class TextQwen3:
 
         A longer chat is cut to `max_length` tokens; a shorter one is filled up if `padded`.
         """
-        text = self._tokenizer.apply_chat_template(
+        chat = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=thinking,
         )
+        return self.read(chat, max_length, layers=layers, padded=padded)
+
+    @torch.inference_mode()
+    def read(
+        self, text: str, max_length: int, *, layers: Sequence[int], padded: bool = False
+    ) -> Tensor:
+        """The same of a text as it stands."""
         tokens = self._tokenizer(
             [text],
             max_length=max_length,

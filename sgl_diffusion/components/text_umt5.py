@@ -8,6 +8,7 @@ from typing import Any
 import ftfy
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sgl_diffusion.components.pretrained import load_pretrained, load_tokenizer
 from sgl_diffusion.loader.index import ModelIndex
@@ -31,15 +32,21 @@ class TextUmt5:
     def blocks(self) -> list[nn.Module]:
         return list(self._model.encoder.block)
 
-    @torch.inference_mode()
     def encode(self, prompts: list[str], max_length: int = 512) -> Tensor:
         """[n, max_length, width]: the last hidden states, zero behind the end of each prompt.
 
         A longer prompt is cut to `max_length` tokens.
         """
+        states = self.encode_tokens(prompts, max_length)
+        return functional.pad(states, (0, 0, 0, max_length - states.shape[1]))
+
+    @torch.inference_mode()
+    def encode_tokens(self, prompts: list[str], max_length: int = 512) -> Tensor:
+        """The same as far as the longest prompt goes: [n, its tokens, width]. No token sees what is
+        behind the end of its prompt, so nothing is computed for that."""
         tokens = self._tokenizer(
             [clean_prompt(prompt) for prompt in prompts],
-            padding="max_length",
+            padding="longest",
             max_length=max_length,
             truncation=True,
             return_tensors="pt",

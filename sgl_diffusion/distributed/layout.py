@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
 
 BRANCHES = 2  # with the prompt and without it
@@ -29,7 +30,7 @@ class Layout:
         return self.cfg * self.tokens
 
     def __str__(self) -> str:
-        return f"cfg {self.cfg} × ring {self.ring} × ulysses {self.ulysses}"
+        return f"cfg {self.cfg} x ring {self.ring} x ulysses {self.ulysses}"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Degrees:
     cfg: int | None = None
     ring: int | None = None
     ulysses: int | None = None
+
+    @classmethod
+    def of(cls, options: EngineOptions) -> Degrees:
+        return cls(
+            options.num_gpus, options.cfg_parallel_size, options.ring_degree, options.ulysses_degree
+        )
 
     def layouts(self) -> list[Layout]:
         """Every arrangement of the ranks with the given degrees; raises if there is none."""
@@ -87,7 +94,7 @@ class Degrees:
 
     def _given(self) -> str:
         names = {"cfg": self.cfg, "ring": self.ring, "ulysses": self.ulysses}
-        return " × ".join(f"{name} {size}" for name, size in names.items() if size is not None)
+        return " x ".join(f"{name} {size}" for name, size in names.items() if size is not None)
 
 
 def divisors(number: int) -> list[int]:

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.lineup import Batch
+from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Context, Pipeline
 
 _Rows = tuple[ShapeKey, tuple[Row, ...]]
 
 
 class Contexts:
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, branches: Branches | None = None) -> None:
         self._pipeline = pipeline
+        self._branches = branches or Branches()
         self._known: dict[_Rows, Context] = {}
 
     def of(self, key: ShapeKey, rows: list[Row]) -> Context:
@@ -23,7 +25,8 @@ class Contexts:
             return known
         conditions = [row.job.condition for row in rows]
         if key.guided:
-            conditions += [row.job.negative for row in rows]
+            negatives = [row.job.negative for row in rows]
+            conditions = self._branches.conditions(conditions, negatives)
         context = self._pipeline.collate(conditions)
         self._known[key, tuple(rows)] = context
         return context

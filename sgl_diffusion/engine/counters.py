@@ -1,4 +1,4 @@
-"""Counters of a worker, sent with every heartbeat and shown by the server's /metrics."""
+"""Counters and gauges of a worker, sent with every heartbeat and shown by the server's /metrics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from sgl_diffusion.orchestrator.messages import Metric
 class Counters:
     def __init__(self) -> None:
         self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+        self._gauges: set[str] = set()
 
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:
         self._values[name, tuple(sorted(labels.items()))] += value
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """How a gauge stands now."""
+        self._gauges.add(name)
+        self._values[name, tuple(sorted(labels.items()))] = value
 
     def clear(self) -> None:
         self._values.clear()
 
     def metrics(self) -> list[Metric]:
         return [
-            Metric(name=name, value=value, labels=dict(labels))
-            for (name, labels), value in self._values.items()
+            Metric(
+                name=name,
+                value=value,
+                labels=dict(labels),
+                kind="gauge" if name in self._gauges else "counter",
+            )
+            for (name, labels), value in list(self._values.items())
         ]

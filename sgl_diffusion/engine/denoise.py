@@ -14,6 +14,7 @@ from torch import Tensor
 from sgl_diffusion.components.samplers import Solver, SolverState, advance, stack
 from sgl_diffusion.engine.beginning import keep_origin
 from sgl_diffusion.engine.job import Row
+from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Context, Pipeline
 
 
@@ -40,7 +41,13 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
 
 
 @torch.inference_mode()
-def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context) -> None:
+def denoise(
+    pipeline: Pipeline,
+    key: ShapeKey,
+    rows: list[Row],
+    context: Context,
+    branches: Branches | None = None,
+) -> None:
     """Advance every row by one step: one forward pass, one guidance, one solver update."""
     device = pipeline.device
     state = stack([row.state for row in rows if row.state is not None])
@@ -49,8 +56,8 @@ def denoise(pipeline: Pipeline, key: ShapeKey, rows: list[Row], context: Context
     if key.guided:
         scales = [torch.tensor(row.job.params.cfg_scale(key.expert)) for row in rows]
         guidance = _upload(scales, device)
-        both = torch.cat([state.x, state.x])
-        velocity = pipeline.velocity(both, timesteps.repeat(2), context, key.expert)
+        branches = branches or Branches()
+        velocity = branches.velocity(pipeline, state.x, timesteps, context, key.expert)
         state = _guided(pipeline, state, velocity, guidance, table)
     else:
         velocity = pipeline.velocity(state.x, timesteps, context, key.expert)

@@ -59,6 +59,7 @@ class Job:
     condition: Any = None
     negative: Any = None
     blend: Blend | None = None  # the adapters that are applied to its rows
+    epoch: int = 0  # of the weights it runs with
     origin: Origin | None = None
     cancelled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)

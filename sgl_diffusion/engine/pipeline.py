@@ -45,7 +45,9 @@ class Pipeline(Protocol):
         """Timesteps and update table of one job, beginning at `params.start_step`."""
 
     def encode(self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]) -> Condition:
-        """One prompt, made ready for the transformer; it does not depend on the step.
+        """One prompt, made ready for the transformer; it does not depend on the step. Without
+        pictures it depends on the prompt and `params.max_sequence_length` only, and on
+        `params.guidance_scale` where the pipeline `EmbedsGuidance`.
 
         `pictures` are the job's input pictures, RGB in their own sizes, where the card says that
         edits are native; else there are none.
@@ -82,6 +84,13 @@ class KeepsPicture(Protocol):
 
     def origin(self, condition: Condition, params: ResolvedParams) -> Origin | None:
         """What is kept of the picture that a condition was made with."""
+
+
+@runtime_checkable
+class EmbedsGuidance(Protocol):
+    """A pipeline whose conditions hold the guidance scale."""
+
+    embeds_guidance: bool
 
 
 @dataclass(frozen=True)

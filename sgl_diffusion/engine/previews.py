@@ -1,4 +1,5 @@
-"""Partial pictures: after some of its steps, what a row's latents are on the way to."""
+"""Partial pictures: after some of its steps, what a row's latents are on the way to. Of a clip that
+is one latent frame from its middle, decoded alone."""
 
 from __future__ import annotations
 
@@ -37,4 +38,7 @@ def take_preview(row: Row) -> None:
     due = preview_steps(row.job.params)
     if row.ran in due:
         assert row.state is not None
-        row.previews.append(Preview(due.index(row.ran), row.ran, row.state.x0))
+        x0 = row.state.x0
+        middle = x0.shape[2] // 2
+        latents = x0[:, :, middle : middle + 1]
+        row.previews.append(Preview(due.index(row.ran), row.ran, latents))

@@ -7,8 +7,11 @@ cancelling happen at step boundaries.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,15 +23,20 @@ from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import ShapeKey, denoise
 from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.job import Job, Row
-from sgl_diffusion.engine.lineup import Batch, line_up
+from sgl_diffusion.engine.lineup import Batch, Lineup, Unit, line_up
 from sgl_diffusion.engine.lora.rows import RowAdapters
+from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pictures import open_picture
-from sgl_diffusion.engine.pipeline import KeepsPicture, Pipeline
+from sgl_diffusion.engine.pipeline import Condition, KeepsPicture, Pipeline
 from sgl_diffusion.engine.previews import take_preview
+from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.turns import Turns
-from sgl_diffusion.orchestrator.stage import Outbox
+from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = get_logger(__name__)
 
@@ -40,20 +48,35 @@ class StepRunner:
     """Runs the jobs of one pipeline; reports through `finish` and `fail`."""
 
     def __init__(
-        self, pipeline: Pipeline, max_rows: int, outbox: Outbox, finish: Finish, fail: Fail
+        self,
+        pipeline: Pipeline,
+        max_rows: int,
+        outbox: Outbox,
+        finish: Finish,
+        fail: Fail,
+        branches: Branches | None = None,
+        max_jobs: int = 0,
+        prompt_bytes: int = 0,
     ) -> None:
+        """`branches` are there if this is one of several ranks: what fails in a step of many ranks
+        ends them all, as nobody knows what the others did. At most `max_jobs` jobs are worked on
+        at a time; 0 means all. Encoded prompts are kept up to `prompt_bytes`."""
         self._pipeline = pipeline
         self._max_rows = max_rows
+        self._max_jobs = max_jobs or None
         self._outbox = outbox
         self._finish = finish
         self._fail = fail
         self._jobs: dict[str, Job] = {}
         self._turns = Turns()
-        self._contexts = Contexts(pipeline)
+        self._branches = branches
+        self._contexts = Contexts(pipeline, branches)
+        self.lineup = Lineup()
         self._reduced: dict[ShapeKey, int] = {}
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
+        self._prompts = PromptCache(pipeline, prompt_bytes, self.counters)
         self._step_times = StepTimes(self.counters, pipeline.card.name)
         self._timed: tuple[ResolvedParams, float] | None = None  # the step under way, its begin
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
@@ -72,13 +95,31 @@ class StepRunner:
 
     def step(self) -> bool:
         """One unit of work, for whoever has waited longest."""
+        unit = self.choose()
+        if unit is None:
+            return False
+        self.run(unit)
+        return True
+
+    def choose(self) -> Unit | None:
+        """The unit of whoever has waited longest."""
+        orders = self.look().orders
+        if not orders:
+            return None
+        return self._turns.next(orders)
+
+    def look(self) -> Lineup:
+        """What could be done next."""
         self._pace.wait()
         self._stop_clock()
-        lineup = line_up(self._pipeline, self._jobs.values(), self._max_rows, self._reduced)
-        self._contexts.keep(lineup.rows)
-        if not lineup.orders:
-            return False
-        unit = self._turns.next(lineup.orders)
+        jobs = itertools.islice(self._jobs.values(), self._max_jobs)
+        self.lineup = line_up(self._pipeline, jobs, self._max_rows, self._reduced)
+        self._contexts.keep(self.lineup.rows)
+        return self.lineup
+
+    def run(self, unit: Unit) -> None:
+        """Do one unit out of `lineup`."""
+        lineup = self.lineup
         if isinstance(unit, Batch):
             self._denoise(unit, lineup.rows[unit])
         elif unit == "encode" and lineup.to_encode is not None:
@@ -88,7 +129,6 @@ class StepRunner:
         self._pace.mark()
         if not self._pace.lags:
             self._stop_clock()
-        return True
 
     # -- units -------------------------------------------------------------------------------------
 
@@ -112,9 +152,9 @@ class StepRunner:
             job.origin = Origin.of(pipeline, params, pictures[0])
         parts = pictures if native else []
         with self.adapters.of([job.blend]):  # the prompts, too, go through adapted layers
-            job.condition = pipeline.encode(params.prompt, params, parts)
+            job.condition = self._condition(job, params.prompt, parts)
             if params.guided:
-                job.negative = pipeline.encode(params.negative_prompt, params, parts)
+                job.negative = self._condition(job, params.negative_prompt, parts)
         if job.origin is None and isinstance(pipeline, KeepsPicture):
             job.origin = pipeline.origin(job.condition, params)
         kept = job.origin is not None and job.origin.keep is not None
@@ -125,14 +165,21 @@ class StepRunner:
         job.solver = solver
         self._spend([job], "encode", time.perf_counter() - start)
 
+    def _condition(self, job: Job, prompt: str, pictures: list[Image]) -> Condition:
+        encode = partial(self._pipeline.encode, prompt, job.params, pictures)
+        return self._prompts.get(job, prompt, encode)
+
     def _denoise(self, batch: Batch, rows: list[Row]) -> None:
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
         fresh = [row for row in rows if row.ran == 0]
         try:
             with self.adapters.of([row.job.blend for row in rows]):
-                denoise(self._pipeline, batch.key, rows, self._contexts.of(batch.key, rows))
+                context = self._contexts.of(batch.key, rows)
+                denoise(self._pipeline, batch.key, rows, context, self._branches)
         except Exception as error:
+            if self._branches is not None:
+                raise CannotGoOnError("a step of several ranks failed") from error
             if is_out_of_memory(error) and len(rows) > 1:
                 self._reduce(batch.key, len(rows) // 2)
             else:
@@ -180,8 +227,7 @@ class StepRunner:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
 
     def _show(self, row: Row) -> None:
-        """Decode and send what a step of this row foresaw: one picture, as there are no previews
-        of clips."""
+        """Decode and send what a step of this row foresaw: one picture, of a clip as well."""
         preview = row.previews.popleft()
         (frames,) = self._pipeline.decode(preview.latents)
         meta = {"partial": preview.index, "row": row.job.rows.index(row), "step": preview.step}

@@ -16,12 +16,15 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
+from sgl_diffusion.engine.offload import check_offload
+from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
 from sgl_diffusion.engine.whole import WholeRunner
@@ -43,8 +46,11 @@ class DiffusionWorker:
         options: EngineOptions,
         outbox: Outbox,
         lora_state: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """`lora_state` is the file that keeps the adapters in use for the next worker."""
+        """`lora_state` is the file that keeps the adapters in use for the next worker; `ranks` are
+        there if several processes run this model together."""
+        self._ranks = ranks
         self._open = open_pipeline
         self._lora_state = lora_state
         self._options = options
@@ -57,6 +63,8 @@ class DiffusionWorker:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
         dispatch.named()
         library.absent()
+        if note := check_offload(self._options, pick_device(self._options.device)):
+            self._outbox.loading(note)
         try:
             pipeline = self._open(self._outbox.loading)
         except Exception as error:
@@ -66,9 +74,18 @@ class DiffusionWorker:
                 "The model does not fit into the memory of the device.",
                 hint="Use a smaller model, or lower precisions: --dit-precision bf16.",
             ) from error
+        branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
-            rows = self._options.max_batch_rows
-            self._runner = StepRunner(pipeline, rows, self._outbox, self._finish, self._fail)
+            self._runner = StepRunner(
+                pipeline,
+                self._options.max_batch_rows,
+                self._outbox,
+                self._finish,
+                self._fail,
+                branches,
+                self._options.max_running_jobs,
+                int(self._options.prompt_cache_memory * 2**30),
+            )
             self._warm_up(pipeline.card)
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
@@ -103,6 +120,7 @@ class DiffusionWorker:
         job = Job(job_id, params)
         try:
             job.blend = self._adapters.blend(params.loras)
+            job.epoch = self._adapters.epoch
         except Exception as error:
             self._outbox.failed(job_id, explain(error, job))
             return
@@ -135,6 +153,12 @@ class DiffusionWorker:
             peak = torch.cuda.max_memory_allocated()
             calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))
         return calls + self._active.counters.metrics()
+
+    @property
+    def steps(self) -> StepRunner:
+        """The runner of a native pipeline, unit by unit, for ranks that work together."""
+        assert isinstance(self._runner, StepRunner), "only native pipelines run on many ranks"
+        return self._runner
 
     @property
     def _adapters(self) -> LoraControl:

@@ -85,6 +85,18 @@ def rope_tables(
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
+def rope_at(
+    positions: Tensor, widths: tuple[int, ...], device: torch.device, theta: float = 10_000.0
+) -> tuple[Tensor, Tensor]:
+    """As `rope_tables`, for tokens [S, axes] that stand anywhere."""
+    axes = []
+    for axis, width in enumerate(widths):
+        exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+        axes.append(torch.outer(positions[:, axis].double(), theta**-exponents))
+    angles = torch.cat(axes, dim=-1)
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
 Rope = tuple[Tensor, Tensor]
 
 

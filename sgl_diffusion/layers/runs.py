@@ -24,10 +24,11 @@ class Run:
     length: int
 
 
-def runs_of(lengths: Sequence[int]) -> tuple[Run, ...]:
-    """The runs of a batch whose rows have these lengths."""
+def runs_of(lengths: Sequence[int], places: Sequence[int] = ()) -> tuple[Run, ...]:
+    """The runs of a batch whose rows have these lengths, and, where tokens of equal rows may stand
+    at different places, these."""
     runs, start = [], 0
-    for length, group in groupby(lengths):
+    for (length, _), group in groupby(zip(lengths, places or lengths, strict=True)):
         count = len(list(group))
         runs.append(Run(slice(start, start + count), length))
         start += count

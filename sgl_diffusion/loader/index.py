@@ -37,13 +37,14 @@ class Component:
 class ModelIndex:
     """`pipeline` names the pipeline class; `options` are its plain values, such as boundary_ratio.
 
-    A component that the repository declares absent is not in `components`.
+    A component that the repository declares absent is not in `components` but in `absent`.
     """
 
     path: Path
     pipeline: str
     components: Mapping[str, Component]
     options: Mapping[str, Any]
+    absent: tuple[str, ...] = ()
 
     def component(self, name: str) -> Component:
         if name in self.components:
@@ -70,17 +71,18 @@ def read_index(path: Path, variant: str | None = None) -> ModelIndex:
     pipeline = values.get("_class_name")
     if not isinstance(pipeline, str):
         raise SetupError(f"{path / INDEX_NAME} names no pipeline class.")
-    components, options = {}, {}
+    components, options, absent = {}, {}, []
     for name, value in values.items():
         if name.startswith("_"):
             continue
-        if isinstance(value, list) and len(value) == 2 and all(v is None for v in value):
-            continue
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+        pair = isinstance(value, list) and len(value) == 2
+        if pair and all(part is None for part in value):
+            absent.append(name)
+        elif pair and all(isinstance(part, str) for part in value):
             components[name] = Component(path / name, value[0], value[1], variant)
         else:
             options[name] = value
-    return ModelIndex(path, pipeline, components, options)
+    return ModelIndex(path, pipeline, components, options, tuple(absent))
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

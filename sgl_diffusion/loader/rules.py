@@ -11,19 +11,22 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 ALL = "*"
+Swap = Literal["", "halves", "narrow"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`flatten` makes [out, ...] to [out, in]; `swap` exchanges the halves of the rows."""
+    """`flatten` makes [out, ...] to [out, in]; `swap` exchanges the halves of the rows, always or
+    ("narrow") where they are a shift and a scale and nothing else."""
 
     source: str
     target: str
     segment: str = ""
     flatten: bool = False
-    swap: bool = False
+    swap: Swap = ""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Target:
     module: str
     segment: str = ""
     flatten: bool = False
-    swap: bool = False
+    swap: Swap = ""
 
 
 class Rules:

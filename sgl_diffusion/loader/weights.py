@@ -156,7 +156,10 @@ def _fit(module: nn.Module, files: list[Path], rules: Rules) -> _Fit:
                     fit.problems["wrong shape"].append(f"{key} {list(shape)} for {list(slot)}")
                 if header.get_dtype() not in _FLOATS:
                     fit.problems["wrong type"].append(f"{key} {header.get_dtype()}")
-                fit.copies.append(_Copy(file, key, name, rows, slot, target.swap))
+                swap = target.swap == "halves" or (
+                    target.swap == "narrow" and _is_narrow(module, name)
+                )
+                fit.copies.append(_Copy(file, key, name, rows, slot, swap))
     named = [_source_key(rules, *slot) for slot in sorted(missing)]
     fit.problems["missing"] = list(dict.fromkeys(named))
     return fit
@@ -182,6 +185,13 @@ def _segments(module: nn.Module, name: str) -> dict[str, slice]:
     """The row ranges of a parameter that a checkpoint may hold apart."""
     owner = module.get_submodule(name.rpartition(".")[0])
     return dict(getattr(owner, "segments", {"": slice(None)}))
+
+
+def _is_narrow(module: nn.Module, name: str) -> bool:
+    """Whether a layer has as many rows as a shift and a scale of its width."""
+    weight = module.get_submodule(name.rpartition(".")[0]).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0] == 2 * weight.shape[1]
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

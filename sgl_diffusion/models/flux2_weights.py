@@ -54,7 +54,7 @@ ORIGINAL = Rules(
     Rule("single_blocks.{i}.norm.key_norm", "single_blocks.{i}.norm_k"),
     Rule("single_blocks.{i}.linear2", "single_blocks.{i}.to_out"),
     # Shift before scale; ours is scale before shift.
-    Rule("final_layer.adaLN_modulation.1", "norm_out", swap=True),
+    Rule("final_layer.adaLN_modulation.1", "norm_out", swap="halves"),
     Rule("final_layer.linear", "proj_out"),
     leaves={"scale": "weight"},
 )

@@ -112,12 +112,22 @@ class WanTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
-    def prepare(self, text: Tensor, image: Tensor | None = None) -> TextContext:
+    def prepare(
+        self, text: Tensor, image: Tensor | None = None, length: int | None = None
+    ) -> TextContext:
         """Text embeddings [B, L, text_dim], and states [B, I, image_dim] of a picture where the
-        model sees one, to what `forward` reads of them, once for all steps."""
+        model sees one, to what `forward` reads of them, once for all steps.
+
+        With a `length` the text goes on with zeros up to it: what becomes of one is computed once.
+        """
+        more = 0 if length is None else length - text.shape[1]
+        if more:
+            text = functional.pad(text, (0, 0, 0, 1))
         text = self.text_embedder(text.to(self.dtype))
         blocks = cast("Sequence[WanBlock]", self.blocks)
         kv = torch.stack([block.attn2.keys_values(text) for block in blocks])
+        if more:
+            kv = torch.cat((kv, kv[:, :, :, -1:].expand(-1, -1, -1, more - 1, -1, -1)), dim=3)
         if self.image_embedder is None or image is None:
             return TextContext(kv)
         image = self.image_embedder(image.to(self.dtype))

@@ -10,6 +10,7 @@ part does not depend on the timestep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.attention import Attend, AttentionContext
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.layers.embed import (
+    Grid,
     Rope,
     join_ropes,
     patchify,
@@ -53,6 +55,7 @@ class ZImageParams:
     rope_theta: float = 256.0
     t_scale: float = 1000.0
     axes_dims: tuple[int, int, int] = (32, 48, 48)
+    siglip_feat_dim: int | None = None
 
     @property
     def attention_head_dim(self) -> int:
@@ -69,7 +72,6 @@ _ONLY: Mapping[str, Any] = {
     "all_patch_size": [2],
     "all_f_patch_size": [1],
     "qk_norm": True,
-    "siglip_feat_dim": None,
 }
 
 
@@ -87,7 +89,9 @@ class ZImageContext:
         return ZImageContext(pad_rows([context.caption for context in contexts]), lengths)
 
 
-class ZImageTransformer(nn.Module):
+class ZImageLayers(nn.Module):
+    """What the transformers with and without reference pictures have in common."""
+
     def __init__(self, params: ZImageParams) -> None:
         super().__init__()
         self.params = params
@@ -116,15 +120,48 @@ class ZImageTransformer(nn.Module):
         """In the order in which they run in every step."""
         return [*self.noise_refiner, *self.layers]
 
+    def signal(self, timestep: Tensor) -> Tensor:
+        """[B, 256], what modulates the blocks."""
+        time = (1000 - timestep) / 1000 * self.params.t_scale
+        return self.t_embedder(sinusoid(time, TIME_CHANNELS).to(self.dtype))
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Tokens [B, S, D] of pictures [B, C, 1, h, w], filled up."""
+        x = self.x_embedder(patchify(latents.to(self.dtype), PATCH, channels="last"))
+        return fill(x, self.x_pad_token)
+
+    def embed_caption(self, caption: Tensor) -> Tensor:
+        """Tokens [1, L, D] of the states of a text, filled up."""
+        states = ops.norm_modulate(
+            caption.to(self.dtype),
+            weight=self.cap_norm.weight,
+            eps=self.params.norm_eps,
+            kind="rms",
+        )
+        return fill(self.cap_embedder(states), self.cap_pad_token)
+
+    def finish(self, x: Tensor, signal: Tensor, grid: Grid) -> Tensor:
+        """The velocity of the picture whose tokens come first in `x`."""
+        scale = self.final_modulation(functional.silu(signal))
+        x = ops.norm_modulate(x[:, : math.prod(grid)], scale, eps=1e-6)
+        return -unpatchify(self.final_layer(x), grid, PATCH)
+
+    def image_rope(self, grid: Grid, full: int, start: int) -> Rope:
+        """Angles of the image's tokens, then those at the origin of the learned token."""
+        cos, sin = self.rope(grid, (start, 0, 0))
+        rest = (full - cos.shape[0], cos.shape[1])
+        return torch.cat((cos, cos.new_ones(rest))), torch.cat((sin, sin.new_zeros(rest)))
+
+    def rope(self, grid: Grid, origin: Grid) -> Rope:
+        params, device = self.params, self.x_embedder.weight.device
+        return rope_tables(grid, params.axes_dims, device, params.rope_theta, origin)
+
+
+class ZImageTransformer(ZImageLayers):
     def prepare(self, caption: Tensor) -> ZImageContext:
         """The states [1, L, cap] of one caption to what `forward` reads of it, for all steps."""
-        params, length = self.params, caption.shape[1]
-        full = filled(length)
-        x = ops.norm_modulate(
-            caption.to(self.dtype), weight=self.cap_norm.weight, eps=params.norm_eps, kind="rms"
-        )
-        x = self.cap_embedder(x)
-        x = torch.cat((x, self.cap_pad_token.expand(1, full - length, -1)), dim=1)
+        x = self.embed_caption(caption)
+        full = x.shape[1]
         whole = runs_of([full])
         for block in self.context_refiner:
             x = block(x, None, (self._caption_rope(full),), whole, self.attention.local)
@@ -135,18 +172,14 @@ class ZImageTransformer(nn.Module):
 
         `timestep` [B] counts from 0 (clean) to 1000 (noise), one per row.
         """
-        rows, grid = latents.shape[0], token_grid(latents, PATCH)
-        time = (1000 - timestep) / 1000 * self.params.t_scale
-        signal = self.t_embedder(sinusoid(time, TIME_CHANNELS).to(self.dtype))
-        x = self.x_embedder(patchify(latents.to(self.dtype), PATCH, channels="last"))
-        tokens = x.shape[1]
-        full = filled(tokens)
-        x = torch.cat((x, self.x_pad_token.expand(rows, full - tokens, -1)), dim=1)
+        grid = token_grid(latents, PATCH)
+        signal, x = self.signal(timestep), self.embed(latents)
+        full = x.shape[1]
 
         # The image stands behind the caption, so its angles depend on the caption's length.
         captions = runs_of(context.lengths)
         images = tuple(Run(run.rows, full) for run in captions)
-        ropes = tuple(self._image_rope(grid, full, run.length) for run in captions)
+        ropes = tuple(self.image_rope(grid, full, run.length + 1) for run in captions)
         for block in self.noise_refiner:
             x = block(x, signal, ropes, images, self.attention.tokens)
 
@@ -159,27 +192,15 @@ class ZImageTransformer(nn.Module):
         for block in self.layers:
             x = block(x, signal, ropes, runs, self.attention.tokens)
 
-        scale = self.final_modulation(functional.silu(signal))
-        x = ops.norm_modulate(x[:, :tokens], scale, eps=1e-6)
-        return -unpatchify(self.final_layer(x), grid, PATCH)
+        return self.finish(x, signal, grid)
 
     def _caption_rope(self, length: int) -> Rope:
-        return self._rope((length, 1, 1), (1, 0, 0))
-
-    def _image_rope(self, grid: tuple[int, int, int], full: int, caption: int) -> Rope:
-        """Angles of the image's tokens, then those at the origin of the learned token."""
-        cos, sin = self._rope(grid, (caption + 1, 0, 0))
-        rest = (full - cos.shape[0], cos.shape[1])
-        return torch.cat((cos, cos.new_ones(rest))), torch.cat((sin, sin.new_zeros(rest)))
-
-    def _rope(self, grid: tuple[int, int, int], origin: tuple[int, int, int]) -> Rope:
-        params, device = self.params, self.x_embedder.weight.device
-        return rope_tables(grid, params.axes_dims, device, params.rope_theta, origin)
+        return self.rope((length, 1, 1), (1, 0, 0))
 
 
 class ZImageBlock(nn.Module):
     """Attention and perceptron, each with a norm before and one after; `signal` is the width of
-    what modulates the block, or None."""
+    what modulates the block, one vector for each row or each token, or None."""
 
     def __init__(self, params: ZImageParams, signal: int | None) -> None:
         super().__init__()
@@ -240,3 +261,9 @@ class ZImageBlock(nn.Module):
 def filled(length: int) -> int:
     """The length of a sequence after padding with learned tokens."""
     return -(-length // MULTIPLE) * MULTIPLE
+
+
+def fill(x: Tensor, token: Tensor) -> Tensor:
+    """Tokens [B, S, D], and behind them as many of the learned one [1, D] as it takes."""
+    rows, length, _ = x.shape
+    return torch.cat((x, token.expand(rows, filled(length) - length, -1)), dim=1)

@@ -1,5 +1,5 @@
-"""From the parameter names of Z-Image checkpoints to those of models/z_image.py: diffusers' names,
-and those of the single files that other tools use."""
+"""From the parameter names of Z-Image checkpoints to those of models/z_image.py and
+z_image_omni.py: diffusers' names, and those of the single files that other tools use."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def _rest(attention: Callable[[str], list[Rule]]) -> list[Rule]:
         Rule("t_embedder.mlp.2", "t_embedder.linear_2"),
         Rule("cap_embedder.0", "cap_norm"),
         Rule("cap_embedder.1", "cap_embedder"),
+        Rule("siglip_embedder.0", "siglip_norm"),
+        Rule("siglip_embedder.1", "siglip_embedder"),
+        *_blocks("siglip_refiner", attention),
         *_blocks("noise_refiner", attention),
         *_blocks("context_refiner", attention),
         *_blocks("layers", attention),

@@ -37,7 +37,8 @@ class Worker(Protocol):
 
     Inside `Outbox.poll` only `submit`, `cancel`, `running` and `metrics` are called. An exception
     out of `step` ends the jobs in the worker, each of which is cancelled first; if there is none,
-    or if cancelling raises too, the stage ends and a new one is started.
+    if cancelling raises too, or if it is a `CannotGoOnError`, the stage ends and a new one is
+    started.
     """
 
     def load(self) -> Payload:

@@ -173,7 +173,7 @@ class StageLoop:
     def _step(self, worker: Worker) -> bool:
         try:
             return worker.step()
-        except ChannelError:
+        except (ChannelError, CannotGoOnError):
             raise
         except Exception as error:
             if not self._jobs:

@@ -24,8 +24,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     connection = socket_from_stdin()
-    _die_with_parent(connection)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    die_with_parent(connection)
     faulthandler.enable()
     channel = SocketChannel(connection)
     try:
@@ -36,8 +35,9 @@ def main() -> int:
     return StageLoop(channel, boot, early).run()
 
 
-def _die_with_parent(connection: socket.socket) -> None:
-    """No worker outlives its server, not even one that was killed."""
+def die_with_parent(connection: socket.socket) -> None:
+    """No worker outlives its server, not even one that was killed, and none leaves a core."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

@@ -29,6 +29,7 @@ class App:
 
     name: str
     stages: tuple[StageSpec, ...]
+    processes: bool = False  # a stage of it cannot be a thread: it is several processes
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -85,6 +85,13 @@ CATALOG = (
     ),
     Entry("Tongyi-MAI/Z-Image-Turbo", "z-image", "ZImagePipeline", ("T2I",), "z_image:TURBO"),
     Entry("Tongyi-MAI/Z-Image", "z-image", "ZImagePipeline", ("T2I",), "z_image:BASE"),
+    Entry(
+        "Tongyi-MAI/Z-Image-Omni-Base",
+        "z-image",
+        "ZImageOmniPipeline",
+        ("T2I", "TI2I"),
+        "z_image:BASE",
+    ),
     Entry("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan", _WAN, _FROM_TEXT, "wan_defaults:SMALL"),
     Entry("Wan-AI/Wan2.1-T2V-14B-Diffusers", "wan", _WAN, _FROM_TEXT, "wan_defaults:LARGE"),
     Entry("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "wan", _I2V, _FROM_PICTURE, "wan_defaults:SMALL"),

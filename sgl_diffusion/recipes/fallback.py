@@ -78,7 +78,12 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
     dtype = pick_dtype(options.dit_precision, device)
     try:
         pipe = kind.from_pretrained(
-            index.path, dtype=dtype, variant=options.variant, use_safetensors=True
+            index.path,
+            dtype=dtype,
+            variant=options.variant,
+            use_safetensors=True,
+            # Said once more, because not every class knows which of its components may be absent.
+            **dict.fromkeys(index.absent),
         )
     except (OSError, ValueError, ImportError) as error:
         raise SetupError(

@@ -56,7 +56,7 @@ def watched(pipe: Any) -> Iterator[Callable[[], Tensor | None]]:
 
 
 def decode(pipe: Any, latents: Tensor, params: ResolvedParams) -> list[Tensor]:
-    """One uint8 frame [1, H, W, 3] per row of `latents`."""
+    """One uint8 frame [1, H, W, 3] per row of `latents`, from the middle of a clip."""
     vae = pipe.vae
     if latents.dim() == 3:  # two by two cells are one token
         factor = pipe.vae_scale_factor
@@ -67,6 +67,8 @@ def decode(pipe: Any, latents: Tensor, params: ResolvedParams) -> list[Tensor]:
         pictures = vae.decode(latents, return_dict=False)[0][:, :, None]
     else:
         shape = (1, -1, 1, 1, 1)
+        middle = latents.shape[2] // 2
+        latents = latents[:, :, middle : middle + 1]
         mean = latents.new_tensor(vae.config.latents_mean).view(shape)
         std = latents.new_tensor(vae.config.latents_std).view(shape)
         pictures = vae.decode(latents * std + mean, return_dict=False)[0]

@@ -84,6 +84,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux:
 class Flux(ImageRecipe[FluxContext]):
     diffusers_class = "FluxTransformer2DModel"
     rules = RULES
+    embeds_guidance = True
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ dev takes `guidance_scale` as an input; klein is guided in a second pass, unless
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.flux2 import Flux2Context, Flux2Params, Flux2Transformer
 from sgl_diffusion.models.flux2_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
-from sgl_diffusion.recipes.image import ImageRecipe, reference_bucket
+from sgl_diffusion.recipes.image import ImageRecipe, cropped, reference_bucket, shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +38,6 @@ KLEIN = SamplingDefaults(
 KLEIN_BASE = SamplingDefaults(width=1024, height=1024, num_inference_steps=50, guidance_scale=4.0)
 _DEV_LAYERS, _KLEIN_LAYERS = (10, 20, 30), (9, 18, 27)
 _MOST_PICTURES = 10
-_AREA = 1024 * 1024  # at most, of a reference picture
 
 
 def not_supported(index: ModelIndex) -> str | None:
@@ -76,6 +74,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux2
 class Flux2(ImageRecipe[Flux2Context]):
     diffusers_class = "Flux2Transformer2DModel"
     rules = RULES
+    embeds_guidance = True
 
     def __init__(
         self,
@@ -110,7 +109,7 @@ class Flux2(ImageRecipe[Flux2Context]):
 
     def _reference(self, picture: Image) -> Tensor:
         """Smaller ones keep their size; all are cut to what the VAE can encode."""
-        fitted = _fitted(picture, self.card.size_multiple)
+        fitted = cropped(shrunk(picture), self.card.size_multiple)
         return self.encode_images(to_pixels(fitted, *fitted.size).to(self.device))
 
     def text_bucket(self, condition: Flux2Context) -> int:
@@ -128,15 +127,3 @@ def _mu(tokens: int, steps: int) -> float:
         return at_200
     at_10 = 8.73809524e-05 * tokens + 1.89833333
     return at_200 + (at_200 - at_10) / 190 * (steps - 200)
-
-
-def _fitted(picture: Image, unit: int) -> Image:
-    from PIL import Image
-
-    if picture.width * picture.height > _AREA:
-        scale = math.sqrt(_AREA / (picture.width * picture.height))
-        size = int(picture.width * scale), int(picture.height * scale)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    width, height = (max(edge // unit, 1) * unit for edge in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,6 +13,11 @@ from sgl_diffusion.components.samplers import Solver, Spacing, dynamic_mu, make_
 from sgl_diffusion.engine.pipeline import Adaptable, Combine
 from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.recipes.common import Plan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MEGAPIXEL = 1024 * 1024
 
 
 class ImageVae(Protocol):
@@ -91,3 +97,21 @@ class ImageRecipe(Generic[C]):
 def reference_bucket(length: int, grids: Sequence[tuple[int, int]]) -> int:
     """References of other sizes are other batches, like texts of other lengths."""
     return hash((length, *grids))
+
+
+def shrunk(picture: Image, area: int = _MEGAPIXEL) -> Image:
+    """A reference picture of more than a megapixel, brought to that area; others stay."""
+    from PIL import Image
+
+    if picture.width * picture.height <= _MEGAPIXEL:
+        return picture
+    scale = math.sqrt(area / (picture.width * picture.height))
+    size = int(picture.width * scale), int(picture.height * scale)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def cropped(picture: Image, unit: int) -> Image:
+    """The middle of a picture, with edges that are multiples of `unit`."""
+    width, height = (max(edge // unit, 1) * unit for edge in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))

@@ -37,11 +37,27 @@ NATIVE: Registry[str] = Registry(
         "QwenImageEditPlusPipeline": "sgl_diffusion.recipes.qwen_image",
         "QwenImagePipeline": "sgl_diffusion.recipes.qwen_image",
         "StableDiffusion3Pipeline": "sgl_diffusion.recipes.sd3",
+        "ZImageOmniPipeline": "sgl_diffusion.recipes.z_image_omni",
         "ZImagePipeline": "sgl_diffusion.recipes.z_image",
         "WanImageToVideoPipeline": "sgl_diffusion.recipes.wan",
         "WanPipeline": "sgl_diffusion.recipes.wan",
     },
 )
+
+# Pipelines of diffusers that hand other inputs to the same parts: one recipe takes what both take.
+SAME_PARTS = {
+    "Flux2KleinInpaintPipeline": "Flux2KleinPipeline",
+    "FluxImg2ImgPipeline": "FluxPipeline",
+    "FluxInpaintPipeline": "FluxPipeline",
+    "FluxKontextInpaintPipeline": "FluxKontextPipeline",
+    "QwenImageEditInpaintPipeline": "QwenImageEditPipeline",
+    "QwenImageImg2ImgPipeline": "QwenImagePipeline",
+    "QwenImageInpaintPipeline": "QwenImagePipeline",
+    "StableDiffusion3Img2ImgPipeline": "StableDiffusion3Pipeline",
+    "StableDiffusion3InpaintPipeline": "StableDiffusion3Pipeline",
+    "ZImageImg2ImgPipeline": "ZImagePipeline",
+    "ZImageInpaintPipeline": "ZImagePipeline",
+}
 
 TINY_NAME = "tiny-random-wan"
 TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt"
@@ -49,21 +65,23 @@ TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt
 
 def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
     """Find, choose and load the model of `options`; `note` hears what is going on."""
-    if options.num_gpus != 1:
-        raise ConfigError(
-            f"num_gpus is {options.num_gpus}; this version runs a model on one device.",
-            hint="Start one server per device.",
-            param="num_gpus",
-        )
-    if options.model_path is None:
-        return _open_tiny(options, note)
-    from sgl_diffusion.loader.hub import resolve_model
     from sgl_diffusion.loader.index import read_index
 
-    note(f"looking for {options.model_path}")
-    folder = resolve_model(options.model_path, options.revision, variant=options.variant, note=note)
+    folder = find_model(options, note)
+    if options.model_path is None:
+        return _open_tiny(folder, options, note)
     index = _with_other_weights(read_index(folder, options.variant), options)
     return _open(index, options, options.model_path, note)
+
+
+def find_model(options: EngineOptions, note: Note) -> Path:
+    """The folder of the model of `options`, fetched or built if it is not there."""
+    if options.model_path is None:
+        return _build_tiny(options, note)
+    from sgl_diffusion.loader.hub import resolve_model
+
+    note(f"looking for {options.model_path}")
+    return resolve_model(options.model_path, options.revision, variant=options.variant, note=note)
 
 
 def _with_other_weights(index: ModelIndex, options: EngineOptions) -> ModelIndex:
@@ -86,9 +104,8 @@ def _with_other_weights(index: ModelIndex, options: EngineOptions) -> ModelIndex
     return index
 
 
-def _open_tiny(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
-    from sgl_diffusion.loader.index import read_index
-    from sgl_diffusion.recipes.tiny_wan import DEFAULTS, build_tiny_wan
+def _build_tiny(options: EngineOptions, note: Note) -> Path:
+    from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
 
     # By version, so that an upgrade does not serve what an older one built.
     folder = data_folder(options.data_dir) / "models" / f"{TINY_NAME}-{__version__}"
@@ -104,6 +121,13 @@ def _open_tiny(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
             hint="It takes a few MB: make room, or use another --data-dir.",
             code="insufficient_storage",
         ) from None
+    return folder
+
+
+def _open_tiny(folder: Path, options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
+    from sgl_diffusion.loader.index import read_index
+    from sgl_diffusion.recipes.tiny_wan import DEFAULTS
+
     pipeline = _open(read_index(folder), options, TINY_NAME, note)
     pipeline.card = dataclasses.replace(pipeline.card, defaults=DEFAULTS, note=TINY_NOTE)
     return pipeline
@@ -122,14 +146,15 @@ def _open(
 ) -> Pipeline | WholePipeline:
     """Natively where a recipe exists and can take this checkpoint, else through diffusers."""
     if options.backend != "diffusers":
-        reason = _not_native(index)
+        native = dataclasses.replace(index, pipeline=SAME_PARTS.get(index.pipeline, index.pipeline))
+        reason = _not_native(native)
         if reason is None:
             from sgl_diffusion.recipes.fit import check_fits
 
-            check_fits(index, options)
+            check_fits(native, options)
             note(f"loading {index.pipeline} with the native recipe")
-            recipe = importlib.import_module(NATIVE.get(index.pipeline))
-            return recipe.open_pipeline(index, options, name)
+            recipe = importlib.import_module(NATIVE.get(native.pipeline))
+            return recipe.open_pipeline(native, options, name)
         if options.backend == "native":
             raise ConfigError(
                 f"{index.pipeline} cannot be served natively: {reason}.",

@@ -143,9 +143,10 @@ class Wan:
     def encode(
         self, prompt: str, params: ResolvedParams, pictures: Sequence[Image]
     ) -> WanCondition:
-        text = self._text.encode([prompt], params.max_sequence_length)
+        length = params.max_sequence_length
+        text = self._text.encode_tokens([prompt], length)
         seen = self._eyes.encode(pictures) if self._eyes is not None and pictures else None
-        texts = tuple(expert.prepare(text, seen) for expert in self._experts.values())
+        texts = tuple(expert.prepare(text, seen, length) for expert in self._experts.values())
         if not pictures:
             return WanCondition(texts)
         shown = [to_pixels(p, params.width, params.height).to(self.device) for p in pictures]

@@ -6,7 +6,7 @@ different length share a batch; guidance counts from 0 and adds to the velocity 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -32,6 +32,8 @@ TURBO_SHIFT = 3.0  # of its noise schedule; the base model has 6
 
 def not_supported(index: ModelIndex) -> str | None:
     """Why this file cannot serve the checkpoint; None if it can."""
+    if transformer_config(index).get("siglip_feat_dim") is not None:
+        return "its transformer is that of Z-Image Omni"
     return reason_against(index, ZImageParams, Spacing(mu=1.0, even=True))
 
 
@@ -43,11 +45,10 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> ZImag
     text = TextQwen3.load(index, dtype=plan.text, device=plan.device)
     vae = VaeKl.load(index, dtype=plan.vae, device=plan.device)
     scheduler = scheduler_config(index)
-    turbo = float(scheduler.get("shift", TURBO_SHIFT)) <= TURBO_SHIFT
     card = plan.card(
         index,
         name,
-        TURBO if turbo else BASE,
+        defaults_of(scheduler),
         family="z-image",
         tasks=("T2I",),
         size_multiple=2 * vae.spatial_factor,
@@ -59,6 +60,11 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> ZImag
         lora_targets=("transformer",),
     )
     return ZImage(card, plan, transformer, vae, scheduler, text)
+
+
+def defaults_of(scheduler: Mapping[str, Any]) -> SamplingDefaults:
+    turbo = float(scheduler.get("shift", TURBO_SHIFT)) <= TURBO_SHIFT
+    return TURBO if turbo else BASE
 
 
 class ZImage(ImageRecipe[ZImageContext]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from sgl_diffusion import __version__
 from sgl_diffusion.server import (
@@ -48,17 +50,17 @@ if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
     from sgl_diffusion.orchestrator.jobstore import JobStore
 
-ROUTERS = (
+ROUTERS = (  # routes are tried in this order: polls and pictures first
+    remix.router,  # before the videos: its fixed names are no ids
+    videos.router,
+    images.router,
+    image_store.router,
+    video_content.router,
+    events.router,
     info.router,
     metrics.router,
     openapi.router,
-    images.router,
     lora.router,
-    image_store.router,
-    remix.router,  # before the videos: its fixed names are no ids
-    videos.router,
-    video_content.router,
-    events.router,
 )
 
 
@@ -121,16 +123,21 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         openapi_url=None,  # server/openapi.py knows the bodies, the framework does not
         redirect_slashes=False,
         dependencies=[Depends(check_query)],
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, context.rejected),
     )
     app.state.context = context
-    errors.install(app)
+    errors.install(app, routes())
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(own_rows)])
     return app
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def routes() -> list[Route]:
+    """Every route of the app, in the order in which they are tried."""
+    return [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+
+
+def _middleware(settings: Settings, rejected: Counter[str]) -> list[Middleware]:
     """From the outside to the inside: names and the net, browsers, keys, slow bodies."""
     cors = Middleware(
         CORSMiddleware,
@@ -147,8 +154,9 @@ def _middleware(settings: Settings) -> list[Middleware]:
             allowed_hosts=settings.allowed_hosts,
             origins=settings.cors_origins,
             any_address=settings.any_address,
+            rejected=rejected,
         ),
         *([cors] if settings.cors_origins else []),
-        Middleware(KeyGuard, keys=settings.keys, public=public),
+        Middleware(KeyGuard, keys=settings.keys, public=public, rejected=rejected),
         Middleware(BodyClock, pause=settings.limits.body_timeout),
     ]

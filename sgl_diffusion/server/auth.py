@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.server.errors import to_response
+from sgl_diffusion.server.errors import turn_away
 from sgl_diffusion.server.keys import NOBODY, Caller, Keys
 
 PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz"})
@@ -27,17 +29,20 @@ ADMIN_PATHS = frozenset(
 class KeyGuard:
     """Checks `Authorization: Bearer` and tells the routes who calls: `request.state.caller`."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, public: frozenset[str] = PUBLIC_PATHS) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, public: frozenset[str], rejected: Counter[str]
+    ) -> None:
         self.app = app
         self.keys = keys
         self.public = public
+        self.rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
                 scope.setdefault("state", {})["caller"] = self._caller(scope)
             except RequestError as error:
-                response = to_response(error)
+                response = turn_away(error, self.rejected)
                 if response.status_code == 401:
                     response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)

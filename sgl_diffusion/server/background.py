@@ -22,12 +22,14 @@ from sgl_diffusion.base.errors import (
 )
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.client.types import partial_of
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
 from sgl_diffusion.server.accepted import accepts, following, settled
 from sgl_diffusion.server.admission import Admission, Ticket
 from sgl_diffusion.server.errors import not_found
 from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.outcomes import Outcomes
+from sgl_diffusion.server.previews import Preview, preview_of
 from sgl_diffusion.server.repeats import Origin
 from sgl_diffusion.server.turn import Turn
 
@@ -47,6 +49,7 @@ class _Live:
     row: JobRow
     ticket: Ticket
     dropped: bool = False
+    preview: Preview | None = None
 
     @property
     def handle(self) -> GenerationHandle | None:
@@ -121,6 +124,11 @@ class VideoRunner:
         """Where a job that the client knows stands; None for one that waits or has ended."""
         live = self._live.get(job_id)
         return live.handle.snapshot() if live and live.handle else None
+
+    def preview(self, job_id: str) -> Preview | None:
+        """The newest picture of a running job."""
+        live = self._live.get(job_id)
+        return live.preview if live else None
 
     def position(self, job_id: str) -> int | None:
         """How many videos wait ahead of a waiting one."""
@@ -267,6 +275,9 @@ class VideoRunner:
             if event.snapshot.state == "in_progress" and now != stored:
                 await self.jobs.update(live.row.id, status="in_progress", attempts=now[1])
                 stored = now
+            part = partial_of(event)
+            if part is not None:
+                live.preview = await asyncio.to_thread(preview_of, part)
 
     async def _fail(self, live: _Live, error: Exception) -> None:
         if live.handle is not None:

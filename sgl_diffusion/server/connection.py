@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,6 +17,9 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.server.errors import envelope
 
 log = get_logger(__name__)
+# For what uvicorn says of a connection; what it refuses is told by a line of our own.
+_uvicorn_log = get_logger(f"{__name__}.uvicorn")
+_uvicorn_log.setLevel(logging.ERROR)
 
 _LINGER_SECONDS = 1.0  # for a client that still sends when its answer is there
 _READ = 2**18  # most bytes that one read can bring along
@@ -25,12 +30,14 @@ class _RefusedError(Exception):
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """`limits` belongs to the class that `connection_class` makes."""
+    """`limits` and `rejected` belong to the class that `connection_class` makes."""
 
     limits: LimitOptions
+    rejected: Counter[str]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.logger = _uvicorn_log
         self._head = 0  # bytes of the current request line and headers, as far as they are parsed
         self._raw = 0  # bytes received while they were not complete
         self._reading_head = True
@@ -105,12 +112,16 @@ class GuardedConnection(HttpToolsProtocol):
         refusal = self._refusal or (400, "invalid_http", "This is not a valid HTTP request.")
         status, code, text = refusal
         body = json.dumps(envelope(status, text, code)).encode()
+        request_id = f"req_{secrets.token_hex(12)}"
+        self.rejected[code] += 1
+        fields = {"request_id": request_id, "status": status, "code": code}
+        log.info("no request", extra={"fields": fields})
         phrase = {503: "Service Unavailable", 431: "Request Header Fields Too Large"}
         lines = [
             f"HTTP/1.1 {status} {phrase.get(status, 'Bad Request')}",
             "content-type: application/json",
             f"content-length: {len(body)}",
-            f"x-request-id: req_{secrets.token_hex(12)}",
+            f"x-request-id: {request_id}",
             "x-content-type-options: nosniff",
             *(["retry-after: 1"] if status == 503 else []),
             "connection: close",
@@ -157,6 +168,6 @@ class GuardedConnection(HttpToolsProtocol):
         self.send_400_response("")
 
 
-def connection_class(limits: LimitOptions) -> type[GuardedConnection]:
-    """The protocol class that uvicorn makes its connections of."""
-    return type("Connection", (GuardedConnection,), {"limits": limits})
+def connection_class(limits: LimitOptions, rejected: Counter[str]) -> type[GuardedConnection]:
+    """The protocol class that uvicorn makes its connections of; what they refuse is counted."""
+    return type("Connection", (GuardedConnection,), {"limits": limits, "rejected": rejected})

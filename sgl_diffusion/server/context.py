@@ -80,6 +80,7 @@ class ServerContext:
     uploads: Uploads | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    readiness: str = ""  # as a poller was told last
     rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:
@@ -144,7 +145,7 @@ class ServerContext:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
 
-def _of_request(request: Request) -> ServerContext:
+async def _of_request(request: Request) -> ServerContext:
     context = request.app.state.context
     assert isinstance(context, ServerContext)
     return context

@@ -6,12 +6,16 @@ client only from our own error classes; anything else is a constant sentence, an
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from sgl_diffusion.base import errors
 from sgl_diffusion.base.log import get_logger
@@ -58,7 +62,7 @@ TYPES = {
 # Where the next part of the path is an id.
 _KINDS = {"/v1/videos": "video", "/v1/images": "image"}
 # What counts as turned away at the door, in the metrics.
-_REJECTIONS = {400, 401, 403, 413, 415, 429, 503}
+_REJECTIONS = {400, 401, 403, 413, 415, 429, 431, 503}
 # Clients that retry by status would only repeat work whose outcome is known.
 NO_RETRY = {"out_of_memory", "deadline_exceeded", "insufficient_storage"}
 
@@ -91,13 +95,18 @@ def internal_response() -> JSONResponse:
     return JSONResponse(envelope(500, INTERNAL, "internal_error"), status_code=500)
 
 
+def turn_away(error: errors.SglError, rejected: Counter[str]) -> JSONResponse:
+    """The answer to a request that failed with `error`, and its place in the metrics."""
+    if status_of(error) in _REJECTIONS:
+        rejected[error.code] += 1
+    return to_response(error)
+
+
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.SglError)
-    if status_of(error) in _REJECTIONS:
-        request.app.state.context.rejected[error.code] += 1
     if status_of(error) >= 500:
         log.warning("%s: %s", type(error).__name__, error)
-    return to_response(error)
+    return turn_away(error, request.app.state.context.rejected)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
@@ -106,11 +115,11 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return to_response(_no_route(request))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(allowed_methods(request.app.state.routes, request.scope))
         response = to_response(
             errors.RequestError(
                 f"This route does not know {request.method}.",
-                hint=f"Use {allowed}." if allowed else "",
+                hint=f"Use {allowed}.",
                 code="method_not_allowed",
             )
         )
@@ -118,6 +127,14 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         return response
     log.error("unexpected HTTP error %d", error.status_code)
     return internal_response()
+
+
+def allowed_methods(routes: Iterable[Route], scope: Scope) -> list[str]:
+    """All that the path of a request knows: a method may have a route of its own. A fixed path is
+    no id of the routes beside it."""
+    found = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+    fixed = [route for route in found if "{" not in route.path]
+    return sorted({method for route in fixed or found for method in route.methods or ()})
 
 
 def _no_route(request: Request) -> errors.NotFoundError:
@@ -136,14 +153,16 @@ def not_found(kind: str) -> errors.NotFoundError:
     )
 
 
-async def _validation(_: Request, error: Exception) -> JSONResponse:
+async def _validation(request: Request, error: Exception) -> JSONResponse:
     """Path and query parameters; the input itself is never repeated."""
     assert isinstance(error, RequestValidationError)
     param = str(error.errors()[0]["loc"][-1])
-    return to_response(errors.RequestError(f"{param} cannot be read.", param=param))
+    return await _ours(request, errors.RequestError(f"{param} cannot be read.", param=param))
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routes: Sequence[Route]) -> None:
+    """`routes` are those of `app`, which has them inside its routers."""
+    app.state.routes = routes
     app.add_exception_handler(errors.SglError, _ours)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)

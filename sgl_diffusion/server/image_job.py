@@ -1,12 +1,12 @@
 """From a finished image job to its answer: files, rows, bodies and events.
 
-Everything that takes time (PNG, base64, JSON, the disk) happens in threads.
+What takes time (PNG, the disk, a long answer) happens in threads. `b64_json` of an entry holds the
+bytes of a file: base64 comes into being within the JSON, once and in no text of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -33,13 +33,6 @@ KIND = "image"
 _UPLOAD_SECONDS = 10.0  # an answer waits so long for the address in the bucket
 _SMALL = 2**20
 _ECHOED = ("low", "medium", "high", "xhigh", "max")  # what the OpenAI SDK can read back
-# The SDK's types want it in the last event; nothing is counted, and nobody is charged.
-_NO_USAGE = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ class ImageJob:
 
     async def respond(self, body: dict[str, Any]) -> Response:
         write = partial(msgspec.json.encode, body)
-        size = sum(len(entry["b64_json"] or "") for entry in body["data"])
+        size = sum(len(entry["b64_json"] or b"") for entry in body["data"])
         # A thread and back takes longer than half a millisecond's work.
         data = write() if size <= _SMALL else await self.context.in_thread(write)
         return Response(data, media_type="application/json")
@@ -79,17 +72,15 @@ class ImageJob:
             return None
         paths = [context.files.folder(KIND) / file["name"] for file in row.files]
         try:
-            texts = await context.in_thread(
-                lambda: [self._text(path.read_bytes()) for path in paths]
-            )
+            encoded = await context.in_thread(lambda: [path.read_bytes() for path in paths])
         except FileNotFoundError:  # it is in the bucket only
             return None
         former = replace(self, id=row.id, created=int(row.created_at), model=row.payload["model"])
-        return former._body(former._entries(texts, row), row.payload["seconds"])
+        return former._body(former._entries(encoded, row), row.payload["seconds"])
 
     async def finish(self, generation: Generation) -> list[dict[str, Any]]:
         """One entry per image. Those that get a URL are on disk, and in the job table, by then."""
-        made = await asyncio.gather(
+        encoded = await asyncio.gather(
             *(
                 self.context.in_thread(partial(self._encode, index, clip[0]))
                 for index, clip in enumerate(generation.clips)
@@ -97,27 +88,27 @@ class ImageJob:
         )
         row = None
         if self.wanted.response_format != "b64_json" or self.origin.key is not None:
-            row = await self._keep([data for data, _ in made], generation)
-        return self._entries([text for _, text in made], row)
+            row = await self._keep(encoded, generation)
+        return self._entries(encoded, row)
 
-    def _entries(self, texts: list[str | None], row: JobRow | None) -> list[dict[str, Any]]:
-        shown = row if self.wanted.response_format != "b64_json" else None
+    def _entries(self, encoded: list[bytes], row: JobRow | None) -> list[dict[str, Any]]:
+        wanted = self.wanted
+        shown = row if wanted.response_format != "b64_json" else None
+        by_url = wanted.response_format == "url" and not wanted.stream
         return [
             {
-                "b64_json": text,
+                "b64_json": None if by_url else data,
                 "url": None if shown is None else image_url(self.context, shown, index),
                 "revised_prompt": None,
             }
-            for index, text in enumerate(texts)
+            for index, data in enumerate(encoded)
         ]
 
     async def partial(self, index: int, row: int, picture: Array) -> dict[str, Any]:
         """The event of a picture that is under way."""
-        kind, quality = self.wanted.output_format, self.wanted.file_quality()
-
-        def encode() -> str:
-            return base64.b64encode(encode_image(picture, kind, quality)).decode()
-
+        encode = partial(
+            encode_image, picture, self.wanted.output_format, self.wanted.file_quality()
+        )
         return self._event("partial_image") | {
             "b64_json": await self.context.in_thread(encode),
             "partial_image_index": index,
@@ -127,7 +118,7 @@ class ImageJob:
     def completed(self, index: int, entry: dict[str, Any]) -> dict[str, Any]:
         """The event of a finished picture."""
         more = {"image_index": index, "id": self.id, "seed": self.params.seeds[index]}
-        return self._event("completed") | entry | more | {"usage": _NO_USAGE}
+        return self._event("completed") | entry | more | {"usage": usage(1)}
 
     def _event(self, name: str) -> dict[str, Any]:
         quality = self.wanted.quality if self.wanted.quality in _ECHOED else "auto"
@@ -142,6 +133,7 @@ class ImageJob:
             "data": entries,
             "seeds": list(self.params.seeds),
             "inference_time_s": round(sum(seconds.values()), 3),
+            "usage": usage(len(entries)),
         }
         if self.wanted.quality in _ECHOED:
             body["quality"] = self.wanted.quality
@@ -154,20 +146,13 @@ class ImageJob:
             "size": f"{self.params.width}x{self.params.height}",
         }
 
-    def _encode(self, index: int, picture: Array) -> tuple[bytes, str | None]:
-        """The file, and its text where the answer holds it: together, a thread is a long way."""
+    def _encode(self, index: int, picture: Array) -> bytes:
         settings = None
         if self.context.settings.metadata:
             settings = settings_text(self.params, self.model, index)
-        data = encode_image(
+        return encode_image(
             picture, self.wanted.output_format, self.wanted.file_quality(), settings
         )
-        return data, self._text(data)
-
-    def _text(self, data: bytes) -> str | None:
-        if self.wanted.response_format == "url" and not self.wanted.stream:
-            return None
-        return base64.b64encode(data).decode()
 
     async def _keep(self, encoded: list[bytes], generation: Generation) -> JobRow:
         """Write the files, then the row that makes them known."""
@@ -226,6 +211,22 @@ def image_url(context: ServerContext, row: JobRow, index: int) -> str:
     base = (context.settings.public_base_url or "").rstrip("/")
     variant = f"?variant={index}" if len(row.files) > 1 else ""
     return f"{base}/v1/images/{row.id}/content{variant}"
+
+
+def usage(images: int) -> dict[str, Any]:
+    """In the words of OpenAI and of SGLang, whose types want it: tokens are not counted, and nobody
+    is charged."""
+    return {
+        "input_tokens": 0,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        "output_tokens": 0,
+        "total_tokens": 0,
+        "prompt_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens": 0,
+        "reasoning_tokens": 0,
+        "image_count": images,
+    }
 
 
 def _put(encoded: bytes, path: Path) -> None:

@@ -78,7 +78,7 @@ async def content(
 
 async def _find(context: ServerContext, image_id: str) -> JobRow:
     if image_id in ("generations", "edits", "variations"):
-        raise HTTPException(405, headers={"Allow": "POST"})
+        raise HTTPException(405)
     return await find_row(context, KIND, image_id)
 
 

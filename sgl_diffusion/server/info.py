@@ -11,13 +11,22 @@ from starlette.responses import JSONResponse, Response
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base.errors import BusyError, NotFoundError, RequestError
+from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.server.context import Context, ServerContext
 from sgl_diffusion.server.errors import envelope
 
+log = get_logger(__name__)
+
 router = APIRouter()
 
+_GET = ["GET", "HEAD"]  # pollers like the shorter answer
 
-def _shown_path(request: Request, context: Context) -> str:
+
+async def _shown_path(request: Request, context: Context) -> str:
+    return _path_for(request, context)
+
+
+def _path_for(request: Request, context: ServerContext) -> str:
     """Where the model lies is for admins; other keys learn the name under which it is served."""
     card = context.card()
     return card.path if request.state.caller.admin else context.model_name(card)
@@ -26,33 +35,45 @@ def _shown_path(request: Request, context: Context) -> str:
 ShownPath = Annotated[str, Depends(_shown_path)]
 
 
-@router.get("/liveness")
-@router.get("/livez")
+@router.api_route("/liveness", methods=_GET)
+@router.api_route("/livez", methods=_GET)
 async def livez() -> dict[str, str]:
     """The event loop answers; says nothing about the worker."""
     return {"status": "ok"}
 
 
-@router.get("/health")
-@router.get("/readyz")
+@router.api_route("/health", methods=_GET)
+@router.api_route("/readyz", methods=_GET)
 async def readyz(context: Context) -> Response:
-    """200 when a job would run now."""
+    """200 when a job would run now. Only a change is logged: pollers ask every second."""
+    illness = _illness(context)
+    state, reason = illness[:2] if illness else ("ready", "")
+    if state != context.readiness:
+        context.readiness = state
+        log.info("readiness", extra={"fields": {"state": state, "reason": reason or None}})
+    if illness is not None:
+        return _unhealthy(context, *illness)
+    restarts = context.client.health().restarts
+    return JSONResponse({"status": "ok", "running": True, "restarts": restarts})
+
+
+def _illness(context: ServerContext) -> tuple[str, str, str] | None:
+    """State, reason and code of what keeps jobs from running now."""
     health = context.client.health()
     if context.draining:
-        return _unhealthy(context, "draining", "The server is draining.", "draining")
+        return "draining", "The server is draining.", "draining"
     if not health.ready:
-        reason = health.reason or f"The server is {health.state}."
-        return _unhealthy(context, health.state, reason, "not_ready")
+        return health.state, health.reason or f"The server is {health.state}.", "not_ready"
     if full := context.keeper.low():
-        return _unhealthy(context, "disk_full", full, "insufficient_storage")
-    return JSONResponse({"status": "ok", "running": True, "restarts": health.restarts})
+        return "disk_full", full, "insufficient_storage"
+    return None
 
 
 @router.get("/health_generate")
 async def health_generate(context: Context) -> Response:
     """200 when the smallest picture was made just now. A full queue is 429: that is no illness."""
     if context.draining:
-        return await readyz(context)
+        return _unhealthy(context, "draining", "The server is draining.", "draining")
     finding = await context.probe.ask()
     if finding.error is None:
         seconds = round(finding.seconds, 3)
@@ -157,7 +178,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
     loaded = context.client.card() is not None
     return {
         "status": "draining" if context.draining else health.state,
-        "model_path": _shown_path(request, context) if loaded else None,
+        "model_path": _path_for(request, context) if loaded else None,
         "uptime_s": int(time.time()) - context.started_at,
         "restarts": health.restarts,
         "lora": {

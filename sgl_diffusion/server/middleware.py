@@ -6,6 +6,7 @@ import ipaddress
 import re
 import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from logging import DEBUG, INFO
 from typing import Any
@@ -17,11 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.server.errors import internal_response, to_response
+from sgl_diffusion.server.errors import internal_response, turn_away
 
 log = get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+# Pollers ask these all the time, and a change of their answer has a line of its own.
+_PROBES = frozenset({"/livez", "/liveness", "/readyz", "/health"})
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -71,7 +74,9 @@ class Outermost:
                 raise  # the server must cut the connection: half an answer is no answer
             await internal_response()(scope, receive, send_marked)
         finally:
-            quiet = scope["method"] in ("GET", "HEAD") and status < 400
+            quiet = scope["method"] in ("GET", "HEAD") and (
+                status < 400 or (status == 503 and scope["path"] in _PROBES)
+            )
             fields = {
                 "request_id": request_id,
                 "method": scope["method"],
@@ -94,14 +99,17 @@ class HeaderGuard:
     def __init__(
         self,
         app: ASGIApp,
+        *,
         allowed_hosts: frozenset[str],
-        origins: frozenset[str] = frozenset(),
-        any_address: bool = False,
+        origins: frozenset[str],
+        any_address: bool,
+        rejected: Counter[str],
     ) -> None:
         self.app = app
         self.allowed = allowed_hosts | _LOOPBACK_NAMES
         self.origins = origins
         self.any_address = any_address
+        self.rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -109,13 +117,18 @@ class HeaderGuard:
             try:
                 self._check(headers.getlist("host"), headers.get("origin"))
             except RequestError as error:
-                await to_response(error)(scope, receive, send)
+                await turn_away(error, self.rejected)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
     def _check(self, hosts: list[str], origin: str | None) -> None:
-        host = hosts[0] if len(hosts) == 1 else ""
-        name = _hostname(host)
+        if len(hosts) != 1:
+            raise RequestError(
+                "A request names this server in one Host header.",
+                hint="For example `Host: localhost`.",
+                code="host_not_allowed",
+            )
+        host, name = hosts[0], _hostname(hosts[0])
         if name not in self.allowed and not (self.any_address and _is_address(name)):
             raise RequestError(
                 "This server has another name.",

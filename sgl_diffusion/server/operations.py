@@ -111,6 +111,12 @@ OPERATIONS: dict[str, Operation] = {
         ),
         errors=(400, 404, 409, 416),
     ),
+    "GET /v1/videos/{video_id}/preview": Operation(
+        "The newest picture of a video that is made.",
+        media=("image/jpeg",),
+        query=(("step", {"type": "string", "pattern": "^[0-9]{1,4}$"}),),
+        errors=(400, 404),
+    ),
     "GET /v1/videos/{video_id}/events": Operation(
         "Progress as server-sent events.", media=("text/event-stream",), errors=(404,)
     ),

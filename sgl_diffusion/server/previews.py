@@ -1,14 +1,17 @@
-"""Small pictures of a clip: a thumbnail, and a sheet with frames from begin to end."""
+"""Small pictures of a clip: a thumbnail, a sheet with frames from begin to end, and a picture of it
+while it is made."""
 
 from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sgl_diffusion.client.types import Partial
     from sgl_diffusion.server.media import Array
 
 SHEET_COLUMNS = 5
@@ -16,6 +19,14 @@ _SHEET_TILES = 25
 _THUMBNAIL_EDGE = 512
 _TILE_EDGE = 256
 _QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a video looked like after `step`, as JPEG."""
+
+    step: int
+    data: bytes
 
 
 def thumbnail(clip: Array) -> bytes:
@@ -41,6 +52,11 @@ def spritesheet(clip: Array) -> bytes:
     for place, tile in enumerate(tiles):
         sheet.paste(tile, (place % columns * width, place // columns * height))
     return _file(sheet, "JPEG")
+
+
+def preview_of(partial: Partial) -> Preview:
+    """No edge is longer than 512."""
+    return Preview(partial.step, _file(_picture(partial.picture[None], 0, _THUMBNAIL_EDGE), "JPEG"))
 
 
 def _picture(clip: Array, frame: int, edge: int) -> Image:

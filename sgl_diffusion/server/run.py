@@ -77,7 +77,7 @@ async def _serve(
         server = _Server(
             uvicorn.Config(
                 app,
-                http=connection_class(settings.limits),
+                http=connection_class(settings.limits, app.state.context.rejected),
                 ws="none",
                 lifespan="on",
                 log_config=None,

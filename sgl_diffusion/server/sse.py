@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -44,8 +45,11 @@ class EventStream(StreamingResponse):
 
 
 def frame(data: Mapping[str, Any]) -> bytes:
-    """One event; its name is the `type` of its data."""
-    return f"event: {data['type']}\ndata: {json.dumps(data)}\n\n".encode()
+    """One event; its name is the `type` of its data. Bytes become base64."""
+    text = msgspec.json.encode(data)
+    if not text.isascii():  # some readers end a line where other alphabets have a separator
+        text = json.dumps(msgspec.json.decode(text)).encode()
+    return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), text)
 
 
 async def with_pings(

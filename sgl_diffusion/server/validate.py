@@ -126,7 +126,7 @@ def unknown(name: str, known: list[str], lenient: bool, notes: Notes) -> None:
     notes.warnings.append(f"unknown parameter ignored: {word}")
 
 
-def check_query(request: Request) -> None:
+async def check_query(request: Request) -> None:
     """The names in a query string are checked like those in a body; FastAPI ignores others."""
     if not request.scope["query_string"]:
         return

@@ -1,4 +1,4 @@
-"""GET and HEAD of a video's files: the mp4, its thumbnail, its sheet of frames."""
+"""GET and HEAD of a video's files (mp4, thumbnail, sheet of frames) and of its preview."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from sgl_diffusion.server.sendfile import file_response
 from sgl_diffusion.server.video_view import completed, find_video
 
 router = APIRouter(prefix="/v1/videos")
+
+_WAITING = "Ask for some with partial_images; its events say when one is there."
+_NO_PREVIEW = {
+    "queued": _WAITING,
+    "in_progress": _WAITING,
+    "completed": "It is finished: GET content?variant=thumbnail.",
+    "failed": "It failed; its error field says why.",
+}
 
 
 @router.api_route("/{video_id}/content", methods=["GET", "HEAD"])
@@ -41,3 +49,19 @@ async def content(
         if url is not None:
             return RedirectResponse(url, status_code=302)
         raise NotFoundError("The file of this video is gone.", code="video_expired") from None
+
+
+@router.api_route("/{video_id}/preview", methods=["GET", "HEAD"])
+async def preview(context: Context, video_id: str, step: str = "0") -> Response:
+    """The newest picture. `step` only gives each picture an address of its own."""
+    row = await find_video(context, video_id)
+    if not (step.isascii() and step.isdigit() and len(step) <= 4):
+        raise RequestError("step is the number of a step.", param="step")
+    found = context.runner.preview(video_id)
+    if found is None:
+        raise NotFoundError(
+            "There is no preview of this video.",
+            hint=_NO_PREVIEW[row.status],
+            code="variant_not_available",
+        )
+    return Response(found.data, media_type="image/jpeg", headers={"cache-control": "no-store"})

@@ -93,10 +93,13 @@ def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:
             "queue_position": position,
             "eta_s": context.admission.eta(KIND, ahead + 1),
         }
+    preview = context.runner.preview(row.id)
+    base = (context.settings.public_base_url or "").rstrip("/")
     return {
         "status": "in_progress",
         "progress": min(snapshot.progress, 99),
         "attempt": snapshot.attempt,
         "state_detail": snapshot.phase or None,
         "eta_s": context.admission.eta(KIND, 1 - snapshot.progress / 100),
+        "preview_url": preview and f"{base}/v1/videos/{row.id}/preview?step={preview.step}",
     }

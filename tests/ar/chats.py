@@ -98,6 +98,14 @@ class Oracle:
         self._senses = Senses.load(folder)
 
     def answer(self, params: ChatParams) -> list[int]:
+        inputs = self.inputs(params)
+        output = self.model.generate(
+            **inputs, do_sample=False, max_new_tokens=params.sampling.max_tokens
+        )
+        return list(output[0, inputs["input_ids"].shape[1] :].tolist())
+
+    def inputs(self, params: ChatParams) -> dict[str, Any]:
+        """What the model's `generate` takes for a request."""
         parts = [p for m in params.messages for p in m.parts if p.kind != "text"]
         media = [self._senses.sense(part) for part in parts]
         towers = Towers(self.model, 0)
@@ -122,10 +130,7 @@ class Oracle:
                 features[index, :, :length] = sound.features
             inputs |= {"input_features": features, "feature_attention_mask": mask}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        output = self.model.generate(
-            **inputs, do_sample=False, max_new_tokens=params.sampling.max_tokens
-        )
-        return list(output[0, len(prompt.tokens) :].tolist())
+        return inputs
 
 
 @cache

@@ -305,7 +305,9 @@ def _save(folder: Path, model: Any, tokenizer: Any, seed: int, *, patch: int) ->
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    draw_weights(model, torch.Generator().manual_seed(seed), lm_head__weight=4.0)
+    # Answers that vary, and sound that is not cut off at full loudness.
+    gains = {"thinker__lm_head__weight": 4.0, "code2wav__decoder__6__conv__weight": 0.005}
+    draw_weights(model, torch.Generator().manual_seed(seed), **gains)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = tokenizer.pad_token_id

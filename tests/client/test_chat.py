@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sgl_diffusion.apps.omni import omni_app
-from sgl_diffusion.base.chat import ChatMessage, ChatParams, Part, TextSampling
+from sgl_diffusion.base.chat import ChatMessage, ChatParams, Part, Speech, TextSampling
 from sgl_diffusion.base.errors import CancelledError, RequestError, SetupError
 from sgl_diffusion.base.omni import OmniOptions
-from sgl_diffusion.client.chat import ChatClient
+from sgl_diffusion.client.chat import ChatClient, SoundPiece, TextPiece, _Told
+from sgl_diffusion.orchestrator.job import JobOutput
 from tests.orchestrator.play import children
 
 BOTH = pytest.mark.parametrize("in_process", [False, True], ids=["process", "thread"])
@@ -51,11 +54,57 @@ def test_text_comes_as_it_is_written(tiny_qwen3_omni: Path, in_process: bool) ->
         pieces = [piece async for piece in handle.pieces()]
         answer = await handle.result()
         (choice,) = answer.choices
-        assert "".join(piece.text for piece in pieces) == choice.text
+        texts = [piece.text for piece in pieces if isinstance(piece, TextPiece)]
+        assert len(texts) == len(pieces) and "".join(texts) == choice.text
         assert pieces[-1].finish_reason == choice.finish_reason == "length"
         assert len(choice.tokens) == answer.usage.completion_tokens == 16
 
     play(tiny_qwen3_omni, scenario, in_process=in_process)
+
+
+@BOTH
+def test_sound_comes_as_it_is_made(tiny_qwen3_omni: Path, in_process: bool) -> None:
+    async def scenario(client: ChatClient) -> None:
+        card = client.card()
+        assert card is not None and card.voices == ("ethan", "chelsie")
+        assert card.sample_rate == 24_000
+        speech = Speech(max_frames=12)
+        wish = replace(question("a cat on a tree"), speech=speech)
+        handle = await client.submit(wish)
+        pieces = [piece async for piece in handle.pieces()]
+        sounds = [piece for piece in pieces if isinstance(piece, SoundPiece)]
+        texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
+        assert sounds[-1].finish_reason is not None and texts[-1].finish_reason == "length"
+        whole = await (await client.submit(replace(wish, stream=False))).result()
+        (sound,) = whole.sounds
+        assert sound.dtype == np.float32 and len(sound) > 1000
+        np.testing.assert_allclose(np.concatenate([p.samples for p in sounds]), sound, atol=1e-4)
+        assert whole.usage.audio_tokens * 1920 > len(sound)
+        with pytest.raises(RequestError) as told:
+            await client.submit(replace(wish, speech=Speech(voice="nobody")))
+        assert told.value.code == "voice_not_found"
+
+    play(tiny_qwen3_omni, scenario, in_process=in_process)
+
+
+def test_a_piece_that_was_told_is_not_told_again() -> None:
+    told = _Told()
+
+    def text(words: str, attempt: int) -> str | None:
+        output = JobOutput([], {"index": 0, "text": words, "finish_reason": None})
+        piece = told.fresh(output, attempt)
+        assert piece is None or isinstance(piece, TextPiece)
+        return None if piece is None else piece.text
+
+    def sound(count: int, attempt: int) -> int:
+        samples = np.zeros(count, np.float32)
+        output = JobOutput([samples], {"sound": {"index": 0, "finish_reason": None}})
+        piece = told.fresh(output, attempt)
+        return len(piece.samples) if isinstance(piece, SoundPiece) else 0
+
+    assert [text("a red", 1), text(" fox", 1), sound(100, 1)] == ["a red", " fox", 100]
+    again = [text("a", 2), text(" red fo", 2), text("x runs", 2), sound(70, 2), sound(50, 2)]
+    assert again == [None, None, " runs", 0, 20]
 
 
 def test_questions_share_steps_and_do_not_mix(tiny_qwen25_omni: Path) -> None:

@@ -14,12 +14,12 @@ from tests.engine.outbox import RecordingOutbox
 class Bench:
     """A runner with a recorder: final latents and errors by job."""
 
-    def __init__(self, pipeline: Pipeline, max_rows: int = 8) -> None:
+    def __init__(self, pipeline: Pipeline, max_rows: int = 8, **more: int) -> None:
         self.pipeline = pipeline
         self.outbox = RecordingOutbox()
         self.latents: dict[str, list[torch.Tensor]] = {}
         self.errors: dict[str, Exception] = {}
-        self.runner = StepRunner(pipeline, max_rows, self.outbox, self._finish, self._fail)
+        self.runner = StepRunner(pipeline, max_rows, self.outbox, self._finish, self._fail, **more)
 
     def add(self, name: str, **wish: object) -> Job:
         params = self._resolve(**wish)

@@ -209,3 +209,15 @@ def test_out_of_memory_in_a_batch_is_tried_again_in_smaller_ones(
         assert_same(bench.latents[name], alone(pipeline, name))
     assert bench.count("denoise_forwards_total", rows="2") > 0
     assert bench.count("denoise_forwards_total", rows="3") == 0
+
+
+def test_so_many_jobs_at_a_time_and_no_more(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline, max_jobs=1)
+    jobs = [bench.add(f"job {number}", num_inference_steps=2) for number in range(3)]
+    under_way = []
+    while bench.runner.step():
+        under_way.append(
+            [job.id for job in jobs if job.encoded and job.id not in bench.outbox.outputs]
+        )
+    assert all(len(ids) <= 1 for ids in under_way)
+    assert list(bench.outbox.outputs) == ["job 0", "job 1", "job 2"]

@@ -224,7 +224,6 @@ def test_a_wrong_mask_fails_its_job_only(pipeline: Pipeline, picture: str, folde
         ({"true_cfg_scale": 2.0}, "unsupported_parameter", "true_cfg_scale"),
         ({"guidance_scale_2": 2.0}, "unsupported_parameter", "guidance_scale_2"),
         ({"partial_images": 4}, "out_of_range", "partial_images"),
-        ({"partial_images": 1, "num_frames": 5}, "streaming_not_supported", "partial_images"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

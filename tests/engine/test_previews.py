@@ -110,6 +110,20 @@ def test_they_are_what_the_step_foresaw(pipeline: Pipeline) -> None:
     assert not torch.equal(foreseen, noisy)
 
 
+def test_of_a_clip_they_are_a_frame_from_its_middle(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    job = bench.add("job", num_frames=9, num_inference_steps=4, partial_images=1)
+    while job.step < 2:
+        bench.runner.step()
+    state = job.rows[0].state
+    assert state is not None and state.x0.shape[2] == 3
+    foreseen = next(pipeline.decode(state.x0[:, :, 1:2]))
+    bench.run()
+    ((_, _, shown),) = shown_by(bench, "job")
+    assert torch.equal(torch.from_numpy(shown.copy()), foreseen[0])
+    assert bench.outbox.outputs["job"][0].shape[0] == 9
+
+
 def test_only_steps_that_were_asked_for_are_decoded(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Load a transformer in a process of its own and print what it took: run by test_peak.py.
+"""Load a model in a process of its own and print what it took: run by test_peak.py.
 
 The peak is that of the resident memory, pages of mapped files included.
 """
@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import T5EncoderModel
 
-from sgl_diffusion.loader.index import read_config
+from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.loader.index import Component, read_config
 from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.flux import FluxParams, FluxTransformer
 from sgl_diffusion.models.flux_weights import RULES
@@ -23,16 +26,29 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def main(folder: Path, dtype: torch.dtype) -> None:
-    # What libraries take when they first run is none of the weights.
-    (torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)).float().sum()
+def transformer(folder: Path, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
         model = FluxTransformer(FluxParams.from_config(read_config(folder)))
-    before = resident("VmRSS")
     load_weights(model, folder, RULES, dtype=dtype)
+    return model
+
+
+def text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    part = Component(folder, "transformers", "T5EncoderModel")
+    model: nn.Module = load_pretrained(
+        T5EncoderModel, part, dtype=dtype, device=torch.device("cpu")
+    )
+    return model
+
+
+def main(kind: str, folder: Path, dtype: torch.dtype) -> None:
+    # What libraries take when they first run is none of the weights.
+    (torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)).float().sum()
+    before = resident("VmRSS")
+    model = {"transformer": transformer, "text_encoder": text_encoder}[kind](folder, dtype)
     size = sum(parameter.nbytes for parameter in model.parameters())
     print(json.dumps({"size": size, "peak": resident("VmHWM") - before}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), getattr(torch, sys.argv[3]))

@@ -79,6 +79,30 @@ _Z_IMAGE = (
     (r"\.attention\.norm_([qk])\.", r".attention.\1_norm."),
 )
 
+_SD3 = (
+    (r"^pos_embed\.pos_embed", "pos_embed"),
+    (r"^pos_embed\.proj", "x_embedder.proj"),
+    (r"time_text_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+    (r"time_text_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+    (r"time_text_embed\.text_embedder\.linear_1", "y_embedder.mlp.0"),
+    (r"time_text_embed\.text_embedder\.linear_2", "y_embedder.mlp.2"),
+    (r"^transformer_blocks\.(\d+)\.", r"joint_blocks.\1."),
+    (r"\.norm1\.linear", ".x_block.adaLN_modulation.1"),
+    (r"\.norm1_context\.linear", ".context_block.adaLN_modulation.1"),
+    (r"\.context_qkv", ".context_block.attn.qkv"),
+    (r"\.attn(2?)\.norm_([qk])\.", r".x_block.attn\1.ln_\2."),
+    (r"\.attn\.norm_added_([qk])\.", r".context_block.attn.ln_\1."),
+    (r"\.attn\.to_add_out", ".context_block.attn.proj"),
+    (r"\.attn(2?)\.to_out\.0", r".x_block.attn\1.proj"),
+    (r"(joint_blocks\.\d+)\.attn(2?)\.qkv", r"\1.x_block.attn\2.qkv"),
+    (r"\.ff\.net\.0\.proj", ".x_block.mlp.fc1"),
+    (r"\.ff\.net\.2", ".x_block.mlp.fc2"),
+    (r"\.ff_context\.net\.0\.proj", ".context_block.mlp.fc1"),
+    (r"\.ff_context\.net\.2", ".context_block.mlp.fc2"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+)
+
 
 def _renamed(weights: Mapping[str, Tensor], table: tuple[tuple[str, str], ...]) -> Weights:
     result = {}
@@ -101,6 +125,16 @@ def _fused(weights: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) ->
     return result
 
 
+def _shift_first(weights: Weights, *layers: str) -> Weights:
+    """diffusers has the scale first where a layer gives these two."""
+    result = dict(weights)
+    for key in (f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")):
+        if key in result:
+            scale, shift = result[key].chunk(2)
+            result[key] = torch.cat((shift, scale))
+    return result
+
+
 def flux(weights: Mapping[str, Tensor]) -> Weights:
     result = _fused(
         weights, ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.qkv"
@@ -108,11 +142,18 @@ def flux(weights: Mapping[str, Tensor]) -> Weights:
     single = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     result = _fused(result, single, "qkv")
     result = _fused(result, single[:3], "img_attn.qkv")
-    for key in ("norm_out.linear.weight", "norm_out.linear.bias"):
-        if key in result:
-            scale, shift = result[key].chunk(2)
-            result[key] = torch.cat((shift, scale))
-    return _renamed(result, _FLUX)
+    return _renamed(_shift_first(result, "norm_out.linear"), _FLUX)
+
+
+def sd3(weights: Mapping[str, Tensor]) -> Weights:
+    added = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+    result = _fused(weights, added, "context_qkv")
+    for attention in ("attn", "attn2"):
+        parts = (f"{attention}.to_q", f"{attention}.to_k", f"{attention}.to_v")
+        result = _fused(result, parts, f"{attention}.qkv")
+    blocks = [int(key.split(".")[1]) for key in result if key.startswith("transformer_blocks.")]
+    last = f"transformer_blocks.{max(blocks)}.norm1_context.linear"
+    return _renamed(_shift_first(result, "norm_out.linear", last), _SD3)
 
 
 def wan(weights: Mapping[str, Tensor]) -> Weights:
@@ -142,8 +183,16 @@ def converter(family: str, width: int) -> Callable[[Weights], Weights]:
         "wan": theirs.convert_wan_transformer_to_diffusers,
         "flux2": theirs.convert_flux2_transformer_checkpoint_to_diffusers,
         "z_image": theirs.convert_z_image_transformer_checkpoint_to_diffusers,
+        "sd3": theirs.convert_sd3_transformer_checkpoint_to_diffusers,
         "qwen_image": dict,
     }[family]
 
 
-WRITERS = {"flux": flux, "flux2": flux, "wan": wan, "z_image": z_image, "qwen_image": qwen_image}
+WRITERS = {
+    "flux": flux,
+    "flux2": flux,
+    "sd3": sd3,
+    "wan": wan,
+    "z_image": z_image,
+    "qwen_image": qwen_image,
+}

@@ -22,9 +22,12 @@ from sgl_diffusion.models import (
     flux_weights,
     qwen_image,
     qwen_image_weights,
+    sd3,
+    sd3_weights,
     wan,
     wan_weights,
     z_image,
+    z_image_omni,
     z_image_weights,
 )
 from sgl_diffusion.recipes.registry import open_pipeline
@@ -36,6 +39,8 @@ WIDTH = 64  # of the tiny FLUX.1
 FAMILIES: dict[str, tuple[Any, Any, Any, str]] = {
     "flux": (flux.FluxTransformer, flux.FluxParams, flux_weights.RULES, "tiny_flux_a"),
     "flux2": (flux2.Flux2Transformer, flux2.Flux2Params, flux2_weights.RULES, "tiny_flux2_dev"),
+    "sd3": (sd3.Sd3Transformer, sd3.Sd3Params, sd3_weights.RULES, "tiny_sd3_a"),
+    "sd3_plain": (sd3.Sd3Transformer, sd3.Sd3Params, sd3_weights.RULES, "tiny_sd3_b"),
     "wan": (wan.WanTransformer, wan.WanParams, wan_weights.RULES, "tiny_wan_a"),
     "wan_i2v": (wan.WanTransformer, wan.WanParams, wan_weights.RULES, "i2v"),
     "z_image": (
@@ -43,6 +48,12 @@ FAMILIES: dict[str, tuple[Any, Any, Any, str]] = {
         z_image.ZImageParams,
         z_image_weights.RULES,
         "tiny_z_image_a",
+    ),
+    "z_image_omni": (
+        z_image_omni.ZImageOmniTransformer,
+        z_image.ZImageParams,
+        z_image_weights.RULES,
+        "tiny_z_image_omni_a",
     ),
     "qwen_image": (
         qwen_image.QwenImageTransformer,
@@ -82,10 +93,10 @@ def test_the_weights_are_those_that_diffusers_reads(
     family: str, prefix: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     path = checkpoint(family, request)
-    family, *_ = family.split("_i2v")
+    names = family.removesuffix("_i2v").removesuffix("_plain").removesuffix("_omni")
     weights = stored(path)
-    original = {key: value.contiguous() for key, value in WRITERS[family](weights).items()}
-    theirs = converter(family, WIDTH)(dict(original))
+    original = {key: value.contiguous() for key, value in WRITERS[names](weights).items()}
+    theirs = converter(names, WIDTH)(dict(original))
     assert theirs.keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in theirs.items())
 

@@ -87,5 +87,5 @@ def test_the_native_kernels_run_and_are_as_exact(
 
 def test_a_config_that_computes_something_else_is_refused(tiny_z_image_a: Path) -> None:
     config = read_config(tiny_z_image_a / "transformer")
-    with pytest.raises(ConfigError, match="siglip_feat_dim=32"):
-        ZImageParams.from_config({**config, "siglip_feat_dim": 32})
+    with pytest.raises(ConfigError, match="qk_norm=False"):
+        ZImageParams.from_config({**config, "qk_norm": False})

@@ -30,7 +30,7 @@ def run(pipeline: Pipeline, **wish: Any) -> Result:
     bench = Bench(pipeline)
     bench.add("job", **{"num_frames": 1, **wish})
     bench.run()
-    assert not bench.errors
+    assert not bench.errors, bench.errors
     return bench.latents["job"][0], bench.outbox.outputs["job"][0][0]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes import flux2
+from sgl_diffusion.recipes.image import cropped, shrunk
 from tests.oracles import images as oracle
 from tests.recipes.parity import PROMPT, assert_equal, opened, run, together, unpacked
 
@@ -76,7 +77,7 @@ def test_edits_equal_diffusers(both: tuple[Pipeline, Any], tmp_path: Path, count
 
 
 def test_large_references_are_brought_to_a_megapixel() -> None:
-    fitted = flux2._fitted(Image.new("RGB", (3000, 1000)), 16)
+    fitted = cropped(shrunk(Image.new("RGB", (3000, 1000))), 16)
     assert fitted.width * fitted.height <= 1024 * 1024
     assert fitted.width % 16 == fitted.height % 16 == 0
 

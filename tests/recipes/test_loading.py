@@ -23,6 +23,7 @@ FAMILIES = [
     "tiny_sd3_a",
     "tiny_wan_b",
     "tiny_z_image_a",
+    "tiny_z_image_omni_b",
 ]
 
 
@@ -71,6 +72,40 @@ def test_a_variant_is_loaded_where_a_component_has_it(
     # What is not the plain value is the half precision one: nothing else was mixed in.
     for key in changed:
         assert torch.equal(variant[key], plain[key].half().to(plain[key].dtype)), key
+
+
+def in_shards(path: Path, dtype: torch.dtype) -> None:
+    """The weights of every component anew: in two files, and in this precision."""
+    for files in weight_sets(path).values():
+        stored = {key: value for file in files for key, value in load_file(file).items()}
+        weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in stored.items()}
+        folder, stem = files[0].parent, files[0].name.split(".")[0].split("-00")[0]
+        for old in [*files, *folder.glob("*.index.json")]:
+            old.unlink()
+        names = [f"{stem}-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        where = {key: names[number % 2] for number, key in enumerate(weights)}
+        for name in names:
+            part = {key: value for key, value in weights.items() if where[key] == name}
+            save_file(part, folder / name, metadata={"format": "pt"})
+        index = {"metadata": {}, "weight_map": where}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shards_of_any_precision_hold_the_same_weights(
+    family: str, dtype: torch.dtype, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(family)
+    plain = parameters(opened(path))
+    copy = Path(shutil.copytree(path, tmp_path / "model"))
+    in_shards(copy, dtype)
+    sharded = parameters(opened(copy))
+    assert len(plain) > 20 and plain.keys() == sharded.keys()
+    for key, value in plain.items():
+        assert sharded[key].dtype == value.dtype
+        rounded = value.to(dtype).to(value.dtype) if value.is_floating_point() else value
+        assert torch.equal(sharded[key], rounded), key
 
 
 @pytest.mark.parametrize("family", FAMILIES)

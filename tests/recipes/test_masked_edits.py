@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sgl_diffusion.recipes import flux, qwen_image
-from tests.checkpoints import tiny_flux, tiny_flux2, tiny_qwen_image
+from tests.checkpoints import tiny_flux, tiny_flux2, tiny_qwen_image, tiny_z_image
 from tests.recipes.parity import opened, run
 
 WIDTH, HEIGHT = 96, 64
@@ -29,7 +29,11 @@ def flux2_klein(folder: Path) -> Path:
     return tiny_flux2.build(folder, klein=True, distilled=True)
 
 
-@pytest.mark.parametrize("build", [kontext, qwen_edit, flux2_klein])
+def z_image_omni(folder: Path) -> Path:
+    return tiny_z_image.build(folder, omni=True)
+
+
+@pytest.mark.parametrize("build", [kontext, qwen_edit, flux2_klein, z_image_omni])
 def test_a_mask_keeps_the_outside(
     build: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,8 +134,3 @@ def test_what_the_recipe_cannot_do_goes_to_diffusers_and_by_name_fails(
     if "DPM" in reason:
         opened = open_pipeline(dataclasses.replace(options, backend="auto"), lambda note: None)
         assert isinstance(opened, WholePipeline)
-
-
-def test_several_devices_are_refused_clearly() -> None:
-    with pytest.raises(ConfigError, match="one device"):
-        open_pipeline(EngineOptions(num_gpus=2), lambda note: None)

@@ -330,7 +330,7 @@ def listening(api: Api) -> Iterator[str]:
     config = uvicorn.Config(
         api.app,
         port=0,
-        http=connection_class(api.context.settings.limits),
+        http=connection_class(api.context.settings.limits, api.context.rejected),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -22,8 +22,7 @@ LIMITS = LimitOptions(
 
 @pytest.fixture
 def address(make_api):
-    api = make_api(limits=LIMITS)
-    with listening(api) as url:
+    with listening(make_api(limits=LIMITS)) as url:
         yield ("127.0.0.1", int(url.rpartition(":")[2]))
 
 
@@ -100,6 +99,23 @@ def test_what_is_no_http(address, request_head):
     status, body = talk(address, request_head)
     assert status in (400, 431)
     assert body["error"]["code"] in ("invalid_http", "headers_too_large")
+
+
+def test_what_never_became_a_request_is_counted_and_logged_once(make_api, caplog):
+    api = make_api(limits=LIMITS)
+    caplog.set_level("INFO", logger="sgl_diffusion")
+    with listening(api) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        talk(address, b"nonsense\r\n\r\n")
+        talk(address, head("GET /livez HTTP/1.1", HOST, "X: " + "a" * 9_000))
+        upgrade = head("GET /livez HTTP/1.1", HOST, "Upgrade: websocket", "Connection: upgrade")
+        with connect(address) as connection:
+            connection.sendall(upgrade)
+            assert one_answer(connection).startswith(b"HTTP/1.1 200")  # who asks may go on in HTTP
+    assert api.context.rejected == {"invalid_http": 1, "headers_too_large": 1}
+    told = [record.fields["code"] for record in caplog.records if record.message == "no request"]
+    assert told == ["invalid_http", "headers_too_large"]
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
 
 
 def test_header_bytes_and_count(address):

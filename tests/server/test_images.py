@@ -30,7 +30,7 @@ def test_default_answer_fills_both_and_is_png(api):
     assert body["output_format"] == "png" and body["background"] == "opaque"
     assert body["size"] == "64x48" and body["seeds"] == [42]
     assert body["inference_time_s"] == 0.75
-    assert "quality" not in body and "usage" not in body
+    assert "quality" not in body and body["usage"]["image_count"] == 1
     picture = open_image(base64.b64decode(body["data"][0]["b64_json"]))
     assert picture.format == "PNG" and picture.size == (64, 48)
     kept = api.get(body["data"][0]["url"])

@@ -35,6 +35,23 @@ def test_not_ready(api, state):
     assert api.get("/livez").status_code == 200
 
 
+def test_only_changes_of_readiness_are_logged(api, caplog):
+    caplog.set_level("INFO", logger="sgl_diffusion")
+    for state in ("loading", "loading", "loading", "ready", "ready"):
+        api.client.state = state
+        for path in ("/readyz", "/health", "/livez"):
+            api.get(path)
+    api.get("/nothing")
+    told = [(record.message, record.fields.get("state")) for record in caplog.records]
+    assert told == [("readiness", "loading"), ("readiness", "ready"), ("request", None)]
+
+
+def test_pollers_may_ask_for_the_head_only(api):
+    for path in ("/health", "/readyz", "/livez", "/liveness"):
+        answer = api.request("HEAD", path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_models(api):
     listed = api.get("/v1/models").json()
     assert listed["object"] == "list" and len(listed["data"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -204,7 +205,7 @@ def test_answers_are_kept_as_far_as_they_fit() -> None:
 
         async def make(name: str) -> dict[str, Any]:
             made.append(name)
-            return {"name": name, "data": [{"b64_json": "x" * 400}]}
+            return {"name": name, "data": [{"b64_json": b"x" * 400}]}
 
         async def ask(name: str) -> None:
             origin = Origin("a", None, True, name)
@@ -251,6 +252,23 @@ def test_the_metrics_worth_an_alert(api: Any) -> None:
         "sgld_event_loop_lag_seconds",
     ):
         assert name in text, name
+
+
+def test_what_the_outer_guards_refuse_is_counted(make_api: Callable[..., Any]) -> None:
+    api = make_api(keys=Keys.of([ONE], [ADMIN]), public_metrics=True)
+    api.get("/livez", headers={"host": "evil.test"})
+    api.get("/livez", headers={"origin": "https://evil.test"})
+    api.get(VIDEOS)
+    api.get(VIDEOS, headers=bearer(TWO))
+    api.post("/v1/set_lora", json={}, headers=bearer(ONE))
+    counted = set(re.findall(r'sgld_rejected_total\{code="(\w+)"\} 1\.0', metrics(api)))
+    assert counted == {
+        "host_not_allowed",
+        "origin_not_allowed",
+        "missing_api_key",
+        "invalid_api_key",
+        "admin_key_required",
+    }
 
 
 def test_a_job_runs_with_its_adapters_or_not_at_all(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from sgl_diffusion.base import errors
 
@@ -218,3 +220,32 @@ def test_an_idle_stream_is_kept_alive(api, base_url, monkeypatch):
 
 def test_events_of_an_unknown_video(api):
     assert api.get(f"{PATH}/video_0123456789/events").status_code == 404
+
+
+def test_the_newest_preview_of_a_video_that_is_made(api):
+    api.client.step_seconds = 0.1
+    body = {"prompt": "x", "partial_images": 2, "num_inference_steps": 200}
+    path = f"{PATH}/{api.post(PATH, json=body).json()['id']}"
+    missing = api.get(f"{path}/preview")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "variant_not_available"
+    video = {}
+    while not str(video.get("preview_url")).endswith("?step=2"):
+        video = api.get(path).json()
+        assert video["status"] in ("queued", "in_progress")
+    shown = api.get(video["preview_url"])
+    assert shown.headers["content-type"] == "image/jpeg"
+    assert shown.headers["cache-control"] == "no-store"
+    with Image.open(io.BytesIO(shown.content)) as picture:
+        assert picture.size == (64, 48)
+    assert api.request("HEAD", f"{path}/preview").status_code == 200
+    assert api.get(f"{path}/preview?step=a").status_code == 400
+    api.request("DELETE", path)
+    assert api.get(f"{path}/preview").json()["error"]["code"] == "video_not_found"
+
+
+def test_a_finished_video_has_a_thumbnail_instead(api):
+    done = api.post(PATH, json={"prompt": "x", "partial_images": 1}).json()
+    api.wait_for(done["id"], "completed")
+    answer = api.get(f"{PATH}/{done['id']}/preview")
+    assert answer.status_code == 404 and "variant=thumbnail" in answer.json()["detail"]

@@ -59,6 +59,11 @@ class LoraControl:
         """The components that adapters can change."""
         return () if self.manager is None else self.manager.targets
 
+    @property
+    def epoch(self) -> int:
+        """Another number for other weights."""
+        return 0 if self.manager is None else self.manager.epoch
+
     def report(self) -> Payload:
         if self.manager is None:
             return {"loaded_adapters": [], "active": {}, "unmerged": {}, "targets": []}

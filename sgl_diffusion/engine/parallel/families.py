@@ -25,7 +25,8 @@ from sgl_diffusion.models.qwen_image import QwenImageTransformer
 from sgl_diffusion.models.sd3 import Sd3Transformer
 from sgl_diffusion.models.wan import WanTransformer
 from sgl_diffusion.models.z_image import PATCH as Z_IMAGE_PATCH
-from sgl_diffusion.models.z_image import ZImageTransformer, filled
+from sgl_diffusion.models.z_image import ZImageLayers, ZImageTransformer, filled
+from sgl_diffusion.models.z_image_omni import ZImageOmniTransformer
 
 Args = tuple[Any, ...]
 
@@ -212,14 +213,22 @@ class ZImage(_Heads):
     def heads(self, params: Any) -> int:
         return int(params.n_heads)
 
-    def segments(self, model: ZImageTransformer, latents: Tensor, context: Any) -> tuple[int, ...]:
+    def segments(self, model: ZImageLayers, latents: Tensor, context: Any) -> tuple[int, ...]:
         return filled(math.prod(token_grid(latents, Z_IMAGE_PATCH))), context.caption.shape[1]
 
-    def sections(self, model: ZImageTransformer) -> list[Section]:
+    def sections(self, model: ZImageLayers) -> list[Section]:
         return [
             Section(list(model.noise_refiner), _ZImageBlocks(0)),
             Section(list(model.layers), _ZImageBlocks(0, 1)),
         ]
+
+
+class ZImageOmni(ZImage):
+    """Segments: the new image and the references, what is seen and the caption."""
+
+    def segments(self, model: ZImageLayers, latents: Tensor, context: Any) -> tuple[int, ...]:
+        image = filled(math.prod(token_grid(latents, Z_IMAGE_PATCH)))
+        return image + context.references.shape[1], context.rest.shape[1]
 
 
 class _ZImageBlocks:
@@ -233,6 +242,8 @@ class _ZImageBlocks:
 
     def each(self, block: nn.Module, args: Args, shares: Shares) -> tuple[Args, list[Lengths]]:
         x, signal, ropes, runs, attend = args
+        if signal.dim() == 3:  # one for each token
+            signal = shares.cut(signal, *self._segments)
         local, calls = _cut_runs(runs, shares)
         ropes = tuple((_cut_row(cos, shares), _cut_row(sin, shares)) for cos, sin in ropes)
         return (x, signal, ropes, local, attend), calls
@@ -273,4 +284,5 @@ FAMILIES: dict[type[nn.Module], Family] = {
     Sd3Transformer: Sd3(),
     QwenImageTransformer: QwenImage(),
     ZImageTransformer: ZImage(),
+    ZImageOmniTransformer: ZImageOmni(),
 }

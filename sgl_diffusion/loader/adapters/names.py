@@ -10,14 +10,10 @@ import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.loader.adapters.types import Delta, Dora, FullDelta, Hada, LowRank
-
-# Some layers hold two blocks of rows in another order than diffusers; `narrow`: only the layer of
-# that name that has twice as many rows as columns.
-Swap = Literal["", "halves", "narrow"]
+from sgl_diffusion.loader.rules import Swap
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,29 @@ class Image(BaseModel):
     revised_prompt: str | None
 
 
+class ImageTokens(BaseModel):
+    image_tokens: int
+    text_tokens: int
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """In the words of two kinds of clients; only the images are counted."""
+
+    input_tokens: int
+    input_tokens_details: ImageTokens
+    output_tokens: int
+    total_tokens: int
+    prompt_tokens: int
+    prompt_tokens_details: CachedTokens
+    completion_tokens: int
+    reasoning_tokens: int
+    image_count: int
+
+
 class Images(BaseModel):
     id: str
     created: int
@@ -38,6 +61,7 @@ class Images(BaseModel):
     size: str = Field(pattern=r"^[0-9]+x[0-9]+$")
     seeds: list[int]
     inference_time_s: float
+    usage: Usage
     quality: str = ""
 
 
@@ -87,6 +111,7 @@ class Video(BaseModel):
     queue_position: int | None = None
     eta_s: int | None = None
     state_detail: str | None = None
+    preview_url: str | None = None
     inference_time_s: float = 0.0
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sgl_diffusion.base.checks import MAX_PARTIAL_IMAGES
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.server.media import IMAGE_QUALITY
@@ -33,7 +34,7 @@ class ImageRequest(Sampling):
     quality: Quality = "auto"
     background: Literal["auto", "opaque", "transparent"] = "auto"
     stream: bool = False
-    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
 
     @field_validator("output_format", mode="before")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sgl_diffusion.base.checks import MAX_PARTIAL_IMAGES
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import MAX_OUTPUTS, ModelCard, SamplingParams
 from sgl_diffusion.server.body import parse_json
@@ -43,6 +44,7 @@ class VideoRequest(Sampling):
     x264_preset: Preset = "fast"
     input_reference: Any = None
     reference_url: str | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
 
     @field_validator("seconds")
     @classmethod
@@ -106,6 +108,7 @@ class VideoRequest(Sampling):
             true_cfg_scale=self.true_cfg_scale,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
+            partial_images=self.partial_images,
             num_outputs=self.n or self.num_outputs_per_prompt or 1,
             seed=self.seeds(),
         )

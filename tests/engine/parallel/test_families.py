@@ -20,6 +20,7 @@ from sgl_diffusion.models.qwen_image import QwenImageContext, QwenImageParams, Q
 from sgl_diffusion.models.sd3 import Sd3Params, Sd3Transformer
 from sgl_diffusion.models.wan import WanParams, WanTransformer
 from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
+from sgl_diffusion.models.z_image_omni import OmniContext, ZImageOmniTransformer
 from tests.distributed.ranks import Group, Ranks
 
 Run = Callable[[], Tensor]  # a forward pass of the model it was made for
@@ -140,21 +141,38 @@ def qwen(
     return model, lambda: model(_draw(len(texts), 16, 1, height, width), TIMES, context)
 
 
-def z_image(height: int, width: int, captions: tuple[int, ...]) -> tuple[nn.Module, Run]:
-    model = _drawn(
-        ZImageTransformer(
-            ZImageParams(
-                in_channels=16,
-                dim=64,
-                n_layers=2,
-                n_refiner_layers=1,
-                n_heads=4,
-                cap_feat_dim=32,
-                axes_dims=(4, 6, 6),
-            )
-        )
+def z_image_params(**more: int) -> ZImageParams:
+    return ZImageParams(
+        in_channels=16,
+        dim=64,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=4,
+        cap_feat_dim=32,
+        axes_dims=(4, 6, 6),
+        **more,
     )
+
+
+def z_image(height: int, width: int, captions: tuple[int, ...]) -> tuple[nn.Module, Run]:
+    model = _drawn(ZImageTransformer(z_image_params()))
     context = ZImageContext.cat([model.prepare(_draw(1, n, 32, seed=n)) for n in captions])
+    return model, lambda: model(_draw(len(captions), 16, 1, height, width), TIMES, context)
+
+
+def z_image_omni(
+    height: int, width: int, captions: tuple[int, ...], references: int = 0
+) -> tuple[nn.Module, Run]:
+    model = _drawn(ZImageOmniTransformer(z_image_params(siglip_feat_dim=24)))
+    shown = [_draw(1, 16, 1, 6, 4 + 2 * i) for i in range(references)]
+    seen = [_draw(3, 5, 24, seed=i) for i in range(references)]
+
+    def prepared(length: int) -> OmniContext:
+        lengths = [length] if not references else [3, *[2] * (references - 1), length, 2]
+        texts = [_draw(1, count, 32, seed=count) for count in lengths]
+        return model.prepare(texts, shown, seen)
+
+    context = OmniContext.cat([prepared(length) for length in captions])
     return model, lambda: model(_draw(len(captions), 16, 1, height, width), TIMES, context)
 
 
@@ -173,6 +191,8 @@ CASES: dict[str, tuple[Callable[..., tuple[nn.Module, Run]], tuple[Any, ...]]] =
     "qwen, clean references": (qwen, (4, 6, (5, 5, 9), 2, True)),
     "z-image": (z_image, (10, 14, (40, 40, 40))),
     "z-image, captions of three lengths": (z_image, (6, 6, (5, 100, 40))),
+    "z-image omni": (z_image_omni, (10, 14, (40, 41, 40))),
+    "z-image omni, references": (z_image_omni, (6, 6, (5, 100, 40), 2)),
 }
 SHORT = {"wan": (wan, ((1, 2, 2),)), "flux": (flux, (6, 6, 3)), "qwen": (qwen, (2, 2, (5, 1, 2)))}
 

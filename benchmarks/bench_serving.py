@@ -1,0 +1,155 @@
+"""Requests of many clients at a time: our server, the same one job at a time, and plain diffusers.
+
+    python benchmarks/bench_serving.py [--quick] [--save]
+
+closed   1, 4, 8 and 16 clients, each with its next request when the last is answered; sizes, steps,
+         guidance, seeds and numbers of outputs mixed. Bar: 1.5 times the peer's throughput at 8.
+open     requests at random moments, at 0.7 of what the peer can do.
+mixed    short requests while one long video after the other is made. Bar: their p95 is at most half
+         of that of the server that works on one job at a time, and of the peer's.
+
+The peer is benchmarks/plain_server.py, as one lane of all threads or as a lane per thread:
+whichever has more throughput. `pictures_per_cpu_s` counts the processor time of the server and its
+workers: it says most where other programs use the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import serving_load as load
+from benchmarks.harness import RESULTS, Busy, machine
+from benchmarks.processes import serving
+from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+
+CONCURRENCIES = (1, 4, 8, 16)
+MODEL = {"heads": 4, "head_dim": 64, "layers": 4}
+CLIP = {"size": "128x128", "num_frames": 33, "num_inference_steps": 20}
+PEER_SHARE = 0.7
+BARS = {"throughput_vs_plain": 1.5, "short_p95_vs_one": 0.5, "short_p95_vs_plain": 0.5}
+WARM = 3
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def started(name: str, model: Path) -> Iterator[tuple[str, int]]:
+    """ "ours", "one" (job at a time), "plain1" or "plain2" (lanes); warmed up."""
+    with tempfile.TemporaryDirectory() as folder:
+        if name.startswith("plain"):
+            lanes = int(name.removeprefix("plain"))
+            threads = max(1, torch.get_num_threads() // lanes)
+            command = [str(Path(__file__).with_name("plain_server.py"))]
+            command += ["--lanes", str(lanes), "--threads", str(threads)]
+        else:
+            command = ["-m", "sgl_diffusion.cli", "serve", "--port", "0", "--data-dir", folder]
+            command += ["--log-level", "warning"]
+            command += ["--max-running-jobs", "1"] if name == "one" else []
+        with serving(*command, "--model-path", str(model)) as server:
+            asyncio.run(load.closed(*server, WARM, WARM, previews=False))
+            yield server
+
+
+def tune(model: Path, requests: int) -> str:
+    """Which of its two forms the peer has more throughput in."""
+    rates = {}
+    for lanes in sorted({1, torch.get_num_threads()}):
+        with started(f"plain{lanes}", model) as server:
+            made = asyncio.run(load.closed(*server, 8, requests, previews=False))
+            rates[f"plain{lanes}"] = made.row()["pictures_per_s"]
+    print("peer:", ", ".join(f"{name} {rate:.2f} pictures/s" for name, rate in rates.items()))
+    return max(rates, key=lambda name: rates[name])
+
+
+def measure(name: str, model: Path, requests: int, rate: float | None) -> Iterator[Row]:
+    """All loads on one server; without a rate it is 0.7 of what this server can do."""
+    previews = not name.startswith("plain")
+    with started(name, model) as server:
+        for concurrency in CONCURRENCIES:
+            made = asyncio.run(load.closed(*server, concurrency, requests, previews=previews))
+            row = {"load": "closed", "clients": concurrency, **made.row()}
+            yield row
+            if rate is None and concurrency == 8:
+                rate = PEER_SHARE * row["requests"] / made.wall
+        assert rate is not None
+        made = asyncio.run(load.open_loop(*server, rate, requests, previews=previews))
+        yield {"load": "open", "rate": rate, **made.row()}
+        made = asyncio.run(load.beside_videos(*server, 4, requests, CLIP))
+        yield {"load": "mixed", "clients": 4, **made.row()}
+
+
+def bars(rows: list[Row]) -> dict[str, float]:
+    def value(server: str, load: str, key: str, clients: int | None = None) -> float:
+        (found,) = (
+            float(row[key])
+            for row in rows
+            if row["server"] == server
+            and row["load"] == load
+            and clients in (None, row.get("clients"))
+        )
+        return found
+
+    def ratio(key: str, load: str, peer: str, clients: int | None = None) -> float:
+        return value("ours", load, key, clients) / value(peer, load, key, clients)
+
+    return {
+        "throughput_vs_plain": ratio("pictures_per_s", "closed", "plain", 8),
+        "cpu_throughput_vs_plain": ratio("pictures_per_cpu_s", "closed", "plain", 8),
+        "throughput_vs_one": ratio("pictures_per_s", "closed", "one", 8),
+        "cpu_throughput_vs_one": ratio("pictures_per_cpu_s", "closed", "one", 8),
+        "short_p95_vs_one": ratio("total_p95", "mixed", "one"),
+        "short_p95_vs_plain": ratio("total_p95", "mixed", "plain"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=32, help="of each load")
+    parser.add_argument("--quick", action="store_true", help="a third of the requests")
+    parser.add_argument("--save", action="store_true", help="keep the results")
+    options = parser.parse_args()
+    requests = max(12, options.requests // 3) if options.quick else options.requests
+    facts = machine()
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    begin, other = time.perf_counter(), Busy()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_tiny_wan(Path(folder) / "model", **MODEL)
+        plain = tune(model, 16)
+        rate = None
+        for name in (plain, "one", "ours"):
+            shown = name.rstrip("0123456789")
+            for row in measure(name, model, requests, rate):
+                rows.append({"server": shown, **row})
+                rate = row.get("rate", rate)
+                print("  ".join(f"{key} {_shown(value)}" for key, value in rows[-1].items()))
+    facts |= {"seconds": round(time.perf_counter() - begin), "other_cores": other.cores()}
+    found = bars(rows)
+    for key, value in found.items():
+        print(f"{key:24} {value:.2f}" + (f"  (bar {BARS[key]:g})" if key in BARS else ""))
+    record = {"benchmark": "serving", "machine": facts, "peer": plain, "rows": rows, "bars": found}
+    if options.save:
+        path = RESULTS / f"cpu-{facts['date']}-serving.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Every rank but the first: it does what it is told and reports to nobody.
+
+A follower whose jobs are not those of the first rank leaves, and with it the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.distributed.group import Group
+from sgl_diffusion.engine.lineup import Batch, Unit
+from sgl_diffusion.engine.parallel.agreement import agree, together
+from sgl_diffusion.engine.parallel.leader import take
+from sgl_diffusion.engine.parallel.turn import Turn, decode_turn
+from sgl_diffusion.engine.worker import DiffusionWorker
+from sgl_diffusion.orchestrator.messages import Control, Payload
+from sgl_diffusion.orchestrator.stage import CannotGoOnError
+
+log = get_logger(__name__)
+
+
+class SilentOutbox:
+    """Implements `orchestrator.stage.Outbox`: the first rank reports for all."""
+
+    def loading(self, note: str) -> None: ...
+
+    def progress(self, job_id: str, step: int, total: int, phase: str) -> None: ...
+
+    def output(
+        self, job_id: str, meta: Payload, arrays: list[Any], *, final: bool = True
+    ) -> None: ...
+
+    def failed(self, job_id: str, error: SglError) -> None:
+        log.info("job %s: %s", job_id, error)
+
+    def poll(self) -> None: ...
+
+
+def follow(everyone: Group, worker: DiffusionWorker) -> None:
+    """Load, then take turns until this process is ended."""
+    try:
+        together(everyone, worker.load)
+    except SglError as error:
+        log.info("rank %d waits for its end: %s", everyone.index, error)
+    while True:
+        _take_turn(everyone, worker, decode_turn(everyone.broadcast(None)))
+
+
+def _take_turn(everyone: Group, worker: DiffusionWorker, turn: Turn) -> None:
+    for message in turn.messages:
+        if isinstance(message, Control):
+            _control(everyone, worker, message)
+        else:
+            take(worker, message)
+    _same_jobs(worker, turn.jobs)
+    if turn.unit:
+        worker.steps.run(_unit(worker, turn))
+
+
+def _control(everyone: Group, worker: DiffusionWorker, message: Control) -> None:
+    answer: Payload = {}
+    error: Exception | None = None
+    try:
+        answer = worker.control(message.action, message.payload)
+    except CannotGoOnError:
+        raise
+    except Exception as caught:
+        error = caught
+    agree(everyone, error, ready=bool(answer.get("ready", True)))
+
+
+def _same_jobs(worker: DiffusionWorker, jobs: list[str]) -> None:
+    """Jobs that are done on the first rank are done."""
+    own = [job.id for job in worker.steps.jobs()]
+    for job_id in own:
+        if job_id not in jobs:
+            worker.steps.drop(job_id)
+    if missing := set(jobs) - set(own):
+        raise CannotGoOnError(f"this rank does not have the jobs {sorted(missing)}")
+
+
+def _unit(worker: DiffusionWorker, turn: Turn) -> Unit:
+    """The unit of the turn among those that this rank could do."""
+    lineup = worker.steps.look()
+    if turn.unit == "encode":
+        if lineup.to_encode is None or lineup.to_encode.id != turn.job:
+            raise CannotGoOnError(f"job {turn.job} is not next to be encoded here")
+        return "encode"
+    for batch, rows in lineup.rows.items():
+        if [(row.job.id, row.job.rows.index(row)) for row in rows] == turn.rows:
+            return Batch(batch.key, batch.part)
+    raise CannotGoOnError("the rows of the step are not a batch here")

@@ -1,0 +1,66 @@
+"""The ranks of this worker: what they make of a pipeline that was just opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sgl_diffusion.attention import select
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.distributed.group import Group
+from sgl_diffusion.distributed.layout import Degrees
+from sgl_diffusion.distributed.mesh import Mesh
+from sgl_diffusion.engine.parallel.agreement import together
+from sgl_diffusion.engine.parallel.branches import Branches
+from sgl_diffusion.engine.parallel.families import FAMILIES
+from sgl_diffusion.engine.parallel.tokens import spread_tokens
+from sgl_diffusion.engine.pipeline import AdaptablePipeline, Pipeline, WholePipeline
+
+T = TypeVar("T")
+
+log = get_logger(__name__)
+
+
+class Ranks:
+    """`everyone` is the group on the CPU in which the first rank leads the others."""
+
+    def __init__(self, everyone: Group, options: EngineOptions) -> None:
+        self.everyone = everyone
+        self._options = options
+
+    def together(self, do: Callable[[], T]) -> T:
+        return together(self.everyone, do)
+
+    def spread(self, pipeline: Pipeline | WholePipeline) -> Branches:
+        """Put the pipeline's transformers on all ranks; every rank calls it at the same time."""
+        models: list[Any] = []
+        if isinstance(pipeline, Pipeline) and isinstance(pipeline, AdaptablePipeline):
+            parts = [part.module for part in pipeline.adaptables().values()]
+            models = [module for module in parts if type(module) in FAMILIES]
+        if not models or not isinstance(pipeline, Pipeline):
+            card = pipeline.card
+            raise ConfigError(
+                f"{card.name} runs on one device only: {card.pipeline_class} is served through "
+                f"the {card.backend} backend.",
+                hint="Leave --num-gpus out, and start one server per device.",
+                param="num_gpus",
+            )
+        params = models[0].params
+        heads = FAMILIES[type(models[0])].heads(params)
+        guided = pipeline.card.defaults.guidance_scale > 1
+        layout = Degrees.of(self._options).choose(heads, guided)
+        backend = select(
+            self._options.attention_backend,
+            device=pipeline.device,
+            head_dim=params.attention_head_dim,
+            dtype=models[0].dtype,
+            needs_lse=layout.ring > 1,
+        )
+        if self.everyone.index == 0:
+            log.info("%d ranks: %s", layout.ranks, layout)
+        mesh = Mesh.of(layout, self.everyone.index)
+        for model in models:
+            spread_tokens(model, mesh, backend)
+        return Branches(mesh.branches)

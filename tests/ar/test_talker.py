@@ -1,0 +1,110 @@
+"""The codes of an answer are those of the model's own `generate`, of several answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgl_diffusion.ar.talker import SpeechTokens, Talker, less_of_the_same
+
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def omni(tiny_qwen3_omni: Path) -> Any:
+    from transformers import Qwen3OmniMoeForConditionalGeneration
+
+    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_qwen3_omni).eval()
+
+
+def conversation(folder: Path, text: str) -> list[int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    told: list[int] = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    return told
+
+
+def truth(
+    omni: Any, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[int], Tensor]:
+    """The text and the codes, [groups, frames]."""
+    codes: list[Tensor] = []
+
+    def record(given: Tensor, **_: Any) -> Tensor:
+        codes.append(given)
+        return torch.zeros(1, 1, 8)
+
+    monkeypatch.setattr(omni.code2wav, "chunked_decode", record)
+    text, _ = omni.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        speaker="Ethan",
+        return_audio=True,
+        thinker_max_new_tokens=8,
+        thinker_do_sample=False,
+        thinker_eos_token_id=omni.config.im_end_token_id,
+        talker_max_new_tokens=STEPS,
+        talker_do_sample=False,
+    )
+    return text[0, len(prompt) :].tolist(), codes[0][0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_codes_are_those_of_generate(
+    omni: Any, tiny_qwen3_omni: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [
+        conversation(tiny_qwen3_omni, text) for text in ("a red fox", "the sea and a big boat")
+    ]
+    truths = [truth(omni, prompt, monkeypatch) for prompt in prompts]
+    talker = Talker(
+        omni.talker,
+        omni.thinker.get_input_embeddings(),
+        SpeechTokens.of(omni.config),
+        rows=2,
+    )
+    logits, states, trailing, frames = [], [], [], []
+    for prompt, (text, _) in zip(prompts, truths, strict=True):
+        start = max(i for i, token in enumerate(prompt) if token == omni.config.im_start_token_id)
+        opening = talker.opening(
+            prompt[:start],
+            torch.empty(0),
+            torch.zeros(start, dtype=torch.bool),
+            prompt[start : start + 3],
+            text[0],
+            talker.voices()["ethan"],
+        )
+        positions = torch.arange(len(opening))[None].expand(3, -1)
+        first, state = talker.prefill(talker.kv.take(), opening, positions)
+        logits.append(first)
+        states.append(state)
+        trailing.append([*talker.words(text[1:-1]), talker.last_word()])
+        frames.append([])
+    history: list[list[int]] = [[], []]
+    for step in range(STEPS - 1):
+        firsts = []
+        for row, scores in enumerate(logits):
+            firsts.append(int(less_of_the_same(scores, history[row], 1.05).argmax()))
+            history[row].append(firsts[-1])
+        codes, total = talker.frames(
+            torch.stack(list(states)), firsts, lambda row, group, scores: int(scores.argmax())
+        )
+        for row in range(2):
+            frames[row].append(codes[row])
+        words = [rest[step] if step < len(rest) else talker.no_word() for rest in trailing]
+        at = torch.tensor([slot.length for slot in talker.kv.slots])
+        logits, states = talker.decode(total + torch.stack(words), at, [True, True])
+    for row, (_, expected) in enumerate(truths):
+        count = expected.shape[1]
+        assert count > 3
+        assert torch.equal(torch.stack(frames[row][:count], dim=1), expected)

@@ -1,0 +1,194 @@
+"""`sglang serve` on four CPU ranks answers like one rank, also when a rank is killed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.e2e.server import ROOT, Server
+from tests.recipes.test_wan_lora import write
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # four processes load torch
+
+
+def documented() -> tuple[str, ...]:
+    """The flags of the start line in the docs, but for its model."""
+    page = (ROOT / "docs/parallel.md").read_text().replace("\\\n", " ")
+    line = next(line for line in page.splitlines() if line.startswith("sglang serve "))
+    words = tuple(shlex.split(line))
+    assert words[2:4] == ("--model-path", "M")
+    return words[4:]
+
+
+def _start(folder: Path, *flags: str) -> Iterator[Server]:
+    running = Server(folder / "data", *flags)
+    try:
+        running.wait_until("ready", running.ready, 300)
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _start(tmp_path_factory.mktemp("one"), "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from _start(tmp_path_factory.mktemp("four"), *documented())
+
+
+def pictures(server: Server, **body: Any) -> NDArray[np.int64]:
+    answer = server.http.post(
+        "/v1/images/generations",
+        json={"prompt": "a fox", "response_format": "b64_json", "num_inference_steps": 4, **body},
+    )
+    assert answer.status_code == 200, answer.text
+    decoded = [base64.b64decode(entry["b64_json"]) for entry in answer.json()["data"]]
+    return np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in decoded]).astype(int)
+
+
+def frames(server: Server, video_id: str) -> NDArray[np.uint8]:
+    data = server.http.get(f"/v1/videos/{video_id}/content").content
+    with av.open(io.BytesIO(data)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def same(one: NDArray[Any], other: NDArray[Any]) -> None:
+    assert one.shape == other.shape and np.ptp(one) > 16
+    assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def ranks(server: Server) -> list[int]:
+    """The worker's other processes: children of the child of the server."""
+    (worker,) = server.workers()
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_the_documented_line_runs_as_it_stands(four: Server) -> None:
+    assert documented() == (
+        "--text-encoder-cpu-offload", "--pin-cpu-memory", "--num-gpus", "4", "--ulysses-degree=2",
+        "--ring-degree=2", "--port", "30010",
+    )  # fmt: skip
+    assert four.port == 30010 and len(ranks(four)) == 3
+    log = four.log.read_text()
+    assert "4 ranks: cfg 1 x ring 2 x ulysses 2" in log
+    assert log.count("nothing to move") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"size": "80x48", "seed": 1},
+        {"size": "208x112", "seed": 2, "n": 2, "guidance_scale": 1.0},
+        {"size": "16x16", "seed": 3},
+    ],
+    ids=["15 tokens", "two plain ones", "one token"],
+)
+def test_the_same_pictures(one: Server, four: Server, body: dict[str, Any]) -> None:
+    same(pictures(one, **body), pictures(four, **body))
+
+
+def test_the_same_pictures_with_an_adapter(one: Server, four: Server, tmp_path: Path) -> None:
+    path = str(write(tmp_path, "a", 1, 4))
+    body = {"size": "80x48", "seed": 1}
+    base = pictures(four, **body)
+    for server in (one, four):
+        answer = server.http.post(
+            "/v1/set_lora", json={"lora_nickname": "a", "lora_path": path, "strength": 0.7}
+        )
+        assert answer.status_code == 200, answer.text
+    adapted = pictures(four, **body)
+    same(pictures(one, **body), adapted)
+    assert np.abs(adapted - base).max() > 8
+    for server in (one, four):
+        assert server.http.post("/v1/unmerge_lora_weights").status_code == 200
+    assert np.array_equal(pictures(four, **body), base)
+
+
+def test_a_cancelled_clip_leaves_the_ranks_together(four: Server) -> None:
+    video_id = four.video(num_frames=17, num_inference_steps=200)
+    four.wait_until("it runs", lambda: four.state(video_id)["progress"] > 0)
+    assert four.http.delete(f"/v1/videos/{video_id}").status_code == 200
+    assert pictures(four, size="80x48").shape == (1, 48, 80, 3)
+    assert len(ranks(four)) == 3
+
+
+def test_a_killed_rank(four: Server) -> None:
+    """The group ends and starts again; the job runs once more and gives the same clip."""
+    body = {"seed": 3, "num_frames": 9, "num_inference_steps": 40}
+    undisturbed = four.video(**body)
+    assert four.finished(undisturbed)["attempt"] == 1
+    video_id = four.video(**body)
+    four.wait_until("progress", lambda: four.state(video_id)["progress"] >= 10)
+    before = ranks(four)
+    os.kill(before[1], signal.SIGKILL)
+    four.wait_until("not ready", lambda: not four.ready(), 30)
+    four.wait_until("ready again", four.ready, 300)
+    done = four.finished(video_id)
+    assert (done["status"], done["attempt"]) == ("completed", 2)
+    assert np.array_equal(frames(four, video_id), frames(four, undisturbed))
+    assert not set(before) & set(ranks(four))
+    assert not any(Path(f"/proc/{rank}").exists() for rank in before)
+
+
+def test_the_only_other_listeners_are_on_loopback(four: Server) -> None:
+    (worker,) = four.workers()
+    sockets = set()
+    for pid in [worker, *ranks(four)]:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            if found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor)):
+                sockets.add(found[1])
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                listening.append(fields[1].partition(":")[0])
+    assert listening and set(listening) == {"0100007F"}
+
+
+def test_the_server_takes_all_ranks_along(tmp_path: Path) -> None:
+    start = _start(tmp_path, "--num-gpus", "2", "--device", "cpu")
+    server = next(start)
+    (worker,) = server.workers()
+    pids = [worker, *ranks(server)]
+    assert len(pids) == 2
+    server.kill(signal.SIGKILL)
+    server.process.wait()
+
+    def gone() -> bool:
+        return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    server.wait_until("all ranks are gone", gone, 20)
+    start.close()
+
+
+def test_degrees_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sgl_diffusion.cli", "serve", "--port", "0", "--data-dir",
+         str(tmp_path / "data"), "--num-gpus", "4", "--ulysses-degree", "3"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and "cannot be arranged" in done.stderr
+    assert "each divides 4: 1, 2, 4" in done.stderr
