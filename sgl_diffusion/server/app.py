@@ -22,6 +22,7 @@ from sgl_diffusion.server import (
     lora,
     metrics,
     openapi,
+    playground,
     remix,
     video_content,
     videos,
@@ -61,6 +62,7 @@ ROUTERS = (  # routes are tried in this order: polls and pictures first
     metrics.router,
     openapi.router,
     lora.router,
+    playground.router,
 )
 
 
@@ -146,7 +148,7 @@ def _middleware(settings: Settings, rejected: Counter[str]) -> list[Middleware]:
         allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
         expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
     )
-    public = PUBLIC_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    public = PUBLIC_PATHS | playground.PATHS | ({"/metrics"} if settings.public_metrics else set())
     return [
         Middleware(Outermost),
         Middleware(
