@@ -141,7 +141,6 @@ setup(
     distclass=Native,
     packages=[*find_packages(include=["sgl_diffusion*"]), "sgl_diffusion.kernels"],
     package_dir={"sgl_diffusion.kernels": "kernels/triton"},
-    package_data={"sgl_diffusion.server": ["static/*"]},
     cmdclass={
         "build": Build,
         "build_native": BuildNative,
