@@ -20,6 +20,7 @@ from sgl_diffusion.engine.lora.checks import check_applicable, check_target, pic
 from sgl_diffusion.engine.lora.fit import Fitted, Source, fit, listing
 from sgl_diffusion.engine.lora.intake import Intake
 from sgl_diffusion.engine.lora.merged import Change, Changes, MergedWeights
+from sgl_diffusion.engine.lora.nicknames import latest
 from sgl_diffusion.engine.lora.report import describe
 from sgl_diffusion.engine.lora.rows import Blend, RowAdapters, Use, blend_key, make_blend
 from sgl_diffusion.engine.lora.state import Chosen, Sets, StateFile
@@ -77,8 +78,7 @@ class Loras:
             if fitted is None:
                 return False
             self._cache.put(fitted, self._pinned() | set(sources))
-        if any(self._known.get(source.nickname) != source for source in sources):
-            self._know(sources)
+        self._know(sources)
         return True
 
     def start(self, settings: Sequence[LoraSetting]) -> None:
@@ -99,7 +99,7 @@ class Loras:
                 raise SetupError(error.message, hint=error.hint) from None
 
     def delete(self, nickname: str) -> None:
-        source = self._find(nickname)
+        source = self._find(nickname, "GET /v1/list_loras lists those there are.")
         if any(source in dict(chosen.uses) for chosen in self._sets.values() if chosen.on):
             raise ConflictError(
                 f"The adapter {nickname!r} is in use by all jobs.",
@@ -199,20 +199,26 @@ class Loras:
             )
         return known
 
-    def _find(self, nickname: str) -> Source:
+    def _find(self, nickname: str, hint: str = "") -> Source:
         if nickname not in self._known:
+            known = f"known are {listing(self._known)}." if self._known else "none is known yet."
             raise NotFoundError(
                 f"There is no adapter {nickname!r}.",
-                hint="Give its path to load it: "
-                + (f"known are {listing(self._known)}." if self._known else "none is known yet."),
+                hint=hint or f"Give its path to load it: {known}",
                 code="lora_not_found",
                 param="lora_nickname",
             )
         return self._known[nickname]
 
     def _know(self, sources: Iterable[Source]) -> None:
-        known = self._known | {source.nickname: source for source in sources}
-        self._state.write(known, self._sets)
+        """These are the latest to be named; the oldest that nobody needs are forgotten."""
+        chosen = {source for each in self._sets.values() for source, _ in each.uses}
+        known = latest(self._known, sources, self._pinned() | chosen)
+        if known != self._known:
+            self._state.write(known, self._sets)
+        for nickname in self._known.keys() - known.keys():
+            log.info("the adapter %r is forgotten: too many were named after it", nickname)
+            self._cache.drop(self._known[nickname])
         self._known = known
 
     def _fitted(self, source: Source) -> Fitted:
