@@ -21,6 +21,7 @@ from sgl_diffusion.server.text import check_text, field_too_large
 _LARGE = 2**18  # bytes of JSON that are parsed in a thread
 _MAX_SEPARATORS = 200_000
 _DEFAULTS = LimitOptions()
+_FILES = frozenset({"messages.content.input_audio.data"})  # base64 without the head of a data URL
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,12 @@ def parse_json(data: bytes | str, limits: LimitOptions = _DEFAULTS) -> dict[str,
         value = json.loads(data)
     except RecursionError:
         raise RequestError("The JSON is nested too deeply.", code="json_too_deep") from None
-    except ValueError:
+    except json.JSONDecodeError as error:
+        where = f"It breaks at line {error.lineno}, column {error.colno}."
+        raise RequestError("The body is not valid JSON.", hint=where, code="invalid_json") from None
+    except UnicodeDecodeError:
+        raise RequestError("The body is not UTF-8 text.", code="invalid_json") from None
+    except ValueError:  # a number of thousands of digits
         raise RequestError("The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.", code="body_not_object")
@@ -148,7 +154,8 @@ def _check_values(root: dict[str, Any], limits: LimitOptions) -> None:
                 stack.extend((child, path, depth + 1) for child in value)
         elif isinstance(value, str):
             check_text(value, path)
-            if len(value) > limits.max_field_kb * 1024 and value[:5].lower() != "data:":
+            file = value[:5].lower() == "data:" or path in _FILES
+            if len(value) > limits.max_field_kb * 1024 and not file:
                 raise field_too_large(limits, path)
         elif isinstance(value, float) and not math.isfinite(value):
             raise RequestError("Not a finite number.", code="not_finite", param=path)
