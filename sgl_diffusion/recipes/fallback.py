@@ -21,10 +21,12 @@ from sgl_diffusion.base.device import pick_device, pick_dtype
 from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.engine import pictures
-from sgl_diffusion.engine.pipeline import OnPartial
+from sgl_diffusion.engine.pipeline import Adaptable, OnPartial
 from sgl_diffusion.engine.previews import preview_steps
 from sgl_diffusion.engine.pulse import keep_pulse
+from sgl_diffusion.loader.adapters.types import TRANSFORMER, TRANSFORMER_2
 from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.recipes import fallback_previews as previews
 from sgl_diffusion.recipes.fallback_calls import Call, Calls, picture_arguments, reason_against
 from sgl_diffusion.recipes.fallback_card import card_of
@@ -103,6 +105,18 @@ class DiffusersPipeline:
         networks = [part for part in parts if isinstance(part, nn.Module)]
         modules = [module for network in networks for module in network.modules()]
         keep_pulse(modules, torch.device(card.device), lambda: self._look_up())
+
+    def adaptables(self) -> dict[str, Adaptable]:
+        """The networks and the text encoders, under the names that files have for them."""
+        parts: dict[str, Any] = self._calls.plain.pipe.components
+        if isinstance(parts.get("unet"), nn.Module):
+            parts = {**parts, TRANSFORMER: parts["unet"]}
+        return {
+            name: Adaptable(part, Rules(), type(part).__name__)
+            for name, part in parts.items()
+            if isinstance(part, nn.Module)
+            and (name in (TRANSFORMER, TRANSFORMER_2) or name.startswith("text_encoder"))
+        }
 
     @torch.inference_mode()
     def run(
