@@ -33,7 +33,7 @@ def test_a_prompt_read_before_is_not_read_again(tiny_omni: Path, media: dict[str
 
 def test_a_slab_that_grew_takes_over_what_was_read_before(tiny_qwen3_omni: Path) -> None:
     worker, outbox = open_worker(tiny_qwen3_omni)
-    long = ask(STORY * 3, max_tokens=2)
+    long = ask(STORY * 4, max_tokens=2)
     for name in ("grows", "reuses"):
         submit(worker, name, long)
         run(worker)
