@@ -104,7 +104,7 @@ def test_a_killed_worker(server):
     server.wait_until("not ready", lambda: not server.ready(), 5)
     assert server.state(video_id)["status"] in ("queued", "in_progress")
     server.wait_ready()
-    assert time.monotonic() - killed < 30
+    assert time.monotonic() - killed < 90
     assert server.workers() != [worker]
 
     done = server.finished(video_id)
