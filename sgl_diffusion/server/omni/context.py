@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -31,9 +31,9 @@ class FullError(UnavailableError):
 
     code = "queue_full"
 
-    def __init__(self, busy: BusyError) -> None:
-        super().__init__(busy.message, hint=busy.hint)
-        self.retry_after = busy.retry_after
+    def __init__(self, message: str, *, retry_after: int = 5, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.retry_after = retry_after
 
 
 @dataclass
@@ -89,7 +89,8 @@ class OmniContext:
         try:
             return await self.client.submit(params, job_id=job_id, deadline=deadline)
         except BusyError as busy:
-            raise FullError(busy) from None
+            full = FullError(busy.message, hint=busy.hint, retry_after=busy.retry_after)
+            raise full from None
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
