@@ -6,6 +6,7 @@ and guidance scale. The caller decides who is in the group; between two calls ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
 def denoise(
     pipeline: Pipeline,
     key: ShapeKey,
-    rows: list[Row],
+    rows: Sequence[Row],
     context: Context,
     branches: Branches | None = None,
 ) -> None:

@@ -20,6 +20,7 @@ from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
@@ -76,15 +77,14 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
+            bounds = Bounds(
+                rows=self._options.max_batch_rows,
+                jobs=self._options.max_running_jobs,
+                prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
+                overlap=self._options.overlap,
+            )
             self._runner = StepRunner(
-                pipeline,
-                self._options.max_batch_rows,
-                self._outbox,
-                self._finish,
-                self._fail,
-                branches,
-                self._options.max_running_jobs,
-                int(self._options.prompt_cache_memory * 2**30),
+                pipeline, bounds, self._outbox, self._finish, self._fail, branches
             )
             self._warm_up(pipeline.card)
         else:
@@ -130,6 +130,8 @@ class DiffusionWorker:
         self._active.drop(job_id)
 
     def control(self, action: str, payload: Payload) -> Payload:
+        if isinstance(self._runner, StepRunner):
+            self._runner.settle()
         if self._adapters.knows(action):
             return self._adapters.run(action, payload)
         raise RequestError(f"This worker has no control action {action!r}.", code="not_supported")
