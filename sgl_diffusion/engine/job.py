@@ -55,8 +55,8 @@ class Row:
 
 @dataclass(eq=False)
 class Job:
-    """`deadline` is when it would be done if it had had the device to itself from its arrival, or
-    sooner with a high priority; `away` says what another thread does with it now."""
+    """By its `deadline` it should be done, a moment of the monotonic clock; `away` says what
+    another thread does with it now."""
 
     id: str
     params: ResolvedParams
@@ -98,6 +98,13 @@ class Job:
         return params.width, params.height, params.num_frames, params.guided
 
     @property
+    def size(self) -> str:
+        """For people: 832x480x81, or 1024x1024 where there is one frame."""
+        params = self.params
+        size = f"{params.width}x{params.height}"
+        return size if params.num_frames == 1 else f"{size}x{params.num_frames}"
+
+    @property
     def weight(self) -> float:
         """Its share of the time beside other jobs; every priority has twice that of the next."""
         return float(2.0 ** (self.params.priority - DEFAULT_PRIORITY))
@@ -108,7 +115,7 @@ class Job:
 
     @property
     def to_decode(self) -> bool:
-        return any(row.to_decode for row in self.rows)
+        return self.encoded and any(row.to_decode for row in self.rows)
 
     def spend(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

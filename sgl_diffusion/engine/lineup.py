@@ -71,7 +71,9 @@ def line_up(pipeline: Pipeline, jobs: Iterable[Job], rows: Rows) -> dict[Group, 
     offers = {}
     for group, members in groups.items():
         decode = next((Decode(j) for j in members if j.to_decode and j.away != "decode"), None)
-        able = [job for job in members if job.to_denoise and job.away != "encode"]
+        able = [
+            job for job in members if job.away != "encode" and (job.to_denoise or not job.encoded)
+        ]
         step = _next_step(pipeline, able, rows)
         ready: Encode | Batch | None = step
         if isinstance(step, Encode):

@@ -43,6 +43,7 @@ from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
+from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
 
@@ -52,6 +53,7 @@ T = TypeVar("T")
 Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
 
+_PATIENCE = 4.0  # a job that takes so many times what it takes alone is in time
 _LOOK_UP_SECONDS = 0.005  # while there is only work in other threads
 
 
@@ -89,12 +91,13 @@ class StepRunner:
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
         self._encoding = Encoding(pipeline, prompts)
+        self.trace = Trace(pipeline.device)
         self._offers: dict[Group, Offer] = {}
         self._timed: tuple[Unit, Job, float] | None = None  # the unit under way, its begin
         keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
 
     def add(self, job: Job) -> None:
-        job.deadline += self.costs.estimate(job.params) / job.weight
+        job.deadline += _PATIENCE * self.costs.estimate(job.params) / job.weight
         self._jobs[job.id] = job
 
     def drop(self, job_id: str) -> Job | None:
@@ -158,12 +161,15 @@ class StepRunner:
             case Encode(job):
                 self._outbox.progress(job.id, 0, job.steps, "encode")
                 # The prompts, too, go through adapted layers.
-                with self.adapters.of([job.blend]):
+                with self.trace.span("encode", job=job.id), self.adapters.of([job.blend]):
                     done = self._guard(job, lambda: self._encoding.encode(job).give(job))
                 self._accounts.spend([job], "encode", time.perf_counter() - start, beside=False)
             case Decode(job):
                 part = Part.of(job)
-                done = self._guard(job, lambda: self._decoded(part, part.decode(self._pipeline)))
+                with self.trace.span("decode", job=job.id):
+                    done = self._guard(
+                        job, lambda: self._decoded(part, part.decode(self._pipeline))
+                    )
                 self._accounts.spend([job], "decode", time.perf_counter() - start, beside=False)
         self._timed = (unit, job, start) if done else None
         self._pace.mark()
@@ -203,8 +209,10 @@ class StepRunner:
         rows = batch.rows
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
+        about = {"rows": len(rows), "jobs": [job.id for job in jobs], "size": jobs[0].size}
+        blends = [row.job.blend for row in rows]
         try:
-            with self.adapters.of([row.job.blend for row in rows]):
+            with self.trace.span("denoise", **about), self.adapters.of(blends):
                 context = self._contexts.of(batch.key, rows)
                 denoise(self._pipeline, batch.key, rows, context, self._branches)
         except Exception as error:
@@ -266,7 +274,12 @@ class StepRunner:
             if self._jobs.get(job.id) is job:
                 self._fail([job], error)
 
-        beside.start(lane, lambda: _timed(work), back, fail)
+        def timed() -> tuple[T, float]:
+            start = time.perf_counter()
+            with self.trace.span(lane, job=job.id):
+                return work(), time.perf_counter() - start
+
+        beside.start(lane, timed, back, fail)
 
     def _stop_clock(self) -> None:
         """The device is done with the last unit: so long it took."""
@@ -280,8 +293,3 @@ class StepRunner:
         if isinstance(unit, Batch):
             self._accounts.steps.add(job.params, seconds)
             self.costs.add(unit.key, job.params, len(unit.rows), seconds)
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start

@@ -17,6 +17,7 @@ from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import WholePipeline
 from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.steps import Fail, Finish
+from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.orchestrator.stage import Outbox
 
 
@@ -29,6 +30,7 @@ class WholeRunner:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self.counters = Counters()
         self._step_times = StepTimes(self.counters, pipeline.card.name)
+        self.trace = Trace(torch.device(pipeline.card.device))
 
     def add(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -57,6 +59,7 @@ class WholeRunner:
                 now = time.perf_counter()
                 if done:  # before the end of the first one there was more than a step
                     self._step_times.add(job.params, (now - since) / (step - done))
+                self.trace.add("denoise", since, now, jobs=[job.id], size=job.size)
                 done, since = step, now
             self._outbox.progress(job.id, step, total, "denoise")
             self._outbox.poll()
@@ -68,7 +71,8 @@ class WholeRunner:
             self._outbox.output(job.id, meta, [frames.cpu()], final=False)
 
         try:
-            clips = self._pipeline.run(job.params, on_step, on_partial)
+            with self.trace.span("whole", jobs=[job.id], size=job.size):
+                clips = self._pipeline.run(job.params, on_step, on_partial)
         except Exception as error:
             if not job.cancelled:
                 self._fail([job], error)

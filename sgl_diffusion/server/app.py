@@ -22,6 +22,7 @@ from sgl_diffusion.server import (
     lora,
     metrics,
     openapi,
+    profile,
     remix,
     video_content,
     videos,
@@ -61,6 +62,7 @@ ROUTERS = (  # routes are tried in this order: polls and pictures first
     metrics.router,
     openapi.router,
     lora.router,
+    profile.router,
 )
 
 
