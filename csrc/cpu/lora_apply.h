@@ -75,13 +75,12 @@ struct LoraApply {
   static void product(LoraFactor f, const float* left, int64_t columns, int64_t count, F each) {
     alignas(64) float panel[kLoraRows * kLoraPanel];
     f.up = left;
-    LoraBlock block;
-    block.rows = count;
+    const LoraBlock block;
     for (int64_t column = 0; column < columns; column += kLoraPanel) {
       const int64_t most = columns - column < kLoraPanel ? columns - column : kLoraPanel;
       const int64_t group = column / kLoraGroup;
-      LoraChains<V>::add(f, block, group, group + ceil_div(most, kLoraGroup), LoraTurn::only,
-                         panel);
+      LoraChains<V>::add(f, {block, 0, count}, group, group + ceil_div(most, kLoraGroup),
+                         LoraTurn::only, panel);
       for (int64_t row = 0; row < count; ++row) each(row, column, most, panel + row * kLoraPanel);
     }
   }

@@ -1,4 +1,5 @@
-// As lora_avx512.cpp, with escapes moved by one instruction: every CPU with AVX512-BF16 but the first has it.
+// As lora_avx512.cpp, with escapes moved and checksums added by one instruction each: every CPU with AVX512-BF16 but the
+// first has them.
 #include "lora_block.h"
 
 namespace sgld {

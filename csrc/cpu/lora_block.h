@@ -51,13 +51,25 @@ static inline ScalarVec lora_fma(ScalarVec a, ScalarVec b, ScalarVec c) {
 // The update of a block's only adapter is stored without its scale, which the rows multiply with.
 enum class LoraTurn { only, first, later };
 
+// Some rows of a block: those whose update is in the buffer at a time.
+struct LoraRows {
+  const LoraBlock& block;
+  int64_t begin, count;
+};
+
+static inline int64_t packed_row(const LoraFactor& f, const LoraRows& r) {
+  return (r.block.index - f.block_begin) * kLoraRows + r.begin;
+}
+
 // The update with vector units.
 template <class V>
 struct LoraChains {
-  static constexpr int kRows = V::width == 16 ? 6 : 3;  // what the registers hold
+  static constexpr int kHeld = V::width == 16 ? 6 : 3;  // rows that the registers hold
   static constexpr int kWidth = 2 * V::width;
 
   struct Unit {};  // vector units need no setting up
+  static int64_t rows_at_once(const LoraBlock&) { return kLoraRows; }
+  static bool in_any_mode(const LoraFactor&, LoraTurn) { return false; }
 
   template <int R>
   static void tile(const LoraFactor& f, const float* up, const float* down, LoraTurn turn,
@@ -98,18 +110,17 @@ struct LoraChains {
     }
   }
 
-  static void add(const LoraFactor& f, const LoraBlock& b, int64_t group_begin, int64_t group_end,
+  static void add(const LoraFactor& f, const LoraRows& r, int64_t group_begin, int64_t group_end,
                   LoraTurn turn, float* out) {
-    const float* up =
-        static_cast<const float*>(f.up) + (b.index - f.block_begin) * kLoraRows * f.rank;
+    const float* up = static_cast<const float*>(f.up) + packed_row(f, r) * f.rank;
     for (int64_t group = group_begin; group < group_end; ++group)
       for (int64_t c = 0; c < kLoraGroup; c += kWidth) {
         const float* down = static_cast<const float*>(f.down) + group * f.rank * kLoraGroup + c;
         float* to = out + (group - group_begin) * kLoraGroup + c;
         int64_t row = 0;
-        for (; row + kRows <= b.rows; row += kRows)
-          tile<kRows>(f, up + row * f.rank, down, turn, to + row * kLoraPanel);
-        for (; row < b.rows; ++row)
+        for (; row + kHeld <= r.count; row += kHeld)
+          tile<kHeld>(f, up + row * f.rank, down, turn, to + row * kLoraPanel);
+        for (; row < r.count; ++row)
           tile<1>(f, up + row * f.rank, down, turn, to + row * kLoraPanel);
       }
   }
@@ -125,23 +136,18 @@ struct LoraKernel {
     return left < kLoraPanel ? left : kLoraPanel;
   }
 
-  // Returns the scale that is left to apply. Not inlined, nor the rows below: no arithmetic may move across a change
-  // of the float mode.
-  __attribute__((noinline)) static float panel(const LoraBlock& b, int64_t column, float* update) {
+  // The update of some rows of a panel. Not inlined, nor the rows below: no arithmetic may move across a change of
+  // the float mode.
+  __attribute__((noinline)) static void panel(const LoraRows& r, int64_t column, LoraTurn turn,
+                                              float* update) {
+    const LoraBlock& b = r.block;
     const int64_t groups = ceil_div(panel_width(b, column), kLoraGroup);
     const int64_t group = column / kLoraGroup;
-    const LoraFactor* only = nullptr;
-    int64_t count = 0;
-    for (int64_t i = 0; i < b.factor_count; ++i)
-      if (reaches(b.factors[i], b)) only = b.factors + i, ++count;
-    if (count == 0) std::memset(update, 0, kLoraRows * kLoraPanel * sizeof(float));
-    LoraTurn turn = count == 1 ? LoraTurn::only : LoraTurn::first;
     for (int64_t i = 0; i < b.factor_count; ++i) {
       if (!reaches(b.factors[i], b)) continue;
-      Update::add(b.factors[i], b, group, group + groups, turn, update);
+      Update::add(b.factors[i], r, group, group + groups, turn, update);
       turn = LoraTurn::later;
     }
-    return count == 1 ? only->scale : 1.0f;
   }
 
   static bool reaches(const LoraFactor& f, const LoraBlock& b) {
@@ -221,21 +227,28 @@ struct LoraKernel {
 
   // The rows of a panel. A last group that is not full goes through a full one of zeros.
   template <class T, bool kMerge, int kBits, class Escapes>
-  __attribute__((noinline)) static void rows(const LoraBlock& b, int64_t column,
-                                             const float* update, float scale, Escapes& escapes,
-                                             uint32_t& sum) {
+  __attribute__((noinline)) static void rows(const LoraRows& r, int64_t column, const float* update,
+                                             float scale, Escapes& escapes, uint32_t& sum) {
+    const LoraBlock& b = r.block;
     const int64_t width = panel_width(b, column), offset = column - b.column_begin;
+    // What to fetch: the panel after this one, or the first one of the block below.
+    const bool last = column + kLoraPanel >= b.column_end;
+    const int64_t first_word = offset / kLoraGroup * kBits;
+    const int64_t next = last ? b.rows * b.stride - offset : kLoraPanel;
+    const int64_t next_words =
+        last ? b.rows * b.code_stride - first_word : kLoraPanel / kLoraGroup * kBits;
 #if defined(__AVX512BW__)
     LoraBf16<kBits> wide(scale);
     Escapes at = escapes;
 #endif
-    for (int64_t row = 0; row < b.rows; ++row) {
+    for (int64_t row = r.begin; row < r.begin + r.count; ++row, update += kLoraPanel) {
       T* weight = static_cast<T*>(b.weight) + row * b.stride + offset;
-      uint32_t* words = b.codes + row * b.code_stride + offset / kLoraGroup * kBits;
-      const float* d = update + row * kLoraPanel;
+      uint32_t* words = b.codes + row * b.code_stride + first_word;
+      const float* d = update;
+      if constexpr (kBits > 0) __builtin_prefetch(words + next_words, kMerge, 3);
       int64_t c = 0;
       for (; c + kLoraGroup <= width; c += kLoraGroup, words += kBits) {
-        __builtin_prefetch(weight + c + kLoraPanel, 0, 2);
+        __builtin_prefetch(weight + c + next, 0, 3);
 #if defined(__AVX512BW__)
         if constexpr (kSplitBf16 && std::is_same_v<T, bf16>) {
           if constexpr (kMerge) {
@@ -280,14 +293,27 @@ struct LoraKernel {
     alignas(64) float update[kLoraRows * kLoraPanel];
     Escapes escapes = static_cast<U*>(b.escapes);
     LoraPassed passed;
+    const LoraFactor* only = nullptr;
+    int64_t count = 0;
+    for (int64_t i = 0; i < b.factor_count; ++i)
+      if (reaches(b.factors[i], b)) only = b.factors + i, ++count;
+    if (count == 0) std::memset(update, 0, sizeof update);
+    const LoraTurn turn = count == 1 ? LoraTurn::only : LoraTurn::first;
+    const float scale = count == 1 ? only->scale : 1.0f;
+    const bool switching = count > 0 && !Update::in_any_mode(*only, turn);
+    const int64_t at_once = Update::rows_at_once(b);
     const LoraFloatMode mode;
+    mode.weights();
     [[maybe_unused]] const typename Update::Unit unit;
-    for (int64_t column = b.column_begin; column < b.column_end; column += kLoraPanel) {
-      mode.update();
-      const float scale = panel(b, column, update);
-      mode.weights();
-      rows<T, kMerge, kBits>(b, column, update, scale, escapes, passed.checksum);
-    }
+    for (int64_t column = b.column_begin; column < b.column_end; column += kLoraPanel)
+      for (int64_t row = 0; row < b.rows; row += at_once) {
+        const int64_t left = b.rows - row;
+        const LoraRows some{b, row, left < at_once ? left : at_once};
+        if (switching) mode.update();
+        panel(some, column, turn, update);
+        if (switching) mode.weights();
+        rows<T, kMerge, kBits>(some, column, update, scale, escapes, passed.checksum);
+      }
     passed.escapes = escapes - static_cast<U*>(b.escapes);
     return passed;
   }

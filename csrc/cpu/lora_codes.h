@@ -60,7 +60,8 @@ template <int kBits>
 struct LoraBf16 {
   static constexpr int kEscape = (1 << kBits) - 1;
   __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  __m512i one = _mm512_set1_epi32(1), below_half = _mm512_set1_epi32(0x7fff);
+  __m512i one = _mm512_set1_epi32(1), last = _mm512_set1_epi32(0x10000);
+  __m512i below_half = _mm512_set1_epi32(0x7fff);
   __m512i exponent = _mm512_set1_epi16(0x7f80);
   __m512i multiplier = _mm512_add_epi32(
       _mm512_set1_epi32(3 << 16 | 1),
@@ -75,7 +76,9 @@ struct LoraBf16 {
 
   explicit LoraBf16(float factor) : scale(_mm512_set1_ps(factor)) {
     // Hidden from the compiler, which would make the constants anew in every turn of the loop.
-    asm("" : "+v"(high), "+v"(one), "+v"(below_half), "+v"(exponent), "+v"(bias), "+v"(escape));
+    asm(""
+        : "+v"(high), "+v"(one), "+v"(last), "+v"(below_half), "+v"(exponent), "+v"(bias),
+          "+v"(escape));
     asm("" : "+v"(plane[0]), "+v"(plane[1]), "+v"(plane[2]), "+v"(plane[3]), "+v"(multiplier));
   }
 
@@ -89,12 +92,19 @@ struct LoraBf16 {
   // To nearest even, in the high half; not for NaN.
   __m512 round(__m512 x) const {
     const __m512i bits = _mm512_castps_si512(x);
-    const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __mmask16 is_odd = _mm512_test_epi32_mask(bits, last);
     const __m512i half = _mm512_add_epi32(bits, below_half);
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(half, last), high));
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_mask_add_epi32(half, is_odd, half, one), high));
   }
   __m512 update(const float* at) const { return _mm512_mul_ps(scale, _mm512_load_ps(at)); }
-  void add_to_sum(__m512i w) { sum = _mm512_add_epi32(sum, _mm512_madd_epi16(w, multiplier)); }
+  void add_to_sum(__m512i w) {
+#if defined(__AVX512VNNI__)
+    sum = _mm512_dpwssd_epi32(sum, w, multiplier);
+#else
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(w, multiplier));
+#endif
+  }
 
   // False, with nothing done, where a weight is not finite.
   bool merge(bf16* weight, const float* at, uint32_t* words, uint16_t*& escapes) {
@@ -107,9 +117,14 @@ struct LoraBf16 {
       const __m512i back = join(_mm512_sub_ps(m0, d0), _mm512_sub_ps(m1, d1));
       const __m512i k = _mm512_add_epi16(_mm512_sub_epi16(w, back), bias);
       const __m512i code = _mm512_min_epu16(k, escape);
+      __mmask32 all = ~__mmask32{0};
 #pragma GCC unroll 4
-      for (int p = 0; p < kBits; ++p) words[p] = _mm512_test_epi16_mask(code, plane[p]);
-      uint32_t escaped = _mm512_cmpeq_epi16_mask(code, escape);
+      for (int p = 0; p < kBits; ++p) {
+        const __mmask32 set = _mm512_test_epi16_mask(code, plane[p]);
+        words[p] = set;
+        all = _kand_mask32(all, set);
+      }
+      uint32_t escaped = all;
 #if defined(__AVX512VBMI2__)
       // Without a branch, which would be a hard one to predict.
       _mm512_storeu_si512(escapes, _mm512_maskz_compress_epi16(escaped, w));

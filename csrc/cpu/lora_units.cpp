@@ -60,7 +60,8 @@ LoraUnits lora_units() {
 #if defined(SGLD_X86)
   const Isa isa = active_isa();
   if (isa == Isa::avx512_bf16) {
-    static const bool vbmi2 = __builtin_cpu_supports("avx512vbmi2");
+    static const bool vbmi2 =
+        __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
     if (vbmi2 && active_amx()) {
       static const bool tiles = tiles_agree();
       if (tiles) return {"amx", lora_kernels_amx()};

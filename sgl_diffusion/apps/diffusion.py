@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.distributed.layout import Degrees
+from sgl_diffusion.distributed.layout import Degrees, ranks_each
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> App:
     """The stages of a served diffusion model. Imports no torch: the stage process does.
 
-    `lora_state` is a file by which a worker that dies leaves its adapters to the next.
+    `lora_state` is a file by which a worker that dies leaves its adapters to the next; replicas
+    share it.
     """
     Degrees.of(options).layouts()  # raises if there is none
     names = [field.name for field in dataclasses.fields(EngineOptions)]
@@ -33,6 +34,7 @@ def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> 
         name="diffusion",
         entry="sgl_diffusion.apps.diffusion:make_worker",
         config={"options": config, "lora_state": state},
+        replicas=options.dp_size,
     )
     return App(name="diffusion", stages=(stage,), processes=options.num_gpus > 1)
 
@@ -40,10 +42,15 @@ def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> 
 def make_worker(config: Payload, outbox: Outbox) -> Worker:
     """Build the worker of the stage, inside the stage process."""
     options = EngineOptions(**config["options"])
-    if options.num_gpus > 1:
+    if ranks_each(options) > 1:
         from sgl_diffusion.apps.ranks import make_leader
 
         return make_leader(config, outbox)
+    if options.dp_size > 1:
+        from sgl_diffusion.apps.devices import pick_rank_device
+
+        device = pick_rank_device(options, config["replica"], 0)
+        options = dataclasses.replace(options, device=str(device))
     return diffusion_worker(options, outbox, config["lora_state"])
 
 

@@ -1,4 +1,4 @@
-"""The omni app: one stage that reads text, pictures, films and sound, and writes text."""
+"""The omni app: one stage that reads text, pictures, films and sound, that writes and speaks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from sgl_diffusion.orchestrator.stage import Outbox, Worker
 
 
+_NAMES = [field.name for field in dataclasses.fields(OmniOptions)]
+
+
 def omni_app(options: OmniOptions) -> App:
     """The stages of a served omni model. Imports no torch: the stage process does."""
     stage = StageSpec(
         name="thinker",
         entry="sgl_diffusion.apps.omni:make_worker",
-        config={"options": dataclasses.asdict(options)},
+        config={"options": {name: getattr(options, name) for name in _NAMES}},
     )
     return App(name="omni", stages=(stage,))
 
@@ -46,6 +49,7 @@ def make_worker(config: Payload, outbox: Outbox) -> Worker:
             length=options.max_sequence_length,
             prefix_bytes=int(options.max_prefix_memory * 2**30),
             media_bytes=int(options.max_media_memory * 2**30),
+            speech=options.speech,
         ),
         outbox,
         device=device,

@@ -6,19 +6,17 @@ The ranks meet in a file of a folder of their own, and talk over loopback.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgl_diffusion.apps.devices import pick_rank_device
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.distributed.layout import ranks_each
 from sgl_diffusion.orchestrator.messages import Boot, Payload
 
 if TYPE_CHECKING:
-    import torch
-
     from sgl_diffusion.distributed.group import Group
     from sgl_diffusion.engine.parallel.leader import Leader
     from sgl_diffusion.engine.worker import DiffusionWorker
@@ -33,10 +31,11 @@ def make_leader(config: Payload, outbox: Outbox) -> Leader:
     from sgl_diffusion.engine.parallel.processes import start_ranks
 
     options = EngineOptions(**config["options"])
-    outbox.loading(f"starting {options.num_gpus} ranks")
+    ranks = ranks_each(options)
+    outbox.loading(f"starting {ranks} ranks")
     folder = tempfile.TemporaryDirectory(prefix="sgld-ranks-")
     place = Path(folder.name)
-    start_ranks([_boot(config, options, place, rank) for rank in range(1, options.num_gpus)])
+    start_ranks([_boot(config, options, place, rank) for rank in range(1, ranks)])
 
     from sgl_diffusion.engine.parallel.leader import Leader
 
@@ -75,32 +74,11 @@ def _join(
     from sgl_diffusion.engine.parallel.ranks import Ranks
     from sgl_diffusion.recipes.registry import find_model
 
-    device = _device(options, rank)
-    everyone = join_world(folder / RENDEZVOUS, rank, options.num_gpus, device)
+    device = pick_rank_device(options, config.get("replica", 0), rank)
+    everyone = join_world(folder / RENDEZVOUS, rank, ranks_each(options), device)
     options = dataclasses.replace(options, device=str(device))
     if rank == 0:
         find_model(options, outbox.loading)
     everyone.broadcast(b"-" if rank == 0 else None)  # the others find it fetched or built
     ranks = Ranks(everyone, options)
     return everyone, diffusion_worker(options, outbox, config["lora_state"], ranks)
-
-
-def _device(options: EngineOptions, rank: int) -> torch.device:
-    """A GPU for each rank, or the CPU's cores shared among them. NCCL has not run yet."""
-    import torch
-
-    from sgl_diffusion.base.device import pick_device
-
-    device = pick_device(options.device)
-    if device.type == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // options.num_gpus)))
-        return device
-    if options.num_gpus > torch.cuda.device_count():
-        raise ConfigError(
-            f"num_gpus is {options.num_gpus}; this machine has {torch.cuda.device_count()} GPUs.",
-            hint="Use fewer, or --device cpu.",
-            param="num_gpus",
-        )
-    torch.cuda.set_device(rank)
-    return torch.device("cuda", rank)

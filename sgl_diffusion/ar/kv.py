@@ -71,6 +71,7 @@ class KvSlab:
         self.slots.append(slot)
         return slot
 
+    @torch.inference_mode()
     def leave(self, slot: Slot) -> None:
         """The last row moves into the gap."""
         last = self.slots.pop()
@@ -81,6 +82,7 @@ class KvSlab:
             last.index = slot.index
             self.slots[slot.index] = last
 
+    @torch.inference_mode()
     def write(self, slot: Slot, values: Tensor) -> None:
         """Append [layers, 2, heads, n, width], computed earlier."""
         end = slot.length + values.shape[3]

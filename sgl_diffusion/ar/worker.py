@@ -178,9 +178,9 @@ class ChatWorker:
     def _make_rows(self, job: ChatJob) -> None:
         counts = [len(felt.vectors) for felt in job.felt]
         params, speaker = job.params, self._speaker
+        script = [] if params.script is None else self._reader.words(params.script)
         job.prompt = self._reader.read(params.messages, job.media, counts)
         sampling = params.sampling
-        script = [] if params.script is None else self._reader.words(params.script)
         room = self._length - len(job.prompt.tokens) - len(script)
         if room < 1:
             raise RequestError(

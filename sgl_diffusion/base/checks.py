@@ -61,6 +61,13 @@ def check_pictures(card: ModelCard, wish: SamplingParams, *, video: bool) -> Non
         )
     if wish.mask is not None and not card.masks:
         raise _takes_no(card, "mask")
+    if wish.mask is None and card.needs_mask:
+        raise RequestError(
+            f"{card.name} makes a part of a picture anew, and no mask was given.",
+            hint="Use /v1/images/edits with a mask, or --mask on the command line.",
+            code="mask_required",
+            param="mask",
+        )
     if wish.strength is not None and card.edits != "image-to-image":
         raise _takes_no(card, "strength")
     for param in ("mask", "strength"):

@@ -47,7 +47,10 @@ class EngineOptions:
         choices=("auto", "native", "diffusers"),
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
-    num_gpus: int = option(1, "Devices for one model; on a CPU, processes.", least=1)
+    num_gpus: int = option(1, "Devices for the model; on a CPU, processes.", least=1)
+    dp_size: int = option(
+        1, "Replicas of the model, each with its share of the devices and its own jobs.", least=1
+    )
     ulysses_degree: int | None = option(
         None, "Ranks that share the heads of attention; without it chosen.", least=1
     )
@@ -209,10 +212,10 @@ class Resolved(typing.Generic[C]):
     value: C
     origins: dict[str, str]
 
-    def lines(self) -> list[str]:
+    def lines(self, *, origin: bool = True) -> list[str]:
         return [
-            f"{name} = {getattr(self.value, name)!r}  ({origin})"
-            for name, origin in self.origins.items()
+            f"{name} = {getattr(self.value, name)!r}" + (f"  ({source})" if origin else "")
+            for name, source in self.origins.items()
         ]
 
 

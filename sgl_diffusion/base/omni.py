@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgl_diffusion.base.config import PRECISIONS, option
+from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class OmniOptions:
     model_name: str | None = option(
         None, "Name of the served model; default: qwen3-omni or qwen2.5-omni."
     )
+    speech: bool = option(True, "Load what speaks; without it the answers are text.")
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto", "Precision of the model.", choices=PRECISIONS)
     max_batch_rows: int = option(16, "Most answers written at the same time.", least=1)
@@ -27,4 +28,30 @@ class OmniOptions:
     )
     max_media_memory: float = option(
         0.5, "GiB for pictures, films and sound that may come again.", least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OmniServeOptions(OmniOptions, AccessOptions, LimitOptions):
+    """`sgl-omni serve`."""
+
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8000, "Port to listen on.")
+    log_level: str = option("info", "debug, info, warning or error.")
+    data_dir: str | None = option(
+        None, "Folder for the media of requests while they are answered; default: a temporary one."
+    )
+    max_queue: int = option(
+        128, "Most unfinished requests at a time; more are refused with 503.", least=1
+    )
+    max_audio_mb: int = option(100, "Largest sound in a request in MB.", least=1)
+    max_input_chars: int = option(4096, "Longest text of a speech in characters.", least=1)
+    request_timeout: float = option(550.0, "Seconds after which a request fails.", least=1)
+    worker_timeout: float = option(
+        120.0, "Seconds of silence after which a worker is replaced; at least three steps.", least=1
+    )
+    drain_timeout: float = option(25.0, "Seconds running requests get at shutdown.", least=0)
+    allow_codec_fallback: bool = option(
+        False,
+        "Answer with WAV where a format cannot be made; the header x-audio-format tells.",
     )

@@ -136,7 +136,8 @@ class ModelCard:
 
     `edits` says what becomes of `images`: part of the condition, from `min_images` to `max_images`
     ("native"), or the one picture that denoising starts from ("image-to-image"). `masks` and
-    `previews` say whether parts of a picture can be kept and steps be shown. Some families count
+    `previews` say whether parts of a picture can be kept and steps be shown, `needs_mask` that some
+    part must. Some families count
     guidance from 0 instead of 1: `guidance_offset` is what their scale lacks.
     """
 
@@ -162,6 +163,7 @@ class ModelCard:
     min_images: int = 0
     max_images: int = 0
     masks: bool = False
+    needs_mask: bool = False
     previews: bool = False
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change

@@ -14,6 +14,7 @@ from sgl_diffusion.base import env
 from sgl_diffusion.base.config import Resolved, resolve
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.registry import suggest
+from sgl_diffusion.cli.groups import grouped
 
 C = TypeVar("C")
 
@@ -62,19 +63,29 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
 
 def parser_for(kind: type[Any], prog: str, description: str) -> Parser:
     """A parser with `--config` and one flag per field of dataclass `kind`."""
-    parser = Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=description,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON file with options.")
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        _add(parser, field, hints[field.name])
+    for title, fields in grouped(kind):
+        group = parser.add_argument_group(title)
+        for field in fields:
+            _add(group, field, hints[field.name])
     return parser
 
 
-def _add(parser: Parser, field: dataclasses.Field[Any], hint: Any) -> None:
+def _add(parser: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"]
-    if field.default not in (None, (), ""):
-        text += f" Default: {field.default}."
+    default = field.default
+    if default is True:
+        text += " On by default."
+    elif default not in (None, (), "", False):
+        text += f" Default: {default:g}." if isinstance(default, float) else f" Default: {default}."
     text = text.replace("%", "%%")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     wanted = next(kind for kind in kinds if kind is not type(None))

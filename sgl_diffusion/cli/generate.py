@@ -19,6 +19,7 @@ from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.loader.hub import local_model
 
 if TYPE_CHECKING:
+    from sgl_diffusion.base.params import ModelCard
     from sgl_diffusion.client.types import Generation
 
 DESCRIPTION = "Make images or videos from a prompt, without a server."
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> int:
         local_model(options.model_path)
     target = _Target.of(options)
     wishes = _wishes(options, target)
+    _check(options, wishes)
     engine = {name: getattr(options, name) for name in _ENGINE}
     engine["data_dir"] = str(data_folder(options.data_dir))
     progress = Progress(sys.stderr)
@@ -129,6 +131,51 @@ def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
         "seed": options.seed,
         "num_outputs": options.num_outputs,
     }
+
+
+def _check(options: GenerateOptions, wishes: dict[str, Any]) -> None:
+    """What no model would do: the rules of the one that was chosen are known when it is loaded."""
+    from sgl_diffusion.base.params import SamplingParams
+
+    assert options.prompt is not None
+    card = _tolerant(options)
+    wish = SamplingParams(prompt=options.prompt, **wishes)
+    if wishes["images"]:
+        from sgl_diffusion.client.pictures import size_of
+
+        for path in (*wishes["images"], *filter(None, [wishes["mask"]])):
+            size_of(path)
+    card.resolve(wish, video=wishes["num_frames"] not in (None, 1))
+
+
+def _tolerant(options: GenerateOptions) -> ModelCard:
+    """A model that does whatever any model does; without --model-path, in the sizes of Wan."""
+    from sgl_diffusion.base.params import ModelCard, SamplingDefaults
+
+    tiny = options.model_path is None
+    return ModelCard(
+        name="the tiny model" if tiny else str(options.model_path),
+        path="",
+        family="",
+        pipeline_class="",
+        backend="native",
+        tasks=("T2V",),
+        defaults=SamplingDefaults(
+            width=64,
+            height=64,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            max_sequence_length=2**20,
+            true_cfg_scale=1.0,
+            guidance_scale_2=1.0,
+        ),
+        size_multiple=16 if tiny else 2,
+        frame_multiple=1,
+        max_frames=241 if tiny else 10**5,
+        edits="native" if options.strength is None else "image-to-image",
+        max_images=2**10,
+        masks=True,
+    )
 
 
 @dataclass(frozen=True)

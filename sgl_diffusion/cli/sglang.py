@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base import env
@@ -32,9 +33,14 @@ commands:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    return guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(run: Callable[[list[str]], int], argv: list[str]) -> int:
+    """The exit code of `run`; what it raises becomes two lines for a person."""
     _fill_standard_streams()
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return run(argv)
     except SglError as error:
         _show(error)
         print(

@@ -66,6 +66,12 @@ class Client(Door):
         await self.loras.prepare(params.loras)
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(
-            payload, job_id=job_id, deadline=deadline, attempt=attempt
+            payload, job_id=job_id, deadline=deadline, attempt=attempt, weight=_work(params)
         )
         return GenerationHandle(job, params)
+
+
+def _work(params: ResolvedParams) -> float:
+    """How much a job has to do, compared with others of the same model."""
+    pixels = params.width * params.height * params.num_frames
+    return float(pixels * len(params.seeds) * params.num_inference_steps)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
-from sgl_diffusion.base.errors import UnavailableError
+from sgl_diffusion.base.errors import SglError, UnavailableError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.gate import not_in_time
@@ -52,7 +52,10 @@ class LoraCalls:
 
     async def delete(self, nickname: str) -> Payload:
         """Forget an adapter; ConflictError while it is in use."""
-        return self._seen(await self._coordinator.control("lora_delete", {"nickname": nickname}))
+        payload = {"nickname": nickname}
+        if self._coordinator.replicas > 1:  # in one a job may use it: all wait for that one
+            return await self._change("lora_delete", payload)
+        return self._seen(await self._coordinator.control("lora_delete", payload))
 
     async def report(self) -> Payload:
         """The adapters and the sets, and whether a change waits."""
@@ -64,7 +67,11 @@ class LoraCalls:
         if not uses:
             return ()
         given = [dataclasses.asdict(use) for use in uses]
-        await self._load({"settings": given, "uses": given})
+        try:
+            await self._load({"settings": given, "uses": given})
+        except SglError as error:
+            error.param = error.param and "lora"  # a job has no other argument for them
+            raise
         paths = {one["nickname"]: one["path"] for one in self._report["loaded_adapters"]}
         return tuple(dataclasses.replace(use, path=paths[use.nickname]) for use in uses)
 
@@ -87,9 +94,10 @@ class LoraCalls:
     async def _load(self, payload: Payload) -> None:
         until = time.monotonic() + self._timeout
         while True:
-            answer = await self._coordinator.control("lora_prepare", payload)
-            if answer.pop("ready"):
-                self._seen(answer)
+            answers = await self._coordinator.control_all("lora_prepare", payload)
+            if all(answer["ready"] for answer in answers):
+                answers[0].pop("ready")
+                self._seen(answers[0])
                 return
             if time.monotonic() > until:
                 raise UnavailableError(

@@ -23,14 +23,15 @@ def shaped(card: ModelCard, wish: SamplingParams) -> SamplingParams:
     """The wish with the shape of its first picture, as far as it names no size of its own."""
     if not wish.images:
         return wish
-    size = _size(wish.images[0])
+    size = size_of(wish.images[0])
     if wish.width is not None and wish.height is not None:
         return wish
     width, height = card.size_like(*size, width=wish.width, height=wish.height)
     return replace(wish, width=width, height=height)
 
 
-def _size(path: str) -> tuple[int, int]:
+def size_of(path: str) -> tuple[int, int]:
+    """Width and height as a viewer shows it; RequestError for what is no picture."""
     from PIL import Image
 
     try:

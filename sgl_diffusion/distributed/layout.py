@@ -44,8 +44,12 @@ class Degrees:
 
     @classmethod
     def of(cls, options: EngineOptions) -> Degrees:
+        """Of the ranks of one replica."""
         return cls(
-            options.num_gpus, options.cfg_parallel_size, options.ring_degree, options.ulysses_degree
+            ranks_each(options),
+            options.cfg_parallel_size,
+            options.ring_degree,
+            options.ulysses_degree,
         )
 
     def layouts(self) -> list[Layout]:
@@ -95,6 +99,19 @@ class Degrees:
     def _given(self) -> str:
         names = {"cfg": self.cfg, "ring": self.ring, "ulysses": self.ulysses}
         return " x ".join(f"{name} {size}" for name, size in names.items() if size is not None)
+
+
+def ranks_each(options: EngineOptions) -> int:
+    """How many ranks a replica has."""
+    ranks, more = divmod(options.num_gpus, options.dp_size)
+    if more or not ranks:
+        raise ConfigError(
+            f"{options.num_gpus} ranks cannot be shared by {options.dp_size} replicas.",
+            hint=f"--num-gpus counts the ranks of all replicas, such as {options.dp_size} or "
+            f"{2 * options.dp_size} for --dp-size {options.dp_size}.",
+            param="dp_size",
+        )
+    return ranks
 
 
 def divisors(number: int) -> list[int]:

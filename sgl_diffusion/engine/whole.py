@@ -14,6 +14,7 @@ import torch
 from sgl_diffusion.base.errors import CancelledError
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.job import Job
+from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.pipeline import WholePipeline
 from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.steps import Fail, Finish
@@ -28,6 +29,7 @@ class WholeRunner:
         self._finish = finish
         self._fail = fail
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self.adapters = RowAdapters(torch.device(pipeline.card.device))
         self.counters = Counters()
         self._step_times = StepTimes(self.counters, pipeline.card.name)
         self.trace = Trace(torch.device(pipeline.card.device))
@@ -43,6 +45,9 @@ class WholeRunner:
 
     def running(self) -> int:
         return len(self._jobs)
+
+    def jobs(self) -> list[Job]:
+        return list(self._jobs.values())
 
     def step(self) -> bool:
         """The whole of the oldest job."""
@@ -71,7 +76,8 @@ class WholeRunner:
             self._outbox.output(job.id, meta, [frames.cpu()], final=False)
 
         try:
-            with self.trace.span("whole", jobs=[job.id], size=job.size):
+            whole = self.trace.span("whole", jobs=[job.id], size=job.size)
+            with whole, self.adapters.of([job.blend]):
                 clips = self._pipeline.run(job.params, on_step, on_partial)
         except Exception as error:
             if not job.cancelled:

@@ -15,6 +15,7 @@ from sgl_diffusion.base.errors import SetupError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DAMAGED = "Delete it and download it again."
+_POINTER = b"version https://git-lfs"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
@@ -67,6 +68,27 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     raise SetupError(
         f"{folder} holds no safetensors weights.", hint="Check that the download is complete."
     )
+
+
+def damaged(file: Path) -> SetupError:
+    """What is wrong with a weight file that cannot be opened as one."""
+    if is_pointer(file):
+        return SetupError(
+            f"{file} is a pointer of Git LFS and not the weights themselves.",
+            hint=f"Run `git lfs pull` in {file.parent}, or download the model from the hub.",
+        )
+    if file.is_file() and file.stat().st_size == 0:
+        return SetupError(f"{file} is empty.", hint=DAMAGED)
+    return SetupError(f"{file} is damaged or not a safetensors file.", hint=DAMAGED)
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is what git leaves where large files were not fetched."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
 
 
 def _shards(index: Path) -> list[Path]:

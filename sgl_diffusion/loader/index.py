@@ -70,7 +70,10 @@ def read_index(path: Path, variant: str | None = None) -> ModelIndex:
     values = read_json(path / INDEX_NAME)
     pipeline = values.get("_class_name")
     if not isinstance(pipeline, str):
-        raise SetupError(f"{path / INDEX_NAME} names no pipeline class.")
+        raise SetupError(
+            f"{path / INDEX_NAME} names no pipeline class.",
+            hint="Its _class_name says which, as in a folder written by save_pretrained.",
+        )
     components, options, absent = {}, {}, []
     for name, value in values.items():
         if name.startswith("_"):

@@ -6,8 +6,7 @@ import math
 
 from safetensors import SafetensorError, safe_open
 
-from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.files import DAMAGED, weight_files
+from sgl_diffusion.loader.files import damaged, weight_files
 from sgl_diffusion.loader.index import Component
 
 
@@ -22,6 +21,5 @@ def weight_count(part: Component) -> int:
                 keys = handle.keys()
                 count += sum(math.prod(handle.get_slice(key).get_shape()) for key in keys)
         except (SafetensorError, OSError):
-            message = f"{file} is damaged or not a safetensors file."
-            raise SetupError(message, hint=DAMAGED) from None
+            raise damaged(file) from None
     return count

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.files import DAMAGED, weight_files
+from sgl_diffusion.loader.files import DAMAGED, damaged, weight_files
 from sgl_diffusion.loader.rules import ALL, Rules, Target
 
 # Tools that keep a whole model in one file put the transformer under one of these, beside the rest.
@@ -104,7 +104,7 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError):
-        raise SetupError(f"{file} is damaged or not a safetensors file.", hint=DAMAGED) from None
+        raise damaged(file) from None
     with handle as opened:
         yield opened
 

@@ -7,6 +7,7 @@ the engine batches, so it has to see them all. If it dies, unfinished jobs go to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from typing import Any
@@ -40,11 +41,11 @@ from sgl_diffusion.orchestrator.messages import (
     Progress,
     Submit,
 )
-from sgl_diffusion.orchestrator.supervise import Supervisor
-from sgl_diffusion.orchestrator.suspects import accuse, allowed
+from sgl_diffusion.orchestrator.replicas import Replica, Replicas, assign
+from sgl_diffusion.orchestrator.suspects import accuse
 from sgl_diffusion.orchestrator.tally import Tally, gauges, restarts
 from sgl_diffusion.orchestrator.topology import App
-from sgl_diffusion.orchestrator.transport import Link, ProcessTransport, Transport
+from sgl_diffusion.orchestrator.transport import ProcessTransport, Transport
 
 log = get_logger(__name__)
 
@@ -63,14 +64,14 @@ class Coordinator:
     ) -> None:
         assert len(app.stages) == 1, f"app {app.name}: jobs are routed through one stage"
         self._limits = limits or Limits()
-        self._supervisor = Supervisor(
+        self._replicas = Replicas(
             app.stages[0], transport or ProcessTransport(), self._limits, self, log_level
         )
+        self.replicas = app.stages[0].replicas
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
         self._controls = Controls()
         self._gate = Gate(self._dispatch, lambda: len(self._let_in()))
-        self._link: Link | None = None
         self._tally = Tally()
         self._drain_until: float | None = None
         self._nudge = asyncio.Event()
@@ -78,16 +79,12 @@ class Coordinator:
 
     async def start(self) -> None:
         """Start the stage; returns at once, it loads in the background."""
-        self._supervisor.start()
+        self._replicas.start()
 
     async def ready(self) -> None:
         """Wait until jobs can run; raises the stage's error if it cannot start."""
-        while self._supervisor.state != "ready":
-            if self._supervisor.error is not None:
-                raise self._supervisor.error
-            if self._supervisor.state == "stopped":
-                raise self.unavailable()
-            await self._supervisor.changed()
+        if not await self._replicas.until_ready():
+            raise self.unavailable()
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
         """Refuse new jobs, wait for the unfinished ones, fail the rest, end the stage.
@@ -109,9 +106,11 @@ class Coordinator:
         job_id: str | None = None,
         deadline: float | None = None,
         attempt: int = 1,
+        weight: float = 1.0,
     ) -> JobHandle:
-        """Admit a job; `deadline` is in seconds from now, `attempt` above 1 if it ran before."""
-        if self._drain_until is not None or self._supervisor.state in ("failed", "stopped"):
+        """Admit a job; `deadline` is in seconds from now, `attempt` above 1 if it ran before,
+        `weight` is its work compared with that of others."""
+        if self._drain_until is not None or self._replicas.state in ("failed", "stopped"):
             raise self.unavailable()
         if len(self._jobs) >= self._max_jobs:
             raise self._tally.refuse(len(self._jobs))
@@ -121,6 +120,7 @@ class Coordinator:
             submitted_at=time.monotonic(),
             position=lambda job: jobs_ahead(self._jobs.values(), job),
             attempt=attempt,
+            weight=weight,
         )
         if job.id in self._jobs:
             raise ConflictError(f"There is an unfinished job {job.id!r} already.")
@@ -128,8 +128,8 @@ class Coordinator:
             raise RequestError(f"The request is larger than {MAX_BODY >> 20} MiB.")
         self._jobs[job.id] = job
         if deadline is not None:
-            loop = asyncio.get_running_loop()
-            job.timer = loop.call_later(deadline, self._expire, job, deadline)
+            later = asyncio.get_running_loop().call_later
+            job.timer = later(deadline, self._call_off, job, endings.too_late(deadline))
         self._gate.enter(job)
         return JobHandle(job, self.cancel)
 
@@ -142,28 +142,36 @@ class Coordinator:
         return True
 
     async def control(self, action: str, payload: Payload) -> Payload:
-        """Run an action in the stage, between steps. It is never retried."""
-        if self._link is None or self._drain_until is not None:
-            raise self.unavailable()
-        return await self._controls.run(self._link, action, payload)
+        """Run an action in one replica, between steps. It is never retried."""
+        return await self._controls.run(self._ready()[0], action, payload)
+
+    async def control_all(self, action: str, payload: Payload) -> list[Payload]:
+        """The same in every replica, also in those that are being loaded."""
+        self._ready()
+        await self._replicas.settled()
+        return await self._controls.run_in_all(self._ready(), action, payload)
 
     async def change(self, action: str, payload: Payload, timeout: float) -> Payload:
         """Run an action that jobs depend on: when all jobs before it have ended, for which it waits
         `timeout` seconds, and before any job after it begins."""
-        if self._link is None or self._drain_until is not None:
-            raise self.unavailable()
-        return await self._gate.change(lambda: self.control(action, payload), timeout)
+        self._ready()
+
+        async def work() -> Payload:
+            await self._replicas.settled()
+            return await self._controls.change(self._ready(), action, payload)
+
+        return await self._gate.change(work, timeout)
 
     def gate(self) -> GateState:
         """Whether a change waits or is being made, and who waits for it."""
         return self._gate.state()
 
     def health(self) -> Health:
-        return self._supervisor.health()
+        return self._replicas.health()
 
     def card(self) -> Payload | None:
         """What the stage said of itself when it was last ready."""
-        return self._supervisor.card
+        return self._replicas.card
 
     def unavailable(self) -> UnavailableError:
         """Why no job can be taken now."""
@@ -175,20 +183,21 @@ class Coordinator:
     def metrics(self) -> list[Metric]:
         """Samples of the stage and of the coordinator; gauges as they stand now."""
         return [
-            *self._supervisor.metrics,
+            *self._replicas.metrics(),
             *self._tally.metrics(),
-            *gauges(self._jobs.values(), self._gate.state(), ready=self._link is not None),
-            *restarts(self._supervisor.restarts),
+            *gauges(self._jobs.values(), self._gate.state(), ready=bool(self._replicas.ready())),
+            *restarts(self._replicas.restarts),
         ]
 
-    # -- from the supervisor ----------------------------------------------------------------------
+    # -- from the replicas ------------------------------------------------------------------------
 
-    def stage_ready(self, link: Link) -> None:
-        self._link = link
+    def replica_ready(self, replica: Replica) -> None:
         self._dispatch()
         self._gate.stage(ready=True)
 
-    def stage_sent(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
+    def replica_sent(
+        self, replica: Replica, message: FromStage, arrays: list[NDArray[Any]]
+    ) -> None:
         match message:
             case Progress(job_id):
                 if job := self._begin(job_id):
@@ -196,7 +205,7 @@ class Coordinator:
             case Output(job_id, meta, _, final):
                 # Credited here and not when it is read: whoever waits for another job first must
                 # not stop the stage from sending that one.
-                self._send(Credit(1))
+                replica.send(Credit(1))
                 if job := self._begin(job_id):
                     if final:
                         self._complete(job, JobOutput(arrays, meta))
@@ -210,36 +219,39 @@ class Coordinator:
             case ControlDone():
                 self._controls.done(message)
 
-    def stage_lost(self, reason: str, why: str) -> None:
-        self._leave_link(why)
-        for job in accuse(self._jobs.values(), self._limits.attempts):
+    def replica_lost(self, replica: Replica, reason: str, why: str) -> None:
+        self._leave(replica, why)
+        inside = [job for job in self._jobs.values() if job.replica is replica]
+        for job in accuse(inside, self._limits.attempts):
             self._fail(job, endings.worker_lost(reason, why, job.attempt))
+        self._dispatch()
 
-    def stage_unavailable(self, error: SglError) -> None:
-        self._leave_link(str(error))
-        self._gate.close(self.unavailable())
-        for job in list(self._jobs.values()):
-            self._fail(job, self.unavailable())
+    def replica_unavailable(self, replica: Replica, error: SglError) -> None:
+        self._leave(replica, str(error))
+        if self._replicas.state == "failed":
+            self._gate.close(self.unavailable())
+            for job in list(self._jobs.values()):
+                self._fail(job, self.unavailable())
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _send(self, message: messages.ToStage) -> None:
-        if self._link is not None:
-            self._link.send(message)
+    def _ready(self) -> list[Replica]:
+        ready = self._replicas.ready()
+        if not ready or self._drain_until is not None:
+            raise self.unavailable()
+        return ready
 
     def _dispatch(self) -> None:
-        for job in allowed(self._let_in()) if self._link is not None else ():
-            job.sent = True
-            self._send(Submit(job.id, job.payload, job.attempt))
+        for job, replica in list(assign(self._let_in(), self._replicas.ready())):
+            replica.take(job)
 
     def _let_in(self) -> list[Job]:
         return [job for job in self._jobs.values() if not self._gate.holds(job)]
 
-    def _leave_link(self, why: str) -> None:
-        self._link = None
+    def _leave(self, replica: Replica, why: str) -> None:
         self._tally.stage_lost()
-        self._gate.stage(ready=False)
-        self._controls.lost(why)
+        self._gate.stage(ready=bool(self._replicas.ready()))
+        self._controls.lost(replica, why)
 
     def _begin(self, job_id: str) -> Job | None:
         job = self._jobs.get(job_id)
@@ -260,32 +272,28 @@ class Coordinator:
         self._tally.ended(outcome, job.submitted_at)
         self._gate.left(job)
         self._nudge.set()
-        if job.suspect:
+        if job.suspect or any(other.suspect for other in self._jobs.values()):
             self._dispatch()
 
     def _call_off(self, job: Job, error: SglError) -> None:
-        if job.sent:
-            self._send(Cancel(job.id))
+        if job.replica is not None:
+            job.replica.send(Cancel(job.id))
             self._tally.cancelling(job.id)
         self._fail(job, error)
 
-    def _expire(self, job: Job, seconds: float) -> None:
-        self._call_off(job, endings.too_late(seconds))
-
     async def _drain_and_stop(self) -> None:
-        while self._jobs and self._supervisor.state != "failed":
+        while self._jobs and self._replicas.state != "failed":
             assert self._drain_until is not None
             left = self._drain_until - time.monotonic()
             if left <= 0:
                 break
             self._nudge.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nudge.wait(), left)
-            except TimeoutError:
-                pass
         error = endings.server_stopped()
         for job in list(self._jobs.values()):
             self._call_off(job, error)
         self._gate.close(error)
-        await self._supervisor.stop()
-        self._leave_link("was stopped")
+        await self._replicas.stop()
+        self._gate.stage(ready=False)
+        self._controls.lost(None, "was stopped")

@@ -11,12 +11,15 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.orchestrator.messages import Payload, Progress
+
+if TYPE_CHECKING:
+    from sgl_diffusion.orchestrator.replicas import Replica
 
 JobState = Literal["queued", "in_progress", "completed", "failed"]
 Kind = Literal["queued", "progress", "attempt", "output", "done", "failed"]
@@ -70,15 +73,16 @@ class _Subscriber:
 
 @dataclass(eq=False)
 class Job:
-    """State of one job. `sent` and `begun` are about the present attempt; a `suspect` was in a
-    worker that died."""
+    """State of one job. `replica`, which it was sent to, and `begun` are about the present attempt;
+    a `suspect` was in a worker that died. `weight` is its work, in units that all jobs share."""
 
     id: str
     payload: Payload
     submitted_at: float
     position: Callable[[Job], int]
     attempt: int = 1
-    sent: bool = False
+    weight: float = 1.0
+    replica: Replica | None = None
     begun: bool = False
     suspect: bool = False
     percent: int = 0
@@ -124,7 +128,8 @@ class Job:
 
     def again(self) -> None:
         """Back to the queue, because the worker died."""
-        self.sent = self.begun = False
+        self.replica = None
+        self.begun = False
         self.percent = self.step = self.total = 0
         self.phase = ""
 

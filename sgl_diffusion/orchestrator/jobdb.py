@@ -56,6 +56,28 @@ _MIGRATIONS = (
     CREATE TABLE expired (id TEXT PRIMARY KEY, kind TEXT NOT NULL, owner TEXT NOT NULL,
                           at REAL NOT NULL);
     """,
+    # What is kept is looked at twice a minute: nothing there may read the whole table.
+    """
+    CREATE INDEX jobs_by_end ON jobs (completed_at, id) WHERE files != '[]';
+    CREATE INDEX events_of_the_gone ON events (at) WHERE kind IN ('deleted', 'expired');
+    CREATE INDEX expired_by_age ON expired (at);
+    CREATE TABLE kept (bytes INTEGER NOT NULL);
+    INSERT INTO kept SELECT COALESCE(SUM(json_extract(file.value, '$.bytes')), 0)
+        FROM jobs, json_each(jobs.files) AS file;
+    CREATE TRIGGER kept_more AFTER INSERT ON jobs WHEN NEW.files != '[]' BEGIN
+        UPDATE kept SET bytes = bytes + (SELECT COALESCE(SUM(json_extract(value, '$.bytes')), 0)
+            FROM json_each(NEW.files));
+    END;
+    CREATE TRIGGER kept_less AFTER DELETE ON jobs WHEN OLD.files != '[]' BEGIN
+        UPDATE kept SET bytes = bytes - (SELECT COALESCE(SUM(json_extract(value, '$.bytes')), 0)
+            FROM json_each(OLD.files));
+    END;
+    CREATE TRIGGER kept_other AFTER UPDATE OF files ON jobs BEGIN
+        UPDATE kept SET bytes = bytes
+            + (SELECT COALESCE(SUM(json_extract(value, '$.bytes')), 0) FROM json_each(NEW.files))
+            - (SELECT COALESCE(SUM(json_extract(value, '$.bytes')), 0) FROM json_each(OLD.files));
+    END;
+    """,
 )
 
 # Write-ahead logging shares memory between connections, which these cannot.

@@ -112,6 +112,19 @@ class JobStore:
         """Jobs that are completed or failed, in the order of their end."""
         return await self._run(lambda: self._table.over())
 
+    async def due(self, now: float, ended: float, limit: int) -> Rows:
+        """At most about `limit` rows that are due: `expires_at` has come, or, without one, they
+        ended before `ended`."""
+        return await self._run(lambda: self._table.due(now, ended, limit))
+
+    async def oldest(self, limit: int) -> Rows:
+        """Jobs that are over and have files, the first to end first."""
+        return await self._run(lambda: self._table.oldest(limit))
+
+    async def kept_bytes(self) -> int:
+        """Of the files of all rows."""
+        return await self._run(lambda: self._table.kept_bytes())
+
     async def ids(self) -> set[str]:
         return await self._run(lambda: self._table.ids())
 

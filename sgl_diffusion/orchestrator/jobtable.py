@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sgl_diffusion.base.errors import ConflictError, NotFoundError
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.orchestrator import jobkept
 from sgl_diffusion.orchestrator.jobrow import COLUMNS, JobRow, decode, encode
 from sgl_diffusion.orchestrator.sidecars import Sidecars
 
@@ -114,6 +115,15 @@ class JobTable:
         sql = f"{_SELECT} WHERE status IN ('completed', 'failed') ORDER BY completed_at, id"
         return [decode(found) for found in self._db.execute(sql)]
 
+    def due(self, now: float, ended: float, limit: int) -> list[JobRow]:
+        return jobkept.due(self._db, now, ended, limit)
+
+    def oldest(self, limit: int) -> list[JobRow]:
+        return jobkept.oldest(self._db, limit)
+
+    def kept_bytes(self) -> int:
+        return jobkept.kept_bytes(self._db)
+
     def ids(self) -> set[str]:
         return {str(found[0]) for found in self._db.execute("SELECT id FROM jobs")}
 
@@ -162,13 +172,8 @@ class JobTable:
 
     def prune(self) -> None:
         """Forget the tombstones of yesterday, and the history of jobs that left no trace else."""
-        before = time.time() - TOMBSTONE_SECONDS
         with self._transaction():
-            self._db.execute("DELETE FROM expired WHERE at <= ?", (before,))
-            self._db.execute(
-                "DELETE FROM events WHERE at <= ? AND job_id NOT IN (SELECT id FROM jobs)",
-                (before,),
-            )
+            jobkept.forget(self._db, time.time() - TOMBSTONE_SECONDS)
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
         sql = "SELECT at, kind, attempt, detail FROM events WHERE job_id = ? ORDER BY number"

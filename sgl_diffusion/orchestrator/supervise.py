@@ -11,6 +11,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter, deque
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -78,6 +79,17 @@ class Supervisor:
         """What the stage does; `health` also looks at how it did lately."""
         return self._state
 
+    @property
+    def loading(self) -> bool:
+        """Whether there is a process that is not ready yet."""
+        starting = self._life is not None and self._life.ready_at is None
+        return starting or self._state == "loading"
+
+    def replace(self, reason: str, why: str) -> None:
+        """End the process; another one is started."""
+        if self._life is not None:
+            self._life.end(reason, why)
+
     def health(self) -> Health:
         state, reason = self._state, self._reason
         deaths = self._deaths_lately()
@@ -90,9 +102,9 @@ class Supervisor:
         seconds = time.monotonic() - self._since
         return Health(state, reason, self.restarts.total(), seconds)
 
-    async def changed(self) -> None:
-        """Wait for the next change of state."""
-        await self._changed.wait()
+    def changed(self) -> Coroutine[Any, Any, bool]:
+        """Waits for the next change of state after this call."""
+        return self._changed.wait()
 
     def start(self) -> None:
         assert self._task is None, "a supervisor is started once"
@@ -202,8 +214,11 @@ class _Life:
                 supervisor._owner.stage_sent(message, arrays)
 
     def broken(self, why: str) -> None:
+        self.end("protocol", why)
+
+    def end(self, reason: str, why: str) -> None:
         self._broken = True
-        self.cause = ("protocol", why)
+        self.cause = (reason, why)
         self.attention.set()
 
     def exited(self, reason: str, why: str) -> None:

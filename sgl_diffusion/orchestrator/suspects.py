@@ -1,7 +1,8 @@
-"""Who is to blame for the death of a worker, and who may run until that is known.
+"""Who is to blame for the death of a worker.
 
 Every job in a worker that dies is a suspect. Suspects run again one at a time, with nothing beside
-them, so a second death has one possible cause: that job is given up, and its companions are not.
+them (`replicas.assign`), so a second death has one possible cause: that job is given up, and its
+companions are not.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from sgl_diffusion.orchestrator.job import Job
 
 
 def accuse(jobs: Collection[Job], most: int) -> list[Job]:
-    """Charge the jobs of a worker that died; returns those that are given up.
+    """Charge the jobs that were sent to a worker that died; returns those that are given up.
 
     A job is given up when it was alone in the worker and has used `most` attempts. Jobs that had
     not begun are innocent, unless nobody else is to blame.
     """
-    sent = [job for job in jobs if job.sent]
-    suspects = [job for job in sent if job.begun] or sent
-    for job in sent:
+    suspects = [job for job in jobs if job.begun] or list(jobs)
+    for job in jobs:
         job.again()
     if len(suspects) == 1 and suspects[0].attempt >= most:
         return suspects
@@ -28,11 +28,3 @@ def accuse(jobs: Collection[Job], most: int) -> list[Job]:
         job.suspect = True
         job.tell("attempt")
     return []
-
-
-def allowed(jobs: Collection[Job]) -> list[Job]:
-    """The jobs that may be sent to the stage now."""
-    suspects = [job for job in jobs if job.suspect]
-    if not suspects:
-        return [job for job in jobs if not job.sent]
-    return [] if any(job.sent for job in jobs) else suspects[:1]

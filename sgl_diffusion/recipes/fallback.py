@@ -21,12 +21,14 @@ from sgl_diffusion.base.device import pick_device, pick_dtype
 from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.engine import pictures
-from sgl_diffusion.engine.pipeline import OnPartial
+from sgl_diffusion.engine.pipeline import Adaptable, OnPartial
 from sgl_diffusion.engine.previews import preview_steps
 from sgl_diffusion.engine.pulse import keep_pulse
+from sgl_diffusion.loader.adapters.types import TRANSFORMER, TRANSFORMER_2
 from sgl_diffusion.loader.index import ModelIndex
+from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.recipes import fallback_previews as previews
-from sgl_diffusion.recipes.fallback_calls import Call, Calls, picture_arguments
+from sgl_diffusion.recipes.fallback_calls import Call, Calls, picture_arguments, reason_against
 from sgl_diffusion.recipes.fallback_card import card_of
 from sgl_diffusion.recipes.fit import check_fits
 
@@ -61,16 +63,10 @@ def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> Diffu
             hint="Install the diffusers version that the model's page names.",
         )
     accepted = inspect.signature(kind.__call__).parameters
-    needed = [
-        argument
-        for argument, parameter in accepted.items()
-        if parameter.default is inspect.Parameter.empty
-        and argument not in ("self", "prompt", "image", "kwargs", "args")
-    ]
-    if needed or "prompt" not in accepted:
+    reason = reason_against(kind.__name__, accepted)
+    if reason is not None:
         raise ConfigError(
-            f"{index.pipeline} cannot be served: it does not start from a prompt or a picture"
-            + (f" (it needs {', '.join(needed)})." if needed else "."),
+            f"{index.pipeline} cannot be served: {reason}.",
             hint="Serve a model that makes images or videos from a prompt, or edits pictures.",
         )
     check_fits(index, options, whole=True)
@@ -110,16 +106,29 @@ class DiffusersPipeline:
         modules = [module for network in networks for module in network.modules()]
         keep_pulse(modules, torch.device(card.device), lambda: self._look_up())
 
+    def adaptables(self) -> dict[str, Adaptable]:
+        """The networks and the text encoders, under the names that files have for them."""
+        parts: dict[str, Any] = self._calls.plain.pipe.components
+        if isinstance(parts.get("unet"), nn.Module):
+            parts = {**parts, TRANSFORMER: parts["unet"]}
+        return {
+            name: Adaptable(part, Rules(), type(part).__name__)
+            for name, part in parts.items()
+            if isinstance(part, nn.Module)
+            and (name in (TRANSFORMER, TRANSFORMER_2) or name.startswith("text_encoder"))
+        }
+
     @torch.inference_mode()
     def run(
         self, params: ResolvedParams, on_step: OnStep, on_partial: OnPartial
     ) -> list[torch.Tensor]:
         call = self._calls.choose(params)
         arguments = self._arguments(call, params)
-        if not params.images:
+        if not params.images and call.takes_seeds:
             return self._one(call, arguments, params, _Watch(on_step, on_partial, params))
-        given = [pictures.open_picture(path) for path in params.images]
-        arguments |= picture_arguments(call, params, given, self.card.edits)
+        if params.images:
+            given = [pictures.open_picture(path) for path in params.images]
+            arguments |= picture_arguments(call, params, given, self.card.edits)
         clips: list[torch.Tensor] = []
         # One after the other: not every pipeline repeats its pictures for several outputs.
         for row, seed in enumerate(params.seeds):
@@ -172,10 +181,11 @@ class DiffusersPipeline:
 
     def _arguments(self, call: Call, params: ResolvedParams) -> dict[str, Any]:
         """The call's arguments: of what the class does not take, only defaults may be dropped."""
+        generators = [torch.Generator().manual_seed(seed) for seed in params.seeds]
         arguments: dict[str, Any] = {
             "prompt": params.prompt,
             "num_inference_steps": params.num_inference_steps,
-            "generator": [torch.Generator().manual_seed(seed) for seed in params.seeds],
+            "generator": generators if len(generators) > 1 else generators[0],
             "output_type": "np",
         }
         if not params.images or "width" in call.accepted:  # else the picture gives the size

@@ -7,7 +7,7 @@ pipelines take pictures themselves.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,48 @@ from sgl_diffusion.engine import pictures
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# What pipelines call the pictures that they read.
+_PICTURES = ("image", "control_image", "reference_images")
+# Arguments of every pipeline that makes something from a prompt, step by step.
+_NEEDED = ("prompt", "num_inference_steps", "generator", "output_type")
 # Pipelines that read several pictures at a time; the others take a list for a batch.
 _SEVERAL = {
+    "Flux2KleinKVPipeline": 8,
     "Flux2KleinPipeline": 8,
     "Flux2Pipeline": 8,
     "QwenImageEditPlusPipeline": 4,
+    "WanVACEPipeline": 4,
+    "ZImageOmniPipeline": 4,
 }
+
+# Pipelines that take one seed only.
+_ONE_SEED = ("WanVACEPipeline",)
+
+
+def reason_against(name: str, accepted: Mapping[str, inspect.Parameter]) -> str | None:
+    """Why requests as ours cannot be handed to the pipeline class `name`, of whose call these are
+    the parameters; None if they can."""
+    given = ("self", "kwargs", "args", *_NEEDED, *_PICTURES)
+    needed = [
+        argument
+        for argument, parameter in accepted.items()
+        if parameter.default is inspect.Parameter.empty and argument not in given
+    ]
+    if needed:
+        return f"it does not start from a prompt or a picture (it needs {', '.join(needed)})"
+    if lacking := [argument for argument in _NEEDED if argument not in accepted]:
+        return f"it does not make pictures of a prompt (it takes no {', '.join(lacking)})"
+    if not accepted.keys() & {"height", *_PICTURES}:
+        return "it makes no pictures"
+    if "VideoToVideo" in name:  # which declare a default of None and fail on it
+        return "it starts from a video"
+    if "layers" in accepted:
+        return "what it makes are layers of a picture"
+    if "mask_image" in accepted and "strength" not in accepted:
+        return "it takes a mask in a way of its own"
+    if "control_image" in accepted and ("image" in accepted or "control_mask" in accepted):
+        return "it takes a control picture beside the one it edits"
+    return None
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,11 @@ class Call:
     def of(cls, pipe: Any) -> Call:
         return cls(pipe, frozenset(inspect.signature(type(pipe).__call__).parameters))
 
+    @property
+    def takes_seeds(self) -> bool:
+        """Whether it makes several outputs at once, each from a seed of its own."""
+        return type(self.pipe).__name__ not in _ONE_SEED
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -46,22 +87,28 @@ class Calls:
     inpaint: Call | None = None
     edits: Edits = "none"
     needs_picture: bool = False
+    needs_mask: bool = False
 
     @classmethod
     def of(cls, pipe: Any) -> Calls:
         plain = Call.of(pipe)
-        if "image" in plain.accepted:
+        if name := picture_name(plain):
             again = "strength" in plain.accepted
-            declared = inspect.signature(type(pipe).__call__).parameters["image"]
+            masked = "mask_image" in plain.accepted
+            declared = inspect.signature(type(pipe).__call__).parameters[name]
             # Some declare a default of None and fail on it.
-            needed = declared.default is inspect.Parameter.empty or (
-                "ImageToVideo" in type(pipe).__name__
+            needed = (
+                declared.default is inspect.Parameter.empty
+                or name == "control_image"
+                or "ImageToVideo" in type(pipe).__name__
             )
             return cls(
                 plain,
                 plain,
+                plain if masked else None,
                 edits="image-to-image" if again else "native",
-                needs_picture=again or needed,
+                needs_picture=again or masked or needed,
+                needs_mask=masked,
             )
         edit = _relative(pipe, "AutoPipelineForImage2Image", ("image", "strength"))
         inpaint = _relative(pipe, "AutoPipelineForInpainting", ("image", "mask_image", "strength"))
@@ -98,13 +145,21 @@ class Calls:
         return chosen
 
 
+def picture_name(call: Call) -> str | None:
+    """What the pipeline calls its pictures; None if it reads none."""
+    return next((name for name in _PICTURES if name in call.accepted), None)
+
+
 def picture_arguments(
     call: Call, params: ResolvedParams, given: Sequence[Image], edits: Edits
 ) -> dict[str, Any]:
     """The arguments that hand over the input pictures."""
     arguments: dict[str, Any]
     if edits == "native":
-        arguments = {"image": list(given) if len(given) > 1 else given[0]}
+        name = picture_name(call)
+        assert name is not None, "the card says that pictures can be given"
+        several = len(given) > 1 or name == "reference_images"
+        arguments = {name: list(given) if several else given[0]}
         if "max_area" in call.accepted:  # else it brings the size to an area of its own
             arguments["max_area"] = params.width * params.height
         return arguments

@@ -69,5 +69,6 @@ def card_of(
         min_images=int(calls.needs_picture),
         max_images=calls.max_images,
         masks=calls.inpaint is not None,
+        needs_mask=calls.needs_mask,
         previews="callback_on_step_end" in accepted and previews.can_preview(pipe),
     )

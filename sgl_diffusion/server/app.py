@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from sgl_diffusion import __version__
@@ -28,7 +25,6 @@ from sgl_diffusion.server import (
     videos,
 )
 from sgl_diffusion.server.admission import Admission
-from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
@@ -37,9 +33,8 @@ from sgl_diffusion.server.flights import Flights
 from sgl_diffusion.server.gauges import Gauges
 from sgl_diffusion.server.inputs import Inputs
 from sgl_diffusion.server.keeper import Keeper
-from sgl_diffusion.server.limits import BodyClock
-from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 from sgl_diffusion.server.outcomes import Outcomes
+from sgl_diffusion.server.outer import middleware_of
 from sgl_diffusion.server.pools import media_pool, video_pool
 from sgl_diffusion.server.probe import Probe
 from sgl_diffusion.server.rows import own_rows
@@ -125,7 +120,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         openapi_url=None,  # server/openapi.py knows the bodies, the framework does not
         redirect_slashes=False,
         dependencies=[Depends(check_query)],
-        middleware=_middleware(settings, context.rejected),
+        middleware=middleware_of(settings, context.rejected),
     )
     app.state.context = context
     errors.install(app, routes())
@@ -137,28 +132,3 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
 def routes() -> list[Route]:
     """Every route of the app, in the order in which they are tried."""
     return [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
-
-
-def _middleware(settings: Settings, rejected: Counter[str]) -> list[Middleware]:
-    """From the outside to the inside: names and the net, browsers, keys, slow bodies."""
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=sorted(settings.cors_origins),
-        allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
-        expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
-    )
-    public = PUBLIC_PATHS | ({"/metrics"} if settings.public_metrics else set())
-    return [
-        Middleware(Outermost),
-        Middleware(
-            HeaderGuard,
-            allowed_hosts=settings.allowed_hosts,
-            origins=settings.cors_origins,
-            any_address=settings.any_address,
-            rejected=rejected,
-        ),
-        *([cors] if settings.cors_origins else []),
-        Middleware(KeyGuard, keys=settings.keys, public=public, rejected=rejected),
-        Middleware(BodyClock, pause=settings.limits.body_timeout),
-    ]

@@ -21,6 +21,7 @@ from sgl_diffusion.server.text import check_text, field_too_large
 _LARGE = 2**18  # bytes of JSON that are parsed in a thread
 _MAX_SEPARATORS = 200_000
 _DEFAULTS = LimitOptions()
+_FILES = frozenset({"messages.content.input_audio.data"})  # base64 without the head of a data URL
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _check_values(root: dict[str, Any], limits: LimitOptions) -> None:
                 stack.extend((child, path, depth + 1) for child in value)
         elif isinstance(value, str):
             check_text(value, path)
-            if len(value) > limits.max_field_kb * 1024 and value[:5].lower() != "data:":
+            file = value[:5].lower() == "data:" or path in _FILES
+            if len(value) > limits.max_field_kb * 1024 and not file:
                 raise field_too_large(limits, path)
         elif isinstance(value, float) and not math.isfinite(value):
             raise RequestError("Not a finite number.", code="not_finite", param=path)

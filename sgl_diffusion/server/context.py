@@ -47,6 +47,7 @@ class Settings:
     model_path: str | None = None
     public_base_url: str | None = None
     num_gpus: int = 1
+    dp_size: int = 1
     jobs: JobOptions = JobOptions()
     metadata: bool = True
     allowed_hosts: frozenset[str] = frozenset()

@@ -165,7 +165,7 @@ async def server_info(context: Context, path: ShownPath) -> dict[str, Any]:
         "model_path": path,
         "served_model_name": context.model_name(card),
         "tp_size": 1,
-        "dp_size": 1,
+        "dp_size": context.settings.dp_size,
         "num_gpus": context.settings.num_gpus,
         "version": __version__,
     }

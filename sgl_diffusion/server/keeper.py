@@ -22,6 +22,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 _EVERY = 30.0
+_AT_ONCE = 100  # rows that are read before they go
 _ORPHAN_AGE = 3600.0
 _GB = 10**9
 _OWNER = re.compile(r"\.?((?:video|image)_[0-9A-Za-z]+)")
@@ -88,18 +89,13 @@ class Keeper:
     async def tidy(self) -> None:
         """Forget what is too old, and the oldest of what is too much."""
         now, most = time.time(), self._options.max_disk_gb * _GB
-        rows = await self._jobs.over()
-        kept = sum(_bytes(row) for row in rows)
-        for row in rows:
-            ended = row.completed_at or row.created_at
-            due = row.expires_at or ended + self._options.retention_hours * 3600
-            if due > now and kept <= most:
-                continue
-            if due > now and not _bytes(row):
-                continue
-            await self._expire(row, "age" if due <= now else "disk")
-            kept -= _bytes(row)
-        self._kept = kept
+        ended = now - self._options.retention_hours * 3600
+        while rows := await self._jobs.due(now, ended, _AT_ONCE):
+            for row in rows:
+                await self._expire(row, "age")
+        while await self._jobs.kept_bytes() > most and (rows := await self._jobs.oldest(1)):
+            await self._expire(rows[0], "disk")
+        self._kept = await self._jobs.kept_bytes()
         await self._jobs.prune()
 
     async def _run(self) -> None:
@@ -144,10 +140,6 @@ def _is_orphan(path: Path, known: set[str]) -> bool:
         return time.time() - path.stat().st_mtime > _ORPHAN_AGE
     except OSError:
         return False  # gone meanwhile
-
-
-def _bytes(row: JobRow) -> int:
-    return sum(int(file.get("bytes", 0)) for file in row.files)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import typing
 from types import UnionType
@@ -77,7 +78,7 @@ def parse(kind: type[B], body: Body) -> B:
         raise _translate(error) from None
     prompt = merged.get("prompt")
     if isinstance(prompt, str):
-        body.notes.logged["prompt"] = prompt if body.log_prompts else _fingerprint(prompt)
+        body.notes.logged["prompt"] = prompt if body.log_prompts else fingerprint(prompt)
     return wanted
 
 
@@ -90,7 +91,7 @@ def _container(name: str, value: Any) -> dict[str, Any]:
     return inner
 
 
-def _fingerprint(prompt: str) -> str:
+def fingerprint(prompt: str) -> str:
     """Tells prompts apart in a log without giving them away."""
     return f"sha256:{hashlib.sha256(prompt.encode()).hexdigest()[:16]} {len(prompt)} characters"
 
@@ -146,7 +147,7 @@ def _check_neutral(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     for neutral in allowed:
         if isinstance(value, bool) == isinstance(neutral, bool) and value == neutral:
             return
-    shown = ", ".join(repr(neutral) if neutral != "" else "''" for neutral in allowed)
+    shown = ", ".join(json.dumps(neutral) for neutral in allowed)
     raise RequestError(
         f"{name} is not supported by this server and model.",
         hint=f"Leave it out, or send {shown}." if allowed else "Leave it out.",

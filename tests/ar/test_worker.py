@@ -31,6 +31,16 @@ def test_a_prompt_read_before_is_not_read_again(tiny_omni: Path, media: dict[str
     assert {m.name: m.value for m in worker.metrics()}["media_reused_total"] == 2
 
 
+def test_a_slab_that_grew_takes_over_what_was_read_before(tiny_qwen3_omni: Path) -> None:
+    worker, outbox = open_worker(tiny_qwen3_omni)
+    long = ask(STORY * 3, max_tokens=2)
+    for name in ("grows", "reuses"):
+        submit(worker, name, long)
+        run(worker)
+    assert tokens_of(outbox, "grows") == tokens_of(outbox, "reuses")
+    assert outbox.meta["reuses"]["usage"]["cached_tokens"] > 256
+
+
 def test_another_picture_under_the_same_tokens_is_read(
     tiny_qwen3_omni: Path, media: dict[str, Path], tmp_path: Path
 ) -> None:

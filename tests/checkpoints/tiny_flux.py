@@ -25,6 +25,26 @@ def tiny_flux_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_flux_fill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The picture without its masked part, and the mask, are channels beside the latents."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-flux-fill"
+    return build(folder, kind="FluxFillPipeline", channels=64 + 64 + 256)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_control(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Edges or depths are channels beside the latents."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-flux-control"
+    return build(folder, kind="FluxControlPipeline", channels=2 * 64)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny-flux-controlnet"
+    return build(folder, kind="FluxControlNetPipeline", controlnet=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_kontext(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("models") / "tiny-kontext", kind="FluxKontextPipeline")
 
@@ -39,6 +59,8 @@ def build(
     dev: bool = True,
     seed: int = 0,
     kind: str = "FluxPipeline",
+    channels: int = 64,
+    controlnet: bool = False,
 ) -> Path:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -68,7 +90,8 @@ def build(
         )
     )
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=64,
+        in_channels=channels,
+        out_channels=64,
         num_layers=2,
         num_single_layers=single,
         attention_head_dim=head_dim,
@@ -94,6 +117,15 @@ def build(
         "tokenizer_2": t5_words,
         "transformer": transformer,
     }
+    if controlnet:
+        parts["controlnet"] = diffusers.FluxControlNetModel.from_transformer(
+            transformer,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=head_dim,
+            num_attention_heads=heads,
+        )
+        draw_weights(parts["controlnet"], generator)
     return save(getattr(diffusers, kind)(**parts), folder)
 
 

@@ -47,6 +47,8 @@ KINDS: dict[str, dict[str, Any]] = {
     # 5B: a timestep for each token, the VAE of 2.2.
     "ti2v": {"first_frame": True},
     "ti2v-64": {"first_frame": True, "heads": 2, "head_dim": 64, "seed": 3},
+    # Reads videos, masks and pictures in blocks of their own; no recipe of ours.
+    "vace": {"vace": True},
 }
 _VISION_TOKENS = 5  # 4 patches and one for the whole
 
@@ -62,6 +64,7 @@ def build(
     vision: bool = False,
     two_pictures: bool = False,
     first_frame: bool = False,
+    vace: bool = False,
     seed: int = 0,
 ) -> Path:
     import diffusers
@@ -82,8 +85,14 @@ def build(
     vae = _vae_22() if first_frame else diffusers.AutoencoderKLWan(base_dim=8)
     channels = vae.config.z_dim
     width = heads * head_dim
+    kind, more = diffusers.WanTransformer3DModel, {}
+    if vace:
+        kind, more = (
+            diffusers.WanVACETransformer3DModel,
+            {"vace_layers": [0], "vace_in_channels": 96},
+        )
     transformers = [
-        diffusers.WanTransformer3DModel(
+        kind(
             num_attention_heads=heads,
             attention_head_dim=head_dim,
             num_layers=2,
@@ -94,6 +103,7 @@ def build(
             image_dim=32 if vision else None,
             added_kv_proj_dim=width if vision else None,
             pos_embed_seq_len=2 * _VISION_TOKENS if two_pictures else None,
+            **more,
         )
         for _ in range(experts)
     ]
@@ -119,6 +129,9 @@ def build(
         "boundary_ratio": boundary,
         "expand_timesteps": first_frame,
     }
+    if vace:
+        del parts["expand_timesteps"]
+        return save(diffusers.WanVACEPipeline(**parts), folder)
     if not picture:
         return save(diffusers.WanPipeline(**parts), folder)
     parts |= {"image_encoder": eyes, "image_processor": _preparation() if vision else None}

@@ -77,6 +77,11 @@ def test_no_command_shows_the_help():
         (["generate", "--prompt", "x", "--output-path", "a.png", "--num-frames=5"], ["5 frames"]),
         (["generate", "--prompt", "x", "--output-path", "/proc/x"], ["Cannot write to /proc/x"]),
         (["generate", "--prompt", "x", "--sed", "1"], ["'--seed'"]),
+        (["generate", "--prompt", "x", "--size", "1000x64"], ["width 1000", "992 or 1008"]),
+        (["generate", "--prompt", "x", "--num-frames", "0"], ["num_frames is 0"]),
+        (["generate", "--prompt", "x", "--guidance-scale", "nan"], ["guidance_scale is not"]),
+        (["generate", "--prompt", " "], ["The prompt is empty"]),
+        (["generate", "--prompt", "x", "--image", __file__], ["no PNG, JPEG or WebP"]),
         (["config"], ["sglang config show"]),
     ],
 )  # fmt: skip

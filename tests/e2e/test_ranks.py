@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import shlex
@@ -14,12 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
+from tests.e2e.many import frames, pictures, ranks, same, start_server
 from tests.e2e.server import ROOT, Server
 from tests.recipes.test_wan_lora import write
 
@@ -35,51 +31,14 @@ def documented() -> tuple[str, ...]:
     return words[4:]
 
 
-def _start(folder: Path, *flags: str) -> Iterator[Server]:
-    running = Server(folder / "data", *flags)
-    try:
-        running.wait_until("ready", running.ready, 300)
-        yield running
-    finally:
-        running.close()
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from _start(tmp_path_factory.mktemp("one"), "--device", "cpu")
+    yield from start_server(tmp_path_factory.mktemp("one"), "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    yield from _start(tmp_path_factory.mktemp("four"), *documented())
-
-
-def pictures(server: Server, **body: Any) -> NDArray[np.int64]:
-    answer = server.http.post(
-        "/v1/images/generations",
-        json={"prompt": "a fox", "response_format": "b64_json", "num_inference_steps": 4, **body},
-    )
-    assert answer.status_code == 200, answer.text
-    decoded = [base64.b64decode(entry["b64_json"]) for entry in answer.json()["data"]]
-    return np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in decoded]).astype(int)
-
-
-def frames(server: Server, video_id: str) -> NDArray[np.uint8]:
-    data = server.http.get(f"/v1/videos/{video_id}/content").content
-    with av.open(io.BytesIO(data)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-def same(one: NDArray[Any], other: NDArray[Any]) -> None:
-    assert one.shape == other.shape and np.ptp(one) > 16
-    assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
-
-
-def ranks(server: Server) -> list[int]:
-    """The worker's other processes: children of the child of the server."""
-    (worker,) = server.workers()
-    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-    return [int(child) for child in children]
+    yield from start_server(tmp_path_factory.mktemp("four"), *documented())
 
 
 def test_the_documented_line_runs_as_it_stands(four: Server) -> None:
@@ -166,7 +125,7 @@ def test_the_only_other_listeners_are_on_loopback(four: Server) -> None:
 
 
 def test_the_server_takes_all_ranks_along(tmp_path: Path) -> None:
-    start = _start(tmp_path, "--num-gpus", "2", "--device", "cpu")
+    start = start_server(tmp_path, "--num-gpus", "2", "--device", "cpu")
     server = next(start)
     (worker,) = server.workers()
     pids = [worker, *ranks(server)]

@@ -152,8 +152,17 @@ def test_a_failed_load_allocates_nothing(tmp_path: Path) -> None:
     assert all(p.is_meta for p in net.parameters())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "header", "length", "empty"])
-def test_damaged_files(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        ("truncated", "is damaged"),
+        ("header", "is damaged"),
+        ("length", "is damaged"),
+        ("empty", "is empty. Delete it and download it again."),
+        ("pointer", "is a pointer of Git LFS .* `git lfs pull`"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, damage: str, text: str) -> None:
     file = save(tmp_path, checkpoint()) / SINGLE
     data = file.read_bytes()
     file.write_bytes(
@@ -162,9 +171,10 @@ def test_damaged_files(tmp_path: Path, damage: str) -> None:
             "header": data[:8] + b"}" * 20 + data[28:],
             "length": b"\xff" * 8 + data[8:],
             "empty": b"",
+            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
         }[damage]
     )
-    with pytest.raises(SetupError, match="damaged"):
+    with pytest.raises(SetupError, match=f"{SINGLE} {text}"):
         load(tmp_path)
 
 

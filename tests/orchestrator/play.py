@@ -23,9 +23,10 @@ QUICK = Limits(
 )
 
 
-def small_app(**config: Any) -> App:
+def small_app(replicas: int = 1, **config: Any) -> App:
     entry = "tests.orchestrator.small_worker:make_worker"
-    return App(name="small", stages=(StageSpec(name="work", entry=entry, config=config),))
+    stage = StageSpec(name="work", entry=entry, config=config, replicas=replicas)
+    return App(name="small", stages=(stage,))
 
 
 def play(

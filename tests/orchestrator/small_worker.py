@@ -38,6 +38,8 @@ class SmallWorker:
         refuse = self._config.get("refuse_while")
         if refuse is not None and Path(refuse).exists():
             raise SetupError("The weights are bad.", hint="Get others.", code="bad_weights")
+        if "replica" in self._config and self._config["replica"] == self._config.get("bad_replica"):
+            raise SetupError("This one cannot.")
         if self._config.get("load_bug"):
             raise ValueError("a secret of the library")
         return {"pid": os.getpid(), **self._config.get("card", {})}
@@ -54,7 +56,8 @@ class SmallWorker:
     def control(self, action: str, payload: Payload) -> Payload:
         if action == "wait":
             time.sleep(payload["seconds"])
-        if action == "refuse":
+        here = self._config.get("replica") == payload.get("replica")
+        if action == "refuse" and (here or payload.get("everywhere")):
             raise RequestError("Not like this.", code="refused", param="x")
         if action == "bug":
             raise ValueError("a secret of the library")

@@ -234,7 +234,7 @@ def test_many_deaths_make_it_unhealthy_but_it_still_serves() -> None:
             assert coordinator.health().ready
             os.kill(children()[0], signal.SIGKILL)
             await until(lambda count=count: coordinator.health().restarts == count)
-            await until(lambda: coordinator._link is not None)
+            await until(lambda: bool(coordinator._replicas.ready()))
         assert coordinator.health().state == "failed"
         assert "died 3 times" in coordinator.health().reason
         await (await coordinator.submit({})).result()

@@ -87,7 +87,8 @@ def test_control_characters_in_a_prompt_are_fine(api):
         ({"size": "1000x1000"}, "992 or 1008"),
         ({"output_format": "bmp"}, "'png', 'jpeg' or 'webp'"),
         ({"model": "other"}, "'tiny'"),
-        ({"generator_device": "mps"}, "'cpu', 'cuda'"),
+        ({"generator_device": "mps"}, 'Leave it out, or send "cpu", "cuda".'),
+        ({"enable_teacache": True}, "Leave it out, or send false."),
         ({"seed": -1}, "9223372036854775807"),
     ],
 )

@@ -20,7 +20,7 @@ from sgl_diffusion.engine.steps import StepRunner
 from sgl_diffusion.engine.whole import WholeRunner
 from sgl_diffusion.loader.adapters.families.registry import family_of
 from sgl_diffusion.loader.adapters.read import read_adapter
-from sgl_diffusion.loader.adapters.types import Adapter
+from sgl_diffusion.loader.adapters.types import TRANSFORMER, TRANSFORMER_2, Adapter
 from sgl_diffusion.orchestrator.messages import Payload
 
 T = TypeVar("T")
@@ -124,13 +124,12 @@ def lora_control(
     settings = settings_to_begin_with(
         options.lora_path, options.lora_nickname, options.lora_scale, options.lora_weight_name
     )
-    if not isinstance(pipeline, AdaptablePipeline) or not isinstance(runner, StepRunner):
-        card = pipeline.card
-        why = f"{card.name} takes no adapters: it is served through the {card.backend} backend."
+    components = dict(pipeline.adaptables()) if isinstance(pipeline, AdaptablePipeline) else {}
+    if TRANSFORMER not in components:
+        why = f"{pipeline.card.name} takes no adapters: it has neither a transformer nor a UNet."
         if settings:
             raise SetupError(why, hint="Leave --lora-path out.")
         return LoraControl(None, busy, why)
-    components = dict(pipeline.adaptables())
     budget = int(options.max_lora_memory * _GIB)
     manager = Loras(
         components,
@@ -148,9 +147,12 @@ def lora_control(
 
 def reader(components: Mapping[str, Adaptable], most_bytes: int) -> ReadFile:
     """Reads the files of adapters for these components, but none that could not be kept."""
-    transformer = components["transformer"]
-    family = family_of(transformer.diffusers_class)
-    experts = "transformer_2" in components
+    transformer = components[TRANSFORMER]
+    names = [
+        name for name, module in transformer.module.named_modules() if hasattr(module, "weight")
+    ]
+    family = family_of(transformer.diffusers_class, names)
+    experts = TRANSFORMER_2 in components
 
     def read(source: Source) -> Adapter:
         return read_adapter(

@@ -99,7 +99,7 @@ class Loras:
                 raise SetupError(error.message, hint=error.hint) from None
 
     def delete(self, nickname: str) -> None:
-        source = self._find(nickname)
+        source = self._find(nickname, "GET /v1/list_loras lists those there are.")
         if any(source in dict(chosen.uses) for chosen in self._sets.values() if chosen.on):
             raise ConflictError(
                 f"The adapter {nickname!r} is in use by all jobs.",
@@ -199,12 +199,12 @@ class Loras:
             )
         return known
 
-    def _find(self, nickname: str) -> Source:
+    def _find(self, nickname: str, hint: str = "") -> Source:
         if nickname not in self._known:
+            known = f"known are {listing(self._known)}." if self._known else "none is known yet."
             raise NotFoundError(
                 f"There is no adapter {nickname!r}.",
-                hint="Give its path to load it: "
-                + (f"known are {listing(self._known)}." if self._known else "none is known yet."),
+                hint=hint or f"Give its path to load it: {known}",
                 code="lora_not_found",
                 param="lora_nickname",
             )

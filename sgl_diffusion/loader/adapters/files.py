@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.loader.adapters.keys import shown
+from sgl_diffusion.loader.files import is_pointer
 
 MOST_HEADER = 100_000_000
 MOST_KEY = 1000
@@ -87,7 +88,11 @@ def check_header(path: Path) -> dict[str, str]:
 
 def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > MOST_HEADER:
+    if size < 8:
+        raise _damaged(path, "it is empty" if size == 0 else f"it has {size} bytes")
+    if is_pointer(path):
+        raise _damaged(path, "it is a pointer of Git LFS, see `git lfs pull`")
+    if length > MOST_HEADER:
         raise _damaged(path, f"its header has {length} bytes, at most {MOST_HEADER} are allowed")
     if 8 + length > size:
         raise _damaged(path, f"its header has {length} bytes, the whole file {size}")

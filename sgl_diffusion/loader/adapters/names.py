@@ -73,10 +73,10 @@ class Family:
         )
 
 
-def generic(name: str, modules: Collection[str]) -> Family:
+def generic(name: str, modules: Collection[str], layers: tuple[Layer, ...] = ()) -> Family:
     """A family without a table: flat names are those of the model's own modules."""
-    own = {_numbers(module) for module in modules}
-    return Family(name, own=tuple(sorted(own)))
+    own = {template(module) for module in modules}
+    return Family(name, layers, own=tuple(sorted(own)))
 
 
 def table(names: Mapping[str, str]) -> tuple[Layer, ...]:
@@ -114,7 +114,7 @@ def _pattern(template: str, flat: bool) -> re.Pattern[str]:
     return re.compile(text, re.ASCII)
 
 
-def _numbers(module: str) -> str:
+def template(module: str) -> str:
     """The template of a module name; its numbers are kept apart, up to nine."""
     letters = iter("ijklmnopq")
     parts = ("{" + next(letters) + "}" if p.isdecimal() else p for p in module.split("."))

@@ -65,9 +65,11 @@ def test_a_huge_header_is_not_read(length: int, tmp_path: Path) -> None:
 def test_cut_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="the whole file"):
         read_file(_file(tmp_path, b"{}", length=500))
-    (tmp_path / "b.safetensors").write_bytes(b"abc")
-    with pytest.raises(RequestError, match="damaged"):
-        read_file(tmp_path / "b.safetensors")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for data, why in ((b"", "is empty"), (b"abc", "it has 3 bytes"), (pointer, "of Git LFS")):
+        (tmp_path / "b.safetensors").write_bytes(data)
+        with pytest.raises(RequestError, match=f"damaged: .*{why}"):
+            read_file(tmp_path / "b.safetensors")
     with pytest.raises(RequestError, match="No such file"):
         read_file(tmp_path / "c.safetensors")
 

@@ -9,6 +9,7 @@ from sgl_diffusion.loader.adapters.families.flux2 import FLUX2
 from sgl_diffusion.loader.adapters.families.ltx2 import LTX2
 from sgl_diffusion.loader.adapters.families.qwen_image import QWEN_IMAGE
 from sgl_diffusion.loader.adapters.families.sd3 import SD3
+from sgl_diffusion.loader.adapters.families.unet import UNET, original_names
 from sgl_diffusion.loader.adapters.families.wan import WAN
 from sgl_diffusion.loader.adapters.families.z_image import Z_IMAGE
 from sgl_diffusion.loader.adapters.names import Family, generic
@@ -27,4 +28,7 @@ FAMILIES = {
 def family_of(transformer_class: str, modules: Collection[str] = ()) -> Family:
     """The table of a transformer class; for one without a table, its own `modules` are the names
     that flat keys may have."""
-    return FAMILIES.get(transformer_class) or generic(transformer_class, modules)
+    if family := FAMILIES.get(transformer_class):
+        return family
+    layers = original_names(modules) if transformer_class == UNET else ()
+    return generic(transformer_class, modules, layers)

@@ -1,10 +1,10 @@
-"""A server as `sglang serve` runs it, around an engine that only sleeps and sends pictures.
+"""A server as `sglang serve` runs it, with a trace; around an engine that only sleeps, or a model.
 
-    python benchmarks/fake_engine.py --data-dir DIR --trace FILE [--step-ms 5] [--tiny]
+    python benchmarks/traced_server.py --data-dir DIR --trace FILE [--step-ms 5 | --model-path M]
 
-The worker is a process of its own and sends real arrays; its steps take a set time and no core, so
-what a request takes beyond them is the server's. `--tiny` serves the tiny model instead. FILE gets
-a JSON line per denoise step, encoded picture and encoded video, with times of one clock.
+The worker is a process of its own and sends real arrays. The steps of the sleeping engine take a
+set time and no core, so what a request takes beyond them is the server's. FILE gets a JSON line per
+denoise step, engine call, encoded picture and encoded video, with times of one clock.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from sgl_diffusion.base.config import ServeOptions
+from sgl_diffusion.apps.diffusion import diffusion_app, make_worker
+from sgl_diffusion.base.config import EngineOptions, ServeOptions
 from sgl_diffusion.base.params import ModelCard, SamplingDefaults
 from sgl_diffusion.orchestrator.messages import Metric, Payload
-from sgl_diffusion.orchestrator.stage import Outbox
+from sgl_diffusion.orchestrator.stage import Outbox, Worker
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
 CARD = ModelCard(
@@ -47,9 +48,18 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return (rows + columns + grain).clip(0, 255).astype(np.uint8)
 
 
-def fake_app(config: Payload) -> App:
-    stage = StageSpec(name="diffusion", entry="benchmarks.fake_engine:FakeWorker", config=config)
-    return App(name="fake", stages=(stage,))
+def fake_app(step_ms: float, trace: str = "") -> App:
+    return _app("FakeWorker", {"step_ms": step_ms, "trace": trace})
+
+
+def model_app(model_path: str, trace: str = "") -> App:
+    (stage,) = diffusion_app(EngineOptions(model_path=model_path)).stages
+    return _app("traced_worker", {**stage.config, "trace": trace})
+
+
+def _app(entry: str, config: Payload) -> App:
+    stage = StageSpec(name="diffusion", entry=f"benchmarks.traced_server:{entry}", config=config)
+    return App(name="measured", stages=(stage,))
 
 
 class FakeWorker:
@@ -100,6 +110,31 @@ class FakeWorker:
         return []
 
 
+def traced_worker(config: Payload, outbox: Outbox) -> Worker:
+    """The worker of a real model; the trace tells its denoise steps from what else it does."""
+    trace, told, progress = Trace(config["trace"]), [], outbox.progress
+
+    def noted(job_id: str, step: int, total: int, phase: str) -> None:
+        if phase == "denoise" and step:
+            told.append(job_id)
+        progress(job_id, step, total, phase)
+
+    outbox.progress = noted  # type: ignore[method-assign]
+    worker = make_worker(config, outbox)
+    one_step = worker.step
+
+    def step() -> bool:
+        told.clear()
+        began = time.monotonic()
+        moved = one_step()
+        for job_id in told:
+            trace.write("step", job_id, began)
+        return moved
+
+    worker.step = step  # type: ignore[method-assign]
+    return worker
+
+
 class Trace:
     """Lines of {"what", "job", "begin", "end"}; processes append to one file."""
 
@@ -112,18 +147,26 @@ class Trace:
             self._file.write(json.dumps(entry) + "\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--trace", default="")
-    parser.add_argument("--step-ms", type=float, default=5.0)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
+def trace_server(trace: Trace) -> None:
+    """Wrap what a request does beside HTTP: the engine call and the encoding."""
+    from sgl_diffusion.client.client import Client
+    from sgl_diffusion.client.types import Generation, GenerationHandle
+    from sgl_diffusion.server import image_job, outputs
 
-    from sgl_diffusion.server import image_job, outputs, run
-
-    trace = Trace(options.trace)
     encode_video, encode_image = outputs.encode_video, image_job.encode_image
+    submit, result = Client.submit, GenerationHandle.result
+    begun: dict[str, float] = {}
+
+    async def traced_submit(self: Client, *what: Any, **how: Any) -> GenerationHandle:
+        begin = time.monotonic()
+        handle = await submit(self, *what, **how)
+        begun[handle.id] = begin
+        return handle
+
+    async def traced_result(self: GenerationHandle) -> Generation:
+        made = await result(self)
+        trace.write("engine", self.id, begun.pop(self.id))
+        return made
 
     def traced_video(clip: Any, path: Path, **how: Any) -> None:
         begin = time.monotonic()
@@ -136,11 +179,26 @@ def main() -> int:
         trace.write("picture", "", begin, cpu=time.thread_time() - cpu)
         return data
 
+    Client.submit, GenerationHandle.result = traced_submit, traced_result  # type: ignore[method-assign]
     outputs.encode_video, image_job.encode_image = traced_video, traced_image
-    if not options.tiny:
-        config = {"step_ms": options.step_ms, "trace": options.trace}
-        run.diffusion_app = lambda *_args, **_options: fake_app(config)  # type: ignore[assignment]
-    return run.serve(ServeOptions(port=0, data_dir=options.data_dir, log_level="warning"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--trace", default="")
+    parser.add_argument("--step-ms", type=float, default=5.0)
+    parser.add_argument("--model-path")
+    given = parser.parse_args()
+
+    from sgl_diffusion.server import run
+
+    trace_server(Trace(given.trace))
+    if given.model_path is None:
+        app = fake_app(given.step_ms, given.trace)
+    else:
+        app = model_app(given.model_path, given.trace)
+    return run.serve(ServeOptions(port=0, data_dir=given.data_dir, log_level="warning"), app)
 
 
 if __name__ == "__main__":

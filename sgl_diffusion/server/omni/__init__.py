@@ -1,0 +1,1 @@
+"""The HTTP surface of omni models: chat, speech, transcriptions."""

@@ -1,0 +1,140 @@
+"""POST /v1/audio/transcriptions: the model writes down what it hears."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from sgl_diffusion.base.chat import ChatMessage, ChatParams, Part, TextSampling
+from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.client.chat import ChatAnswer, ChatHandle, SoundPiece, TextPiece
+from sgl_diffusion.server.body import Body, read_body
+from sgl_diffusion.server.ids import new_id
+from sgl_diffusion.server.omni.chat_answer import usage_of
+from sgl_diffusion.server.omni.context import Context, OmniContext
+from sgl_diffusion.server.omni.media import RequestMedia
+from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, begun, unless_gone
+from sgl_diffusion.server.omni.wishes import new_seed
+from sgl_diffusion.server.schemas.chat import TranscriptionRequest
+from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
+from sgl_diffusion.server.validate import parse
+
+router = APIRouter(prefix="/v1/audio")
+
+
+@router.post("/transcriptions")
+async def transcribe(request: Request, context: Context) -> Response:
+    context.check_open()
+    body = await read_body(request, form=True)
+    media = RequestMedia(context)
+    taken = False
+    try:
+        try:
+            wanted = _wanted(body)
+            handle = await _submit(context, wanted, media)
+        finally:
+            await body.close()
+        if not wanted.stream:
+            answer = await unless_gone(request, _answer(handle))
+            return _respond(wanted, answer)
+        try:
+            pieces = await unless_gone(request, begun(handle.pieces()))
+        except BaseException:
+            handle.cancel()
+            raise
+        taken = True
+
+        def close() -> None:
+            handle.cancel()
+            media.remove()
+
+        return EventStream(_events(handle, pieces), close)
+    except GoneError:
+        return Response(status_code=CLIENT_GONE)
+    finally:
+        if not taken:
+            media.remove()
+
+
+def _wanted(body: Body) -> TranscriptionRequest:
+    if body.form is None:
+        raise RequestError(
+            "A transcription is asked for with a form.",
+            hint="Send multipart/form-data with the file.",
+            code="unsupported_media_type",
+        )
+    wanted = parse(TranscriptionRequest, body)
+    if isinstance(wanted.file, str):
+        raise RequestError("file must be a file.", code="file_expected", param="file")
+    if wanted.stream and wanted.response_format == "verbose_json":
+        raise RequestError(
+            "A stream has no verbose form.", code="conflicting_parameters", param="response_format"
+        )
+    return wanted
+
+
+async def _submit(
+    context: OmniContext, wanted: TranscriptionRequest, media: RequestMedia
+) -> ChatHandle:
+    card = context.card()
+    context.check_model(wanted.model, card)
+    if "audio" not in card.inputs:
+        raise RequestError(f"{card.name} does not hear.", code="unsupported_parameter")
+    heard = await media.put("audio", wanted.file, "file")
+    asked = "Write down what is said, word for word, and nothing else."
+    if wanted.language:
+        asked += f" The language is {wanted.language}."
+    if wanted.prompt:
+        asked += f" {wanted.prompt}"
+    message = ChatMessage(role="user", parts=(heard, Part(text=asked)))
+    sampling = TextSampling(
+        temperature=wanted.temperature,
+        seed=new_seed() if wanted.seed is None else wanted.seed,
+        max_tokens=wanted.max_new_tokens,
+    )
+    params = ChatParams(messages=(message,), sampling=sampling, stream=wanted.stream)
+    return await context.submit(params, new_id("transcript"))
+
+
+async def _answer(handle: ChatHandle) -> ChatAnswer:
+    try:
+        return await handle.result()
+    finally:
+        handle.cancel()  # does nothing to a job that has ended
+
+
+def _respond(wanted: TranscriptionRequest, answer: ChatAnswer) -> Response:
+    text = answer.choices[0].text
+    if wanted.response_format == "text":
+        return PlainTextResponse(f"{text}\n")
+    usage = _usage(answer)
+    if wanted.response_format == "json":
+        return JSONResponse({"text": text, "usage": usage})
+    found = {"task": "transcribe", "language": wanted.language or "", "text": text, "usage": usage}
+    return JSONResponse(found)
+
+
+def _usage(answer: ChatAnswer) -> dict[str, Any]:
+    counted = usage_of(answer.usage)
+    return {
+        "type": "tokens",
+        "input_tokens": counted["prompt_tokens"],
+        "output_tokens": counted["completion_tokens"],
+        "total_tokens": counted["total_tokens"],
+    }
+
+
+async def _events(
+    handle: ChatHandle, pieces: AsyncIterator[TextPiece | SoundPiece]
+) -> AsyncIterator[bytes]:
+    async for piece in with_pings(pieces):
+        if piece is None:
+            yield PING
+        elif not isinstance(piece, SoundPiece) and piece.text:
+            yield frame({"type": "transcript.text.delta", "delta": piece.text})
+    answer = await handle.result()
+    text = answer.choices[0].text
+    yield frame({"type": "transcript.text.done", "text": text, "usage": _usage(answer)})

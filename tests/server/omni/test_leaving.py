@@ -1,0 +1,174 @@
+"""Clients that leave, and what the server does when it cannot answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sgl_diffusion.ar.worker import ChatWorker
+from sgl_diffusion.base.errors import EngineError
+from sgl_diffusion.orchestrator.limits import Health
+from sgl_diffusion.orchestrator.stage_loop import StageLoop
+from tests.server.omni.conftest import OmniApi
+
+LONG = {"messages": [{"role": "user", "content": "a bird"}], "temperature": 1.0, "seed": 1}
+ENDLESS = {"max_tokens": 4000, "modalities": ["text", "audio"], "stop": []}
+
+
+def send(omni: OmniApi, path: str, body: dict[str, Any]) -> socket.socket:
+    """A request whose answer is not waited for."""
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", omni._port))
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+@pytest.fixture
+def endless(omni: OmniApi, monkeypatch: pytest.MonkeyPatch) -> ChatWorker:
+    """The worker, in a thread of this process, made to go on until it is told to stop."""
+    workers = [each for each in gc.get_objects() if type(each) is ChatWorker]
+    worker = next(each for each in workers if isinstance(each._outbox, StageLoop))
+    monkeypatch.setattr(worker._batch, "_ends", frozenset())
+    assert worker._speaker is not None
+    monkeypatch.setattr(worker._speaker._talker, "end", -1)
+    return worker
+
+
+def begun(omni: OmniApi) -> bool:
+    return any(job.begun for job in list(omni.client._coordinator._jobs.values()))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_leaves_ends_every_stage(
+    omni: OmniApi, endless: ChatWorker, stream: bool
+) -> None:
+    with send(omni, "/v1/chat/completions", {**LONG, **ENDLESS, "stream": stream}) as connection:
+        if stream:
+            assert b"200 OK" in connection.recv(4096)
+        omni.wait_until("begun", lambda: begun(omni))
+    omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
+    omni.wait_until("let go of", lambda: endless.running() == 0)
+    speaker = endless._speaker
+    assert speaker is not None and not speaker._rows and endless._thinker.kv.slots == []
+    assert speaker._talker.kv.slots == []
+    assert omni.chat().status_code == 200
+
+
+def test_speech_that_nobody_hears_ends(omni: OmniApi, endless: ChatWorker) -> None:
+    body = {"input": "a cat on the river " * 40, "stream": True}
+    with send(omni, "/v1/audio/speech", body):
+        omni.wait_until("begun", lambda: begun(omni))
+    omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
+
+
+def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi) -> None:
+    texts = ["a cat", "a dog", "the sea", "a bird", "a fox", "the moon"]
+
+    async def ask(client: httpx.AsyncClient, text: str, leave: bool) -> str:
+        body = {
+            "messages": [{"role": "user", "content": text}],
+            "temperature": 0,
+            "max_tokens": 14,
+            "stream": True,
+        }
+        said = ""
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+                    said += choice["delta"].get("content", "")
+                if leave and said:
+                    return ""
+        return said
+
+    async def story() -> list[str]:
+        async with httpx.AsyncClient(base_url=omni.url, timeout=60) as client:
+            jobs = [ask(client, texts[i % 6], leave=i % 3 == 2) for i in range(16)]
+            return list(await asyncio.gather(*jobs))
+
+    alone = {}
+    for text in texts:
+        answer = omni.chat(text, max_tokens=14)
+        alone[text] = answer.json()["choices"][0]["message"]["content"]
+    said = asyncio.run(story())
+    assert [said[i] for i in range(16)] == [
+        "" if i % 3 == 2 else alone[texts[i % 6]] for i in range(16)
+    ]
+    omni.wait_until("all over", lambda: omni.unfinished() == 0)
+    sizes = [
+        line.partition('rows="')[2].partition('"')[0]
+        for line in omni.http.get("/metrics").text.splitlines()
+        if line.startswith("sgld_decode_steps_total")
+    ]
+    assert max(map(int, sizes)) > 4, "the streams shared steps"
+
+
+def test_a_full_server_says_when_to_come_back(tiny_qwen3_omni: Path, tmp_path: Path) -> None:
+    api = OmniApi(tiny_qwen3_omni, tmp_path, max_queue=1, speech=False)
+    try:
+        with send(api, "/v1/chat/completions", {**LONG, "n": 16, "max_tokens": 4000}):
+            api.wait_until("taken", lambda: api.unfinished() == 1)
+            answer = api.chat()
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["code"] == "queue_full"
+        api.wait_until("over", lambda: api.unfinished() == 0)
+        silent = api.chat(modalities=["text", "audio"])
+        assert silent.json()["error"]["code"] == "unsupported_parameter"
+        assert api.http.get("/v1/models").json()["data"][0]["output_modalities"] == ["text"]
+        assert api.http.get("/v1/audio/voices").json()["voices"] == []
+        api.context.draining = True
+        assert api.http.get("/health").status_code == api.chat().status_code == 503
+    finally:
+        api.close()
+
+
+def test_health_follows_the_worker(omni: OmniApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert omni.http.get("/health").json() == {"status": "healthy", "running": True, "restarts": 0}
+    dead = Health("restarting", "the worker died", 1, 0.5)
+    monkeypatch.setattr(omni.client, "health", lambda: dead)
+    answer = omni.http.get("/health")
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    body = answer.json()
+    assert (body["status"], body["running"], body["reason"]) == (
+        "unhealthy", False, "the worker died",
+    )  # fmt: skip
+
+
+def test_what_breaks_inside_leaks_nothing(omni: OmniApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("/secret/path")
+
+    monkeypatch.setattr(omni.client, "submit", broken)
+    answer = omni.chat()
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_an_error_after_the_first_byte_is_an_event(
+    omni: OmniApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sgl_diffusion.client.chat import ChatHandle
+
+    whole = ChatHandle.pieces
+
+    async def breaks(self: ChatHandle) -> Any:
+        async for piece in whole(self):
+            yield piece
+            raise EngineError("The worker met an internal error.")
+
+    monkeypatch.setattr(ChatHandle, "pieces", breaks)
+    text = omni.chat(stream=True).text
+    assert text.count("data: ") == 3 and "[DONE]" not in text
+    assert "event: error\n" in text and '"code": "engine_error"' in text
+    omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
