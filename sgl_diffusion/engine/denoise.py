@@ -1,7 +1,7 @@
-"""One denoise step of a group of rows: the place where batching, guidance and solver meet.
+"""One denoise step of a batch of rows: the place where batching, guidance and solver meet.
 
-Rows of a group share a shape key and nothing else: each has its own timestep, solver history, seed
-and guidance scale. The caller decides who is in the group; between two calls rows may come and go.
+Rows of a batch share a shape key and nothing else: each has its own timestep, solver history, seed
+and guidance scale. The caller decides who is in the batch; between two calls rows may come and go.
 """
 
 from __future__ import annotations
