@@ -130,11 +130,9 @@ class StepRunner:
 
     def choose(self) -> Unit | None:
         """The next unit of the group that is most behind; what can be done beside it, begins."""
-        self._pace.wait()
-        self._stop_clock()
+        self._catch_up()
         if self._beside is not None:
             self._beside.collect()
-        self._contexts.keep(self._jobs)
         jobs = first_jobs(self._jobs.values(), self._bounds.jobs)
         self._accounts.standing(jobs)
         offers = line_up(self._pipeline, jobs, self._rows)
@@ -154,6 +152,7 @@ class StepRunner:
 
     def run(self, unit: Unit) -> None:
         """Do one unit."""
+        self._catch_up()
         start = time.perf_counter()
         match unit:
             case Batch():
@@ -175,6 +174,12 @@ class StepRunner:
         self._pace.mark()
         if not self._pace.lags:
             self._stop_clock()
+
+    def _catch_up(self) -> None:
+        """The unit before this one is over."""
+        self._pace.wait()
+        self._stop_clock()
+        self._contexts.keep(self._jobs)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """A step of these rows, which must fit together."""
