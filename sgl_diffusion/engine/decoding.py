@@ -37,6 +37,11 @@ class Part:
         chunk = next(row.chunks, None)
         return None if chunk is None else self._finished(chunk)
 
+    def meta(self, preview: Preview) -> dict[str, int]:
+        """What is told with its frames."""
+        rows = self.row.job.rows
+        return {"partial": preview.index, "row": rows.index(self.row), "step": preview.step}
+
     def take(self, frames: Tensor | None) -> None:
         """Note a chunk."""
         row = self.row

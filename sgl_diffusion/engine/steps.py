@@ -45,6 +45,7 @@ from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
+from sgl_diffusion.engine.watch import AbandonedError, Watch
 from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
 
 log = get_logger(__name__)
@@ -70,19 +71,18 @@ class StepRunner:
         branches: Branches | None = None,
     ) -> None:
         """`branches` are there if this is one of several ranks: what fails in a step of many ranks
-        ends them all, as nobody knows what the others did, and all do the same things in the same
-        order."""
+        ends them all, as nobody knows what the others did."""
         self._pipeline = pipeline
         self._bounds = bounds
         self._outbox = outbox
         self._finish = finish
         self._fail = fail
         self._jobs: dict[str, Job] = {}
+        self._watch = Watch(outbox, self._jobs, alone=branches is None)
         self._turns = Turns()
         self.costs = Costs()
         self._branches = branches
-        overlap = bounds.overlap and branches is None
-        self._beside = Beside(pipeline.device) if overlap else None
+        self._beside = Beside(pipeline.device) if bounds.overlap and branches is None else None
         self._contexts = Contexts(pipeline, branches)
         self._reduced: dict[ShapeKey, int] = {}
         self.adapters = RowAdapters(pipeline.device)
@@ -94,7 +94,7 @@ class StepRunner:
         self.trace = Trace(pipeline.device)
         self._offers: dict[Group, Offer] = {}
         self._timed: tuple[Unit, Job, float] | None = None  # the unit under way, its begin
-        keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
+        keep_pulse(pipeline.blocks(), pipeline.device, self._watch.look_up)
 
     def add(self, job: Job) -> None:
         job.deadline += _PATIENCE * self.costs.estimate(job.params) / job.weight
@@ -144,9 +144,8 @@ class StepRunner:
                 if unit := offer.step if here else offer.ready:
                     units[group] = unit
         else:
-            for group, offer in offers.items():
-                if next_unit := offer.decode or offer.step:
-                    units[group] = next_unit
+            both = {group: offer.decode or offer.step for group, offer in offers.items()}
+            units = {group: unit for group, unit in both.items() if unit is not None}
         self._offers = {group: offers[group] for group in units}
         return units[self._turns.next(self._offers)] if units else None
 
@@ -165,10 +164,9 @@ class StepRunner:
                 self._accounts.spend([job], "encode", time.perf_counter() - start, beside=False)
             case Decode(job):
                 part = Part.of(job)
+                decode = partial(part.decode, self._pipeline)
                 with self.trace.span("decode", job=job.id):
-                    done = self._guard(
-                        job, lambda: self._decoded(part, part.decode(self._pipeline))
-                    )
+                    done = self._guard(job, lambda: self._decoded(part, decode()))
                 self._accounts.spend([job], "decode", time.perf_counter() - start, beside=False)
         self._timed = (unit, job, start) if done else None
         self._pace.mark()
@@ -191,19 +189,19 @@ class StepRunner:
     def _guard(self, job: Job, unit: Callable[[], None]) -> bool:
         """An error in a unit of one job fails that job only."""
         try:
-            unit()
+            with self._watch.of([job]):
+                unit()
+        except AbandonedError:
+            return False
         except Exception as error:
             self._fail([job], error)
             return False
         return True
 
     def _decoded(self, part: Part, frames: torch.Tensor | None) -> None:
-        job, row = part.row.job, part.row
+        job = part.row.job
         if part.preview is not None:
-            assert frames is not None
-            preview = part.preview
-            meta = {"partial": preview.index, "row": job.rows.index(row), "step": preview.step}
-            self._outbox.output(job.id, meta, [frames], final=False)
+            self._outbox.output(job.id, part.meta(part.preview), [frames], final=False)
             return
         part.take(frames)
         self._outbox.progress(job.id, job.step, job.steps, "decode")
@@ -214,12 +212,14 @@ class StepRunner:
         rows = batch.rows
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
-        about = {"rows": len(rows), "jobs": [job.id for job in jobs], "size": jobs[0].size}
-        blends = [row.job.blend for row in rows]
+        blends, ids = [row.job.blend for row in rows], [job.id for job in jobs]
+        span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=jobs[0].size)
         try:
-            with self.trace.span("denoise", **about), self.adapters.of(blends):
+            with span, self._watch.of(jobs), self.adapters.of(blends):
                 context = self._contexts.of(batch.key, rows)
                 denoise(self._pipeline, batch.key, rows, context, self._branches)
+        except AbandonedError:
+            return False
         except Exception as error:
             if self._branches is not None:
                 raise CannotGoOnError("a step of several ranks failed") from error
@@ -247,7 +247,6 @@ class StepRunner:
             torch.cuda.empty_cache()
 
     def _rows(self, key: ShapeKey, jobs: Sequence[int]) -> int:
-        """How many rows of these jobs to take into the next step."""
         return self.costs.rows(key, jobs, self._reduced.get(key, self._bounds.rows))
 
     # -- beside the steps --------------------------------------------------------------------------
