@@ -19,6 +19,7 @@ from sgl_diffusion.server import (
     lora,
     metrics,
     openapi,
+    playground,
     profile,
     remix,
     video_content,
@@ -58,6 +59,7 @@ ROUTERS = (  # routes are tried in this order: polls and pictures first
     openapi.router,
     lora.router,
     profile.router,
+    playground.router,
 )
 
 

@@ -80,5 +80,5 @@ def _work(card: ModelCard, model: Any) -> Work:
         heads=family.heads(model.params),
         head_dim=model.params.attention_head_dim,
         blocks=sum(len(section.blocks) for section in family.sections(model)),
-        guided=defaults.guidance_scale > 1,
+        guided=card.guides,
     )
