@@ -28,6 +28,8 @@ MAX_OUTPUTS = 10
 MAX_STEPS = 200
 MAX_SEED = 2**63 - 1
 DEFAULT_SEED = 42
+DEFAULT_PRIORITY = 5
+MAX_PRIORITY = 9
 
 Edits = Literal["none", "native", "image-to-image"]
 
@@ -37,7 +39,8 @@ class SamplingParams:
     """What a caller asked for. `seed` may be a list: one seed per output.
 
     `images` and `mask` are files: PNG, JPEG or WebP. The mask tells what of the first image to
-    make anew: its transparent part, or its bright part where nothing is transparent.
+    make anew: its transparent part, or its bright part where nothing is transparent. `priority`
+    goes from 0, for what can wait, to 9.
     """
 
     prompt: str
@@ -59,6 +62,7 @@ class SamplingParams:
     guidance_scale_2: float | None = None
     partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class ResolvedParams:
     partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
     guidance_offset: float = 0.0
+    priority: int = DEFAULT_PRIORITY
 
     @property
     def guided(self) -> bool:
@@ -239,6 +244,7 @@ class ModelCard:
             ),
             loras=self._loras(wish),
             guidance_offset=self.guidance_offset,
+            priority=int(within("priority", wish.priority, 0, MAX_PRIORITY)),
         )
         check_pixels(self, params)
         return params

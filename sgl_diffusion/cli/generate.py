@@ -14,7 +14,7 @@ from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
 from sgl_diffusion.base.errors import ConfigError, RequestError
 from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import UsageError, parser_for, read
+from sgl_diffusion.cli.args import UsageError, parser_for, read, size_of
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.loader.hub import local_model
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 DESCRIPTION = "Make images or videos from a prompt, without a server."
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
 
@@ -107,12 +106,8 @@ def main(argv: list[str]) -> int:
 
 
 def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
-    width, height = options.width, options.height
-    if options.size is not None:
-        match = _SIZE.fullmatch(options.size)
-        if match is None:
-            raise UsageError(f"--size {options.size!r} is not WIDTHxHEIGHT.", hint="As in 512x512.")
-        width, height = width or int(match[1]), height or int(match[2])
+    width, height = size_of(options.size)
+    width, height = options.width or width, options.height or height
     frames = options.num_frames
     if target.kind not in (None, "mp4"):
         if frames not in (None, 1):

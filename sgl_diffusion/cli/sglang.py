@@ -1,4 +1,4 @@
-"""`sglang`: serve, generate, models, config, bench. Subcommands are imported only when they run."""
+"""`sglang`: serve, generate, profile, models, config, bench; a command is imported when it runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sgl_diffusion.cli.args import UsageError
 COMMANDS = {
     "serve": "serve a model over HTTP",
     "generate": "make one image or video without a server",
+    "profile": "show where the time of one image or video goes",
     "models": "list the models with a native recipe, and what is downloaded",
     "config": "show the options that a serve command would use",
     "bench": "time the kernels on this machine",
@@ -95,6 +96,10 @@ def _run(argv: list[str]) -> int:
         from sgl_diffusion.cli import generate
 
         return generate.main(rest)
+    if name == "profile":
+        from sgl_diffusion.cli import profile
+
+        return profile.main(rest)
     if name == "models":
         from sgl_diffusion.cli import models
 

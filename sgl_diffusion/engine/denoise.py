@@ -1,11 +1,12 @@
-"""One denoise step of a group of rows: the place where batching, guidance and solver meet.
+"""One denoise step of a batch of rows: the place where batching, guidance and solver meet.
 
-Rows of a group share a shape key and nothing else: each has its own timestep, solver history, seed
-and guidance scale. The caller decides who is in the group; between two calls rows may come and go.
+Rows of a batch share a shape key and nothing else: each has its own timestep, solver history, seed
+and guidance scale. The caller decides who is in the batch; between two calls rows may come and go.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
 def denoise(
     pipeline: Pipeline,
     key: ShapeKey,
-    rows: list[Row],
+    rows: Sequence[Row],
     context: Context,
     branches: Branches | None = None,
 ) -> None:

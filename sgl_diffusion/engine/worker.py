@@ -8,6 +8,7 @@ fallback.
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,8 @@ from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.engine import profile
+from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
@@ -35,6 +38,7 @@ from sgl_diffusion.orchestrator.stage import Outbox
 log = get_logger(__name__)
 
 _WARM_UP = "warm-up"
+_STATM = Path("/proc/self/statm")
 
 
 class DiffusionWorker:
@@ -76,15 +80,14 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
+            bounds = Bounds(
+                rows=self._options.max_batch_rows,
+                jobs=self._options.max_running_jobs,
+                prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
+                overlap=self._options.overlap,
+            )
             self._runner = StepRunner(
-                pipeline,
-                self._options.max_batch_rows,
-                self._outbox,
-                self._finish,
-                self._fail,
-                branches,
-                self._options.max_running_jobs,
-                int(self._options.prompt_cache_memory * 2**30),
+                pipeline, bounds, self._outbox, self._finish, self._fail, branches
             )
             self._warm_up(pipeline.card)
         else:
@@ -130,6 +133,10 @@ class DiffusionWorker:
         self._active.drop(job_id)
 
     def control(self, action: str, payload: Payload) -> Payload:
+        if isinstance(self._runner, StepRunner):
+            self._runner.settle()
+        if action in profile.ACTIONS:
+            return profile.run_profile(self._active.trace, action)
         if self._adapters.knows(action):
             return self._adapters.run(action, payload)
         raise RequestError(f"This worker has no control action {action!r}.", code="not_supported")
@@ -149,6 +156,8 @@ class DiffusionWorker:
             )
             for (op, implementation), count in ops.counts().items()
         ]
+        resident = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        calls.append(Metric(name="worker_resident_bytes", value=resident, kind="gauge"))
         if torch.cuda.is_initialized():
             peak = torch.cuda.max_memory_allocated()
             calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))

@@ -20,6 +20,7 @@ from sgl_diffusion.server import (
     metrics,
     openapi,
     playground,
+    profile,
     remix,
     video_content,
     videos,
@@ -57,6 +58,7 @@ ROUTERS = (  # routes are tried in this order: polls and pictures first
     metrics.router,
     openapi.router,
     lora.router,
+    profile.router,
     playground.router,
 )
 

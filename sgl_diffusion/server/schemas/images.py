@@ -84,6 +84,7 @@ class ImageRequest(Sampling):
             partial_images=self.partial_images,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
+            priority=self.priority,
             num_outputs=self.n,
             seed=self.seeds(),
         )

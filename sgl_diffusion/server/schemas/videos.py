@@ -109,6 +109,7 @@ class VideoRequest(Sampling):
             true_cfg_scale=self.true_cfg_scale,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
+            priority=self.priority,
             partial_images=self.partial_images,
             num_outputs=self.n or self.num_outputs_per_prompt or 1,
             seed=self.seeds(),
