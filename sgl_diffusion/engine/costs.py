@@ -3,39 +3,56 @@
 A batch pays where a step of more rows takes less than as many steps of one: on a GPU that small
 pictures do not fill, and never where every row costs the same. Rows that come in batches of `b` end
 after c(b), 2 c(b), ... seconds per step; the `b` is taken with which the latencies of all have the
-least sum. What was not measured yet is guessed in its favour, and thereby tried.
+least sum. What was not measured yet, or not for long, is guessed in its favour, and thereby tried:
+the first step of a size may have been slow for reasons of its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.engine.denoise import ShapeKey
 
 _WINDOW = 5  # steps of which the median counts
 _BETTER = 0.95  # another size of batches must promise so much less, or the last one stays
+_STALE = 200  # steps of a shape after which another size of batches is tried again
 _MOST_KEYS = 64
 _SMOOTH = 0.2
 
 
+@dataclass(eq=False)
+class _Shape:
+    """The steps of one shape: how many there were, and of each number of rows how long they took
+    lately and when the last one was. `chosen` is the size of the last batch."""
+
+    steps: int = 0
+    seconds: dict[int, deque[float]] = field(default_factory=dict)
+    last: dict[int, int] = field(default_factory=dict)
+    chosen: int | None = None
+
+    def add(self, rows: int, seconds: float) -> None:
+        self.steps += 1
+        self.seconds.setdefault(rows, deque(maxlen=_WINDOW)).append(seconds)
+        self.last[rows] = self.steps
+        for size in [size for size, last in self.last.items() if last < self.steps - _STALE]:
+            del self.seconds[size], self.last[size]
+
+
 class Costs:
     def __init__(self) -> None:
-        self._seconds: dict[ShapeKey, dict[int, deque[float]]] = {}
-        self._chosen: dict[ShapeKey, int] = {}
+        self._shapes: dict[ShapeKey, _Shape] = {}
         self._rate = 0.0  # seconds per step and unit of size, over all shapes
 
     def add(self, key: ShapeKey, params: ResolvedParams, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
-        if key not in self._seconds and len(self._seconds) >= _MOST_KEYS:
-            oldest = next(iter(self._seconds))
-            del self._seconds[oldest]
-            self._chosen.pop(oldest, None)
-        samples = self._seconds.setdefault(key, defaultdict(lambda: deque(maxlen=_WINDOW)))
-        samples[rows].append(seconds)
+        if key not in self._shapes and len(self._shapes) >= _MOST_KEYS:
+            del self._shapes[next(iter(self._shapes))]
+        self._shapes.setdefault(key, _Shape()).add(rows, seconds)
         rate = seconds / (rows * _size(params))
         self._rate = rate if self._rate == 0 else (1 - _SMOOTH) * self._rate + _SMOOTH * rate
 
@@ -54,17 +71,17 @@ class Costs:
         sums = {size: self._sum(key, size, waiting) for size in sizes}
         # Largest first: without any measurement all sums are 0.
         best = min(reversed(sizes), key=lambda size: sums[size])
-        last = self._chosen.get(key)
-        if last in sums and sums[best] > _BETTER * sums[last]:
-            return last
-        self._chosen[key] = best
-        return best
+        shape = self._shapes.get(key)
+        if shape is None:
+            return best
+        if shape.chosen not in sums or sums[best] <= _BETTER * sums[shape.chosen]:
+            shape.chosen = best
+        return shape.chosen
 
     def seconds(self, key: ShapeKey, rows: int) -> float:
         """Of a step with so many rows; between and beyond what was measured, along a line."""
-        known = {
-            size: statistics.median(samples) for size, samples in self._seconds.get(key, {}).items()
-        }
+        shape = self._shapes.get(key)
+        known = {} if shape is None else {n: statistics.median(s) for n, s in shape.seconds.items()}
         if rows in known or not known:
             return known.get(rows, 0.0)
         below = sorted(size for size in known if size < rows)

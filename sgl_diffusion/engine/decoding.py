@@ -1,4 +1,4 @@
-"""From latents to frames: the next chunk of a row that is done, or what a step of it foresaw."""
+"""From latents to frames: the next chunks of a job, or what a step of a row foresaw."""
 
 from __future__ import annotations
 
@@ -7,49 +7,77 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgl_diffusion.engine.errand import GoOn
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import Preview
 
+Chunk = tuple[Row, Tensor | None]  # finished uint8 frames [f, H, W, 3] on the host; or the row ends
+
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be decoded next of a job: a preview of a row, or a chunk of the row itself."""
+    """What is to be decoded next of a job: a preview of the first of these rows, or the rows."""
 
-    row: Row
+    rows: tuple[Row, ...]
     preview: Preview | None
 
     @classmethod
     def of(cls, job: Job) -> Part:
-        row = next(row for row in job.rows if row.to_decode)
-        return cls(row, row.previews.popleft() if row.previews else None)
+        rows = tuple(row for row in job.rows if row.to_decode)
+        for row in rows:
+            if row.previews:
+                return cls((row,), row.previews.popleft())
+        return cls(rows, None)
 
     @torch.inference_mode()
-    def decode(self, pipeline: Pipeline) -> Tensor | None:
-        """Finished uint8 frames [f, H, W, 3] on the host; None behind the last chunk."""
+    def decode(self, pipeline: Pipeline, go_on: GoOn) -> list[Chunk]:
+        """A preview; or one chunk, and more as long as it may go on."""
         if self.preview is not None:
-            (frames,) = pipeline.decode(self.preview.latents)
-            return self._finished(frames)
-        row = self.row
-        if row.chunks is None:
-            assert row.state is not None
-            row.chunks = pipeline.decode(row.state.x)
-        chunk = next(row.chunks, None)
-        return None if chunk is None else self._finished(chunk)
+            (shown,) = pipeline.decode(self.preview.latents)
+            return [(self.rows[0], _finished(self.rows[0], shown))]
+        chunks: list[Chunk] = []
+        for row in self.rows:
+            while True:
+                frames = _next(pipeline, row)
+                chunks.append((row, frames))
+                if frames is None:
+                    break
+                if not go_on():
+                    return chunks
+        return chunks
 
     def meta(self, preview: Preview) -> dict[str, int]:
         """What is told with its frames."""
-        rows = self.row.job.rows
-        return {"partial": preview.index, "row": rows.index(self.row), "step": preview.step}
+        row = self.rows[0]
+        return {"partial": preview.index, "row": row.job.rows.index(row), "step": preview.step}
 
-    def take(self, frames: Tensor | None) -> None:
-        """Note a chunk."""
-        row = self.row
-        if frames is not None:
-            row.frames.append(frames)
-        else:
-            row.decoded, row.chunks, row.state, row.noise = True, None, None, None
+    def take(self, chunks: list[Chunk]) -> None:
+        """Note chunks of the rows."""
+        for row, frames in chunks:
+            if frames is not None:
+                row.frames.append(frames)
+            else:
+                row.decoded, row.chunks, row.state, row.noise = True, None, None, None
 
-    def _finished(self, frames: Tensor) -> Tensor:
-        frames, origin = frames.cpu(), self.row.job.origin
-        return frames if origin is None else origin.finish(frames)
+    def undo(self) -> None:
+        """As if nothing of it had been decoded."""
+        if self.preview is not None:
+            self.rows[0].previews.appendleft(self.preview)
+            return
+        for row in self.rows:
+            row.chunks = None
+            row.frames.clear()
+
+
+def _next(pipeline: Pipeline, row: Row) -> Tensor | None:
+    if row.chunks is None:
+        assert row.state is not None
+        row.chunks = pipeline.decode(row.state.x)
+    chunk = next(row.chunks, None)
+    return None if chunk is None else _finished(row, chunk)
+
+
+def _finished(row: Row, frames: Tensor) -> Tensor:
+    frames, origin = frames.cpu(), row.job.origin
+    return frames if origin is None else origin.finish(frames)

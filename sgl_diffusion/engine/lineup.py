@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sgl_diffusion.engine.denoise import ShapeKey, shape_key
+from sgl_diffusion.engine.errand import Lane
 from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.pipeline import Pipeline
 
@@ -36,6 +37,11 @@ class Batch:
     key: ShapeKey
     rows: tuple[Row, ...]
 
+    @property
+    def job(self) -> Job:
+        """Of its most urgent row."""
+        return self.rows[0].job
+
 
 Unit = Encode | Decode | Batch
 
@@ -45,15 +51,19 @@ Rows = Callable[[ShapeKey, Sequence[int]], int]
 
 @dataclass(frozen=True)
 class Offer:
-    """What a group would do next: `decode` goes first, then `step`; `ready` is the step it can do
-    without encoding anybody before. With it, the share of the time it should have, and its oldest
-    job."""
+    """What a group would do next, and what instead if its encoding and decoding go on beside it:
+    only steps, as long as there are any. With it, the share of the time it should have, and its
+    oldest job."""
 
-    decode: Decode | None
-    step: Encode | Batch | None
-    ready: Batch | None
+    next: Unit
+    beside: Unit | None
     weight: float
     order: int
+
+
+def lane_of(unit: Encode | Decode) -> Lane:
+    """The lane that does such a unit beside the steps."""
+    return "encode" if isinstance(unit, Encode) else "decode"
 
 
 def first_jobs(jobs: Iterable[Job], most: int) -> list[Job]:
@@ -75,14 +85,15 @@ def line_up(pipeline: Pipeline, jobs: Iterable[Job], rows: Rows) -> dict[Group, 
             job for job in members if job.away != "encode" and (job.to_denoise or not job.encoded)
         ]
         step = _next_step(pipeline, able, rows)
-        ready: Encode | Batch | None = step
-        if isinstance(step, Encode):
-            ready = _next_step(pipeline, [job for job in able if job.encoded], rows)
-        assert not isinstance(ready, Encode), "these jobs are encoded"
-        if decode or step:
+        beside: Encode | Batch | None = step
+        # Where the steps are, there are the adapters.
+        if isinstance(step, Encode) and step.job.blend is None:
+            beside = _next_step(pipeline, [job for job in able if job.encoded], rows)
+        unit = decode or step
+        if unit is not None:
             weight = min(sum(job.weight for job in members), _MOST_WEIGHT)
             order = min(job.order for job in members)
-            offers[group] = Offer(decode, step, ready, weight, order)
+            offers[group] = Offer(unit, beside, weight, order)
     return offers
 
 

@@ -10,34 +10,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TypeVar
 
 import torch
 
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.engine.accounts import Accounts
-from sgl_diffusion.engine.beside import Beside, Lane
+from sgl_diffusion.engine.beside import Beside
 from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.contexts import Contexts
 from sgl_diffusion.engine.costs import Costs
 from sgl_diffusion.engine.counters import Counters
-from sgl_diffusion.engine.decoding import Part
 from sgl_diffusion.engine.denoise import ShapeKey, denoise, shape_key
-from sgl_diffusion.engine.encoding import Encoding
+from sgl_diffusion.engine.errand import Errand
+from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.lineup import (
     Batch,
-    Decode,
-    Encode,
     Offer,
     Unit,
     first_jobs,
     line_up,
-    next_to_encode,
 )
 from sgl_diffusion.engine.lora.rows import RowAdapters
+from sgl_diffusion.engine.overlap import Overlap
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import take_preview
@@ -50,12 +46,10 @@ from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
 
 log = get_logger(__name__)
 
-T = TypeVar("T")
 Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
 
 _PATIENCE = 4.0  # a job that takes so many times what it takes alone is in time
-_LOOK_UP_SECONDS = 0.005  # while there is only work in other threads
 
 
 class StepRunner:
@@ -82,7 +76,6 @@ class StepRunner:
         self._turns = Turns()
         self.costs = Costs()
         self._branches = branches
-        self._beside = Beside(pipeline.device) if bounds.overlap and branches is None else None
         self._contexts = Contexts(pipeline, branches)
         self._reduced: dict[ShapeKey, int] = {}
         self.adapters = RowAdapters(pipeline.device)
@@ -90,8 +83,19 @@ class StepRunner:
         self.counters = Counters()
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
-        self._encoding = Encoding(pipeline, prompts)
+        self._errands = Errands(pipeline, prompts, outbox, self._decoded)
         self.trace = Trace(pipeline.device)
+        self._overlap: Overlap | None = None
+        if bounds.overlap and branches is None:
+            self._overlap = Overlap(
+                Beside(pipeline.device, self.trace),
+                self._errands,
+                self._accounts,
+                self._jobs,
+                2 * bounds.rows,
+                self._take,
+                fail,
+            )
         self._offers: dict[Group, Offer] = {}
         self._timed: tuple[Unit, Job, float] | None = None  # the unit under way, its begin
         keep_pulse(pipeline.blocks(), pipeline.device, self._watch.look_up)
@@ -101,7 +105,10 @@ class StepRunner:
         self._jobs[job.id] = job
 
     def drop(self, job_id: str) -> Job | None:
-        return self._jobs.pop(job_id, None)
+        job = self._jobs.pop(job_id, None)
+        if job is not None and self._overlap is not None:
+            self._overlap.drop(job)
+        return job
 
     def jobs(self) -> list[Job]:
         return list(self._jobs.values())
@@ -114,8 +121,8 @@ class StepRunner:
 
     def settle(self) -> None:
         """Wait for what other threads do with the weights."""
-        if self._beside is not None:
-            self._beside.settle()
+        if self._overlap is not None:
+            self._overlap.settle(self._outbox.poll)
 
     def step(self) -> bool:
         """One unit of work, for the group that is most behind."""
@@ -123,52 +130,43 @@ class StepRunner:
         if unit is not None:
             self.run(unit)
             return True
-        if self._beside is None or not self._beside.busy:
+        if self._overlap is None or not self._overlap.busy:
             return False
-        self._beside.wait(_LOOK_UP_SECONDS)
+        self._overlap.wait()
         return True
 
     def choose(self) -> Unit | None:
         """The next unit of the group that is most behind; what can be done beside it, begins."""
         self._catch_up()
-        if self._beside is not None:
-            self._beside.collect()
+        if self._overlap is not None and self._overlap.crowded:
+            self.settle()
+            self._overlap = None
+        if self._overlap is not None:
+            self._overlap.collect()
         jobs = first_jobs(self._jobs.values(), self._bounds.jobs)
         self._accounts.standing(jobs)
-        offers = line_up(self._pipeline, jobs, self._rows)
-        units: dict[Group, Unit] = {}
-        if self._beside is not None and any(offer.ready for offer in offers.values()):
-            self._send(self._beside, jobs)
-            for group, offer in offers.items():
-                here = isinstance(offer.step, Encode) and offer.step.job.blend is not None
-                if unit := offer.step if here else offer.ready:
-                    units[group] = unit
-        else:
-            both = {group: offer.decode or offer.step for group, offer in offers.items()}
-            units = {group: unit for group, unit in both.items() if unit is not None}
-        self._offers = {group: offers[group] for group in units}
-        return units[self._turns.next(self._offers)] if units else None
+        self._offers = line_up(self._pipeline, jobs, self._rows)
+        if not self._offers:
+            return None
+        offer = self._offers[self._turns.next(self._offers)]
+        if self._overlap is None:
+            return offer.next
+        unit = offer.beside or offer.next
+        if isinstance(unit, Batch):
+            self._overlap.send(jobs)
+        elif not self._overlap.gives_way(unit):
+            return None
+        return unit
 
     def run(self, unit: Unit) -> None:
         """Do one unit."""
         self._catch_up()
         start = time.perf_counter()
-        match unit:
-            case Batch():
-                done, job = self._denoise(unit), unit.rows[0].job
-            case Encode(job):
-                self._outbox.progress(job.id, 0, job.steps, "encode")
-                # The prompts, too, go through adapted layers.
-                with self.trace.span("encode", job=job.id), self.adapters.of([job.blend]):
-                    done = self._guard(job, lambda: self._encoding.encode(job).give(job))
-                self._accounts.spend([job], "encode", time.perf_counter() - start, beside=False)
-            case Decode(job):
-                part = Part.of(job)
-                decode = partial(part.decode, self._pipeline)
-                with self.trace.span("decode", job=job.id):
-                    done = self._guard(job, lambda: self._decoded(part, decode()))
-                self._accounts.spend([job], "decode", time.perf_counter() - start, beside=False)
-        self._timed = (unit, job, start) if done else None
+        if isinstance(unit, Batch):
+            done = self._denoise(unit)
+        else:
+            done = self._do(self._errands.of(unit))
+        self._timed = (unit, unit.job, start) if done else None
         self._pace.mark()
         if not self._pace.lags:
             self._stop_clock()
@@ -198,14 +196,20 @@ class StepRunner:
             return False
         return True
 
-    def _decoded(self, part: Part, frames: torch.Tensor | None) -> None:
-        job = part.row.job
-        if part.preview is not None:
-            self._outbox.output(job.id, part.meta(part.preview), [frames], final=False)
-            return
-        part.take(frames)
-        self._outbox.progress(job.id, job.step, job.steps, "decode")
-        if all(row.decoded for row in job.rows) and self.drop(job.id) is not None:
+    def _do(self, errand: Errand) -> bool:
+        job, start = errand.job, time.perf_counter()
+        # The prompts, too, go through adapted layers.
+        blends = [job.blend] if errand.lane == "encode" else []
+        with self.trace.span(errand.lane, job=job.id), self.adapters.of(blends):
+            done = self._guard(job, lambda: errand.take(errand.work(lambda: False)))
+        self._accounts.spend([job], errand.lane, time.perf_counter() - start, beside=False)
+        return done
+
+    def _take(self, errand: Errand, result: object) -> None:
+        self._guard(errand.job, lambda: errand.take(result))
+
+    def _decoded(self, job: Job) -> None:
+        if self.drop(job.id) is not None:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
 
     def _denoise(self, batch: Batch) -> bool:
@@ -223,7 +227,9 @@ class StepRunner:
         except Exception as error:
             if self._branches is not None:
                 raise CannotGoOnError("a step of several ranks failed") from error
-            if is_out_of_memory(error) and len(rows) > 1:
+            if is_out_of_memory(error) and self._overlap is not None and self._overlap.busy:
+                self._overlap.give_up()
+            elif is_out_of_memory(error) and len(rows) > 1:
                 self._reduce(batch.key, len(rows) // 2)
             else:
                 self._fail(jobs, error)
@@ -248,42 +254,6 @@ class StepRunner:
 
     def _rows(self, key: ShapeKey, jobs: Sequence[int]) -> int:
         return self.costs.rows(key, jobs, self._reduced.get(key, self._bounds.rows))
-
-    # -- beside the steps --------------------------------------------------------------------------
-
-    def _send(self, beside: Beside, jobs: Sequence[Job]) -> None:
-        """Begin what lanes have room for."""
-        if beside.free("encode") and (new := next_to_encode(jobs, 2 * self._bounds.rows)):
-            self._outbox.progress(new.id, 0, new.steps, "encode")
-            encode = partial(self._encoding.encode, new)
-            self._go(beside, "encode", new, encode, lambda encoded: encoded.give(new))
-        if beside.free("decode") and (done := next((job for job in jobs if job.to_decode), None)):
-            part = Part.of(done)
-            decode = partial(part.decode, self._pipeline)
-            self._go(beside, "decode", done, decode, partial(self._decoded, part))
-
-    def _go(
-        self, beside: Beside, lane: Lane, job: Job, work: Callable[[], T], take: Callable[[T], None]
-    ) -> None:
-        job.away = lane
-
-        def back(result: tuple[T, float]) -> None:
-            job.away = ""
-            if self._jobs.get(job.id) is job:
-                self._accounts.spend([job], lane, result[1], beside=True)
-                self._guard(job, lambda: take(result[0]))
-
-        def fail(error: Exception) -> None:
-            job.away = ""
-            if self._jobs.get(job.id) is job:
-                self._fail([job], error)
-
-        def timed() -> tuple[T, float]:
-            start = time.perf_counter()
-            with self.trace.span(lane, job=job.id):
-                return work(), time.perf_counter() - start
-
-        beside.start(lane, timed, back, fail)
 
     def _stop_clock(self) -> None:
         """The device is done with the last unit: so long it took."""

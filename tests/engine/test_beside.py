@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.engine import steps
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
@@ -63,7 +65,7 @@ def test_steps_go_on_meanwhile(
 ) -> None:
     bench = under_way(pipeline)
     threads = until_steps(monkeypatch, pipeline, name, 3)
-    bench.add("short", num_inference_steps=2, seed=2, num_frames=1)
+    bench.add("short", num_inference_steps=2, seed=2)
     while "short" not in bench.outbox.outputs:
         assert bench.runner.step() and not bench.errors
     assert threads[0].startswith(f"sgld-{name}")
@@ -97,7 +99,7 @@ def test_encoding_decoding_and_steps_all_at_once(
             stepping.set()
         return velocity(*arguments)
 
-    bench.add("first", num_inference_steps=1, seed=2, num_frames=1)
+    bench.add("first", num_inference_steps=1, seed=2)
     while "decode" not in {phase for phase, _, _ in bench.outbox.steps.get("first", [])}:
         job = bench.runner.job("first")
         if job is not None and job.encoded and not job.to_denoise:
@@ -132,7 +134,7 @@ def test_an_error_beside_the_steps_fails_that_job_only(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     bench = under_way(pipeline)
-    bench.add("bad", num_inference_steps=1, num_frames=1)
+    bench.add("bad", num_inference_steps=1)
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, name, fail)
         while "bad" not in bench.errors:
@@ -150,7 +152,7 @@ def test_a_job_that_is_dropped_meanwhile_leaves_nothing(
 ) -> None:
     bench = under_way(pipeline)
     threads = until_steps(monkeypatch, pipeline, "encode", 2)
-    gone = bench.add("gone", num_inference_steps=1, num_frames=1)
+    gone = bench.add("gone", num_inference_steps=1)
     while gone.away != "encode":
         bench.runner.step()
     bench.runner.drop("gone")
@@ -174,11 +176,160 @@ def test_whoever_changes_weights_waits_for_the_lanes(
             done.append(threading.current_thread().name)
 
     monkeypatch.setattr(pipeline, "encode", held)
-    gone = bench.add("gone", num_inference_steps=1, num_frames=1, guidance_scale=1.0)
+    gone = bench.add("gone", num_inference_steps=1)
     while gone.away != "encode":
         bench.runner.step()
     bench.runner.drop("gone")
     assert not done
     release.set()
     bench.runner.settle()
-    assert len(done) == 1
+    assert len(done) == 2, "the prompt and the negative one"
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_short_job_of_another_size_waits_for_no_second_step_of_a_long_one(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    """By a clock that only steps move: a hundred times as far for a clip as for a picture."""
+    seconds, clips, velocity = 0.0, 0, pipeline.velocity
+
+    def timed(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        nonlocal seconds, clips
+        clip = latents.shape[2] > 1
+        clips += clip
+        seconds += 10.0 if clip else 0.1
+        return velocity(latents, *rest)
+
+    bench = Bench(pipeline, overlap=overlap)
+    monkeypatch.setattr(pipeline, "velocity", timed)
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: seconds))
+    long = bench.add("long", num_inference_steps=30)
+    while long.step < 3:
+        bench.runner.step()
+    before = clips
+    bench.add("short", num_inference_steps=20, num_frames=1)
+    while "short" not in bench.outbox.outputs:
+        bench.runner.step()
+    assert clips == before
+    bench.run()
+    assert not bench.errors and set(bench.outbox.outputs) == {"long", "short"}
+
+
+def test_a_whole_clip_is_decoded_within_one_step(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = under_way(pipeline)
+    decode, velocity, decoded, held = pipeline.decode, pipeline.velocity, threading.Event(), []
+
+    def told(latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        yield from decode(latents)
+        decoded.set()
+
+    def one_step(*arguments: Any) -> torch.Tensor:
+        if bench.runner.job("short").away == "decode" and not held:
+            held.append(decoded.wait(PATIENCE))
+        return velocity(*arguments)
+
+    bench.add("short", num_inference_steps=1, num_outputs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "decode", told)
+        patch.setattr(pipeline, "velocity", one_step)
+        while not held:
+            assert bench.runner.step()
+    assert held == [True]
+    bench.run()
+    assert [len(clip) for clip in bench.outbox.outputs["short"]] == [5, 5]
+
+
+def test_nobody_waits_for_the_rest_of_a_decode(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is dropped leaves its lane with the chunk that is under way."""
+    bench = under_way(pipeline)
+    decode, entered, release, chunks = pipeline.decode, threading.Event(), threading.Event(), []
+
+    def held(latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        entered.set()
+        assert release.wait(PATIENCE)
+        for frames in decode(latents):
+            chunks.append(frames)
+            yield frames
+
+    monkeypatch.setattr(pipeline, "decode", held)
+    bench.add("gone", num_inference_steps=1)
+    while not entered.is_set():
+        assert bench.runner.step()
+    bench.runner.drop("gone")
+    release.set()
+    bench.runner.settle()
+    assert len(chunks) == 1
+    monkeypatch.undo()
+    bench.run()
+    assert set(bench.outbox.outputs) == {"long"} and not bench.errors
+
+
+@pytest.mark.parametrize("name", ["encode", "decode"])
+def test_only_one_thread_at_a_time_encodes_or_decodes(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A VAE or a tokenizer may remember things between two calls."""
+    call, threads, inside = getattr(pipeline, name), set(), threading.Lock()
+
+    def alone(*arguments: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        assert inside.acquire(blocking=False), f"two threads {name} at the same time"
+        try:
+            result = call(*arguments)
+            return iter(list(result)) if name == "decode" else result
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(pipeline, name, alone)
+    bench = Bench(pipeline, overlap=True)
+    for number in range(24):
+        frames, steps = (5, 1, 9)[number % 3], number % 4 + 1
+        bench.add(f"job {number}", num_frames=frames, num_inference_steps=steps, seed=number)
+    bench.run()
+    assert not bench.errors and len(bench.outbox.outputs) == 24
+    assert len(threads) == 2, "some in the lane, some where the steps are"
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "velocity"])
+def test_out_of_memory_ends_the_overlap_and_no_job(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever fails while two things are done at a time is done again alone."""
+    bench = under_way(pipeline)
+    call, encode, failed = getattr(pipeline, name), pipeline.encode, []
+    away, over = threading.Event(), threading.Event()
+
+    def full(*arguments: Any) -> Any:
+        here = not threading.current_thread().name.startswith("sgld-")
+        if here == (name == "velocity") and (not here or away.is_set()) and not failed:
+            failed.append(name)
+            over.set()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(*arguments)
+
+    def until_over(*arguments: Any) -> Any:
+        away.set()
+        assert over.wait(PATIENCE)
+        return encode(*arguments)
+
+    monkeypatch.setattr(pipeline, name, full)
+    if name == "velocity":
+        monkeypatch.setattr(pipeline, "encode", until_over)
+    bench.add("short", num_inference_steps=2, seed=2)
+    bench.run()
+    assert failed and not bench.errors
+    monkeypatch.undo()
+    calm = Bench(pipeline)
+    calm.add("short", num_inference_steps=2, seed=2)
+    calm.run()
+    ours, theirs = bench.outbox.outputs["short"][0], calm.outbox.outputs["short"][0]
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    began = bench.count("phase_units_total", beside="true")
+    bench.add("later", num_inference_steps=2, seed=2)
+    bench.add("latest", num_inference_steps=3, seed=2)
+    bench.run()
+    assert bench.count("phase_units_total", beside="true") == began

@@ -100,6 +100,17 @@ def test_one_slow_step_is_not_believed() -> None:
     assert costs.seconds(KEY, 1) == 0.1
 
 
+def test_a_size_that_was_slow_once_is_tried_again_after_a_while() -> None:
+    costs = Costs()
+    costs.add(KEY, PARAMS, 1, 0.1)
+    costs.add(KEY, PARAMS, 4, 9.0)  # as if something was compiled in it
+    taken = []
+    for _ in range(1000):
+        taken.append(costs.rows(KEY, [1] * 4, 4))
+        costs.add(KEY, PARAMS, taken[-1], 0.1)
+    assert taken[:100] == [1] * 100 and taken[-100:] == [4] * 100
+
+
 def test_a_job_is_estimated_from_steps_of_any_size() -> None:
     costs = Costs()
     assert costs.estimate(PARAMS) == 0

@@ -212,13 +212,26 @@ class Sides:
         return {**call, "num_frames": frames, **guidance}
 
     def files(self, count: int) -> tuple[str, ...]:
-        files = []
-        generator = torch.Generator().manual_seed(0)
-        for number, size in enumerate([(130, 96), (80, 150)][:count]):
-            small = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
-            files.append(str(self.folder / f"{number}.png"))
-            Image.fromarray(small.numpy()).resize(size).save(files[-1])
-        return tuple(files)
+        return files_in(self.folder, count)
+
+
+def files_in(folder: Path, count: int) -> tuple[str, ...]:
+    """Pictures of different sizes."""
+    files = []
+    generator = torch.Generator().manual_seed(0)
+    for number, size in enumerate([(130, 96), (80, 150)][:count]):
+        small = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+        files.append(str(folder / f"{number}.png"))
+        Image.fromarray(small.numpy()).resize(size).save(files[-1])
+    return tuple(files)
+
+
+def checkpoint(row: Row, index: int, folder: Path, request: pytest.FixtureRequest) -> Path:
+    build = row.checkpoints[index]
+    if isinstance(build, str):
+        path: Path = request.getfixturevalue(build)
+        return path
+    return build(folder / "model")
 
 
 def _plain(pipe: Any) -> dict[str, Any]:
@@ -229,8 +242,7 @@ def _plain(pipe: Any) -> dict[str, Any]:
 def sides(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sides:
     name, index = request.param
     row = ROWS[name]
-    build = row.checkpoints[index]
-    path = request.getfixturevalue(build) if isinstance(build, str) else build(tmp_path / "model")
+    path = checkpoint(row, index, tmp_path, request)
     parity.small_references(monkeypatch)
     return Sides(row, path, tmp_path)
 
