@@ -6,12 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import check_uses
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 
 MAX_PROMPT_CHARS = 32_000
 MAX_PARTIAL_IMAGES = 3
+_TEACACHE = 0.1
+_TEACACHE_LIMITS = (0.001, 1.0)
 _NEUTRAL = {"true_cfg_scale": 1.0}
 
 
@@ -86,6 +89,34 @@ def check_pictures(card: ModelCard, wish: SamplingParams, *, video: bool) -> Non
             code="streaming_not_supported",
             param="partial_images",
         )
+
+
+def check_loras(card: ModelCard, wish: SamplingParams) -> None:
+    check_uses(wish.loras)
+    if wish.loras and not card.lora_targets:
+        raise RequestError(
+            f"{card.name} takes no adapters: it is served through the {card.backend} backend.",
+            code="lora_not_supported",
+            param="lora",
+        )
+
+
+def teacache(card: ModelCard, wish: SamplingParams) -> float:
+    """How much the beginnings of steps may differ that share the rest; 0 for not at all."""
+    threshold = wish.teacache_threshold
+    if not wish.enable_teacache:
+        if threshold is not None:
+            raise RequestError(
+                "teacache_threshold needs enable_teacache.",
+                code="conflicting_parameters",
+                param="teacache_threshold",
+            )
+        return 0.0
+    if not card.step_cache:
+        raise _takes_no(card, "enable_teacache", " as it is served")
+    return within(
+        "teacache_threshold", _TEACACHE if threshold is None else threshold, *_TEACACHE_LIMITS
+    )
 
 
 def strength(card: ModelCard, wish: SamplingParams) -> float | None:

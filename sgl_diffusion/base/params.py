@@ -13,16 +13,18 @@ from typing import Literal
 
 from sgl_diffusion.base.checks import (
     MAX_PARTIAL_IMAGES,
+    check_loras,
     check_pictures,
     check_pixels,
     check_texts,
     edge,
     optional,
     strength,
+    teacache,
     within,
 )
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.lora import LoraUse, check_uses
+from sgl_diffusion.base.lora import LoraUse
 
 MAX_OUTPUTS = 10
 MAX_STEPS = 200
@@ -40,7 +42,8 @@ class SamplingParams:
 
     `images` and `mask` are files: PNG, JPEG or WebP. The mask tells what of the first image to
     make anew: its transparent part, or its bright part where nothing is transparent. `priority`
-    goes from 0, for what can wait, to 9.
+    goes from 0, for what can wait, to 9. With `enable_teacache` steps may reuse what an earlier one
+    computed, if their beginnings differ by less than `teacache_threshold`.
     """
 
     prompt: str
@@ -63,6 +66,8 @@ class SamplingParams:
     partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
     priority: int = DEFAULT_PRIORITY
+    enable_teacache: bool = False
+    teacache_threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,7 @@ class ResolvedParams:
     loras: tuple[LoraUse, ...] = ()
     guidance_offset: float = 0.0
     priority: int = DEFAULT_PRIORITY
+    teacache: float = 0.0  # the threshold; 0: every step is computed
 
     @property
     def guided(self) -> bool:
@@ -165,6 +171,7 @@ class ModelCard:
     masks: bool = False
     needs_mask: bool = False
     previews: bool = False
+    step_cache: bool = False
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
 
@@ -185,6 +192,7 @@ class ModelCard:
         defaults = self.defaults
         check_texts(wish)
         check_pictures(self, wish, video=video)
+        check_loras(self, wish)
         if video and not self.makes_video:
             raise RequestError(
                 f"{self.name} makes images only.",
@@ -242,9 +250,10 @@ class ModelCard:
             partial_images=int(
                 within("partial_images", wish.partial_images, 0, MAX_PARTIAL_IMAGES)
             ),
-            loras=self._loras(wish),
+            loras=wish.loras,
             guidance_offset=self.guidance_offset,
             priority=int(within("priority", wish.priority, 0, MAX_PRIORITY)),
+            teacache=teacache(self, wish),
         )
         check_pixels(self, params)
         return params
@@ -266,16 +275,6 @@ class ModelCard:
             return nearest(height * across / down), height
         ratio = math.sqrt(across / down)
         return nearest(math.sqrt(area) * ratio), nearest(math.sqrt(area) / ratio)
-
-    def _loras(self, wish: SamplingParams) -> tuple[LoraUse, ...]:
-        check_uses(wish.loras)
-        if wish.loras and not self.lora_targets:
-            raise RequestError(
-                f"{self.name} takes no adapters: it is served through the {self.backend} backend.",
-                code="lora_not_supported",
-                param="lora",
-            )
-        return wish.loras
 
     def round_frames(self, frames: int) -> int:
         """The count the VAE can make, as diffusers rounds it: a multiple of four, plus one."""

@@ -55,6 +55,10 @@ class GenerateOptions(EngineOptions):
     guidance_scale_2: float | None = option(None, "Guidance of a second expert.")
     flow_shift: float | None = option(None, "Shift of the noise schedule. Default: the model's.")
     max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
+    enable_teacache: bool = option(False, "Let steps reuse what an earlier one computed.")
+    teacache_threshold: float | None = option(
+        None, "How far such steps may differ, 0.001 to 1. Default: 0.1."
+    )
     seed: int | None = option(None, "Seed of the first output; the others count up. Default: 42.")
     num_outputs: int = option(1, "How many to make.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
@@ -128,6 +132,8 @@ def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
         "strength": options.strength,
         "flow_shift": options.flow_shift,
         "max_sequence_length": options.max_sequence_length,
+        "enable_teacache": options.enable_teacache,
+        "teacache_threshold": options.teacache_threshold,
         "seed": options.seed,
         "num_outputs": options.num_outputs,
     }

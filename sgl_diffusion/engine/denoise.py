@@ -27,6 +27,7 @@ class ShapeKey:
     text: int
     expert: int
     guided: bool
+    alone: bool = False  # a row that may reuse its steps shares none
 
 
 def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
@@ -38,6 +39,7 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
         text=pipeline.text_bucket(row.job.condition),
         expert=pipeline.expert(timestep),
         guided=row.job.params.guided,
+        alone=row.job.params.teacache > 0,
     )
 
 

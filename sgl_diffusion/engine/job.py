@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgl_diffusion.engine.beginning import Origin
     from sgl_diffusion.engine.lora.rows import Blend
     from sgl_diffusion.engine.previews import Preview
+    from sgl_diffusion.engine.step_cache import Memory
 
 _order = itertools.count()
 
@@ -39,6 +40,8 @@ class Row:
     chunks: Iterator[torch.Tensor] | None = None
     frames: list[torch.Tensor] = field(default_factory=list)
     decoded: bool = False
+    memory: Memory | None = None  # of an earlier step, where steps may reuse one
+    reused: int = 0  # so many did
 
     @property
     def denoised(self) -> bool:

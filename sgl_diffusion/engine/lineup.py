@@ -122,8 +122,12 @@ def _next_step(pipeline: Pipeline, jobs: Sequence[Job], rows: Rows) -> Encode | 
     if not first.encoded:
         return Encode(first)
     key = shape_key(pipeline, first.to_denoise[0])
+    if key.alone:
+        return Batch(key, (first.to_denoise[0],))
     waiting = []  # by job; whoever is not encoded yet could have this key
     for job in jobs:
+        if job.params.teacache:
+            continue
         fit = [row for row in job.to_denoise if not job.encoded or shape_key(pipeline, row) == key]
         if fit:
             waiting.append(fit)

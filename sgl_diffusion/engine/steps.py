@@ -39,6 +39,7 @@ from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
+from sgl_diffusion.engine.step_cache import StepCache
 from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.engine.watch import AbandonedError, Watch
@@ -83,6 +84,7 @@ class StepRunner:
         self.counters = Counters()
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
+        self._step_cache = StepCache(pipeline, self.counters)
         self._errands = Errands(pipeline, prompts, outbox, self._decoded)
         self.trace = Trace(pipeline.device)
         self._overlap: Overlap | None = None
@@ -219,7 +221,8 @@ class StepRunner:
         blends, ids = [row.job.blend for row in rows], [job.id for job in jobs]
         span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=jobs[0].size)
         try:
-            with span, self._watch.of(jobs), self.adapters.of(blends):
+            reused = self._step_cache.of(rows[0] if batch.key.alone else None)
+            with span, self._watch.of(jobs), self.adapters.of(blends), reused:
                 context = self._contexts.of(batch.key, rows)
                 denoise(self._pipeline, batch.key, rows, context, self._branches)
         except AbandonedError:
@@ -238,6 +241,8 @@ class StepRunner:
         self._accounts.step(rows)
         for row in rows:
             take_preview(row)
+            if row.denoised:
+                row.memory = None
         for job in jobs:
             self._outbox.progress(job.id, job.step, job.steps, "denoise")
             if not job.to_denoise:

@@ -95,7 +95,12 @@ class DiffusionWorker:
         self._loras = lora_control(
             pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
         )
-        card = dataclasses.replace(pipeline.card, lora_targets=self._loras.targets)
+        card = dataclasses.replace(
+            pipeline.card,
+            lora_targets=self._loras.targets,
+            # Whether a step can be reused is decided within a pass, on one rank's tokens.
+            step_cache=pipeline.card.step_cache and self._ranks is None,
+        )
         return {**dataclasses.asdict(card), "loras": self._loras.report()}
 
     def _warm_up(self, card: ModelCard) -> None:
@@ -181,7 +186,9 @@ class DiffusionWorker:
 
     def _finish(self, job: Job, clips: list[torch.Tensor]) -> None:
         if job.id != _WARM_UP:
-            self._outbox.output(job.id, {"seconds": job.seconds}, list(clips))
+            reused = sum(row.reused for row in job.rows)
+            meta = {"seconds": job.seconds, "reused_steps": reused}
+            self._outbox.output(job.id, meta, list(clips))
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """These jobs end here; the others and the worker go on."""

@@ -70,6 +70,8 @@ class Sampling(RequestBody):
     flow_shift: float | None = None
     max_sequence_length: Int | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
+    enable_teacache: bool = False
+    teacache_threshold: float | None = None
     seed: Int | list[Int] | None = None
     output_quality: OutputQuality = "default"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None

@@ -85,6 +85,8 @@ class ImageRequest(Sampling):
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
             priority=self.priority,
+            enable_teacache=self.enable_teacache,
+            teacache_threshold=self.teacache_threshold,
             num_outputs=self.n,
             seed=self.seeds(),
         )

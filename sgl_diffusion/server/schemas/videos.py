@@ -110,6 +110,8 @@ class VideoRequest(Sampling):
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
             priority=self.priority,
+            enable_teacache=self.enable_teacache,
+            teacache_threshold=self.teacache_threshold,
             partial_images=self.partial_images,
             num_outputs=self.n or self.num_outputs_per_prompt or 1,
             seed=self.seeds(),
