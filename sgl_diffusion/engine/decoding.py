@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from sgl_diffusion.engine.errand import GoOn
 from sgl_diffusion.engine.job import Job, Row
-from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import Preview
 
+Decode = Callable[[Tensor, Row], Iterator[Tensor]]  # latents of a row to its frames, by chunks
 Chunk = tuple[Row, Tensor | None]  # finished uint8 frames [f, H, W, 3] on the host; or the row ends
 
 
@@ -31,15 +32,15 @@ class Part:
         return cls(rows, None)
 
     @torch.inference_mode()
-    def decode(self, pipeline: Pipeline, go_on: GoOn) -> list[Chunk]:
+    def decode(self, decode: Decode, go_on: GoOn) -> list[Chunk]:
         """A preview; or one chunk, and more as long as it may go on."""
         if self.preview is not None:
-            (shown,) = pipeline.decode(self.preview.latents)
+            (shown,) = decode(self.preview.latents, self.rows[0])
             return [(self.rows[0], _finished(self.rows[0], shown))]
         chunks: list[Chunk] = []
         for row in self.rows:
             while True:
-                frames = _next(pipeline, row)
+                frames = _next(decode, row)
                 chunks.append((row, frames))
                 if frames is None:
                     break
@@ -70,10 +71,10 @@ class Part:
             row.frames.clear()
 
 
-def _next(pipeline: Pipeline, row: Row) -> Tensor | None:
+def _next(decode: Decode, row: Row) -> Tensor | None:
     if row.chunks is None:
         assert row.state is not None
-        row.chunks = pipeline.decode(row.state.x)
+        row.chunks = decode(row.state.x, row)
     chunk = next(row.chunks, None)
     return None if chunk is None else _finished(row, chunk)
 

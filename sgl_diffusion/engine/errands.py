@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+
+from torch import Tensor
 
 from sgl_diffusion.engine.decoding import Chunk, Part
 from sgl_diffusion.engine.encoding import Encoding
 from sgl_diffusion.engine.errand import Errand
-from sgl_diffusion.engine.job import Job
+from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.lineup import Decode, Encode
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.prompts import PromptCache
+from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.orchestrator.stage import Outbox
 
 
 class Errands:
-    """`decoded` is called with a job when its last row is."""
+    """`decoded` is called with a job when its last row is; `tiles` decode, where there are any."""
 
     def __init__(
         self,
@@ -24,11 +27,13 @@ class Errands:
         prompts: PromptCache,
         outbox: Outbox,
         decoded: Callable[[Job], None],
+        tiles: Tiles | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._encoding = Encoding(pipeline, prompts)
         self._outbox = outbox
         self._decoded = decoded
+        self._tiles = tiles
 
     def of(self, unit: Encode | Decode) -> Errand:
         return self._encode(unit.job) if isinstance(unit, Encode) else self._decode(unit.job)
@@ -45,8 +50,13 @@ class Errands:
 
     def _decode(self, job: Job) -> Errand:
         part = Part.of(job)
-        work = partial(part.decode, self._pipeline)
+        work = partial(part.decode, self._frames)
         return Errand("decode", job, work, partial(self._take, part), part.undo)
+
+    def _frames(self, latents: Tensor, row: Row) -> Iterator[Tensor]:
+        if self._tiles is None:
+            return self._pipeline.decode(latents)
+        return self._tiles.decode(latents, row.job.params.height)
 
     def _take(self, part: Part, chunks: list[Chunk]) -> None:
         job = part.rows[0].job

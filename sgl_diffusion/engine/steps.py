@@ -40,6 +40,7 @@ from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
 from sgl_diffusion.engine.step_cache import StepCache
+from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.engine.watch import AbandonedError, Watch
@@ -64,9 +65,10 @@ class StepRunner:
         finish: Finish,
         fail: Fail,
         branches: Branches | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         """`branches` are there if this is one of several ranks: what fails in a step of many ranks
-        ends them all, as nobody knows what the others did."""
+        ends them all, as nobody knows what the others did. `tiles` decode, where they are there."""
         self._pipeline = pipeline
         self._bounds = bounds
         self._outbox = outbox
@@ -85,7 +87,8 @@ class StepRunner:
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
         self._step_cache = StepCache(pipeline, self.counters)
-        self._errands = Errands(pipeline, prompts, outbox, self._decoded)
+        self._errands = Errands(pipeline, prompts, outbox, self._decoded, tiles)
+        self.shares_decoding = tiles is not None and tiles.shared
         self.trace = Trace(pipeline.device)
         self._overlap: Overlap | None = None
         if bounds.overlap and branches is None:
@@ -186,14 +189,16 @@ class StepRunner:
 
     # -- units -------------------------------------------------------------------------------------
 
-    def _guard(self, job: Job, unit: Callable[[], None]) -> bool:
-        """An error in a unit of one job fails that job only."""
+    def _guard(self, job: Job, unit: Callable[[], None], *, shared: bool = False) -> bool:
+        """An error in a unit of one job fails that job only, unless it is shared by ranks."""
         try:
             with self._watch.of([job]):
                 unit()
         except AbandonedError:
             return False
         except Exception as error:
+            if shared:
+                raise CannotGoOnError("a decode of several ranks failed") from error
             self._fail([job], error)
             return False
         return True
@@ -203,7 +208,11 @@ class StepRunner:
         # The prompts, too, go through adapted layers.
         blends = [job.blend] if errand.lane == "encode" else []
         with self.trace.span(errand.lane, job=job.id), self.adapters.of(blends):
-            done = self._guard(job, lambda: errand.take(errand.work(lambda: False)))
+            done = self._guard(
+                job,
+                lambda: errand.take(errand.work(lambda: False)),
+                shared=self.shares_decoding and errand.lane == "decode",
+            )
         self._accounts.spend([job], errand.lane, time.perf_counter() - start, beside=False)
         return done
 

@@ -30,6 +30,7 @@ from sgl_diffusion.engine.offload import check_offload
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
+from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.whole import WholeRunner
 from sgl_diffusion.ops import dispatch, library
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -87,7 +88,13 @@ class DiffusionWorker:
                 overlap=self._options.overlap,
             )
             self._runner = StepRunner(
-                pipeline, bounds, self._outbox, self._finish, self._fail, branches
+                pipeline,
+                bounds,
+                self._outbox,
+                self._finish,
+                self._fail,
+                branches,
+                self._tiles(pipeline),
             )
             self._warm_up(pipeline.card)
         else:
@@ -102,6 +109,14 @@ class DiffusionWorker:
             step_cache=pipeline.card.step_cache and self._ranks is None,
         )
         return {**dataclasses.asdict(card), "loras": self._loras.report()}
+
+    def _tiles(self, pipeline: Pipeline) -> Tiles | None:
+        edge = self._options.vae_tile_size
+        if edge == 0:
+            return None
+        if self._ranks is None:
+            return Tiles(pipeline.decode, edge)
+        return Tiles(pipeline.decode, edge, self._ranks.everyone)
 
     def _warm_up(self, card: ModelCard) -> None:
         """The smallest picture in one step: what cannot work here fails now, not in every job, and

@@ -10,7 +10,7 @@ from typing import Any
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.distributed.group import Group
-from sgl_diffusion.engine.lineup import Encode, Unit
+from sgl_diffusion.engine.lineup import Decode, Encode, Unit
 from sgl_diffusion.engine.parallel.agreement import agree, together
 from sgl_diffusion.engine.parallel.leader import take
 from sgl_diffusion.engine.parallel.turn import Turn, decode_turn
@@ -88,6 +88,11 @@ def _unit(worker: DiffusionWorker, turn: Turn) -> Unit:
         if job is None or job.encoded:
             raise CannotGoOnError(f"job {turn.job} is not to be encoded here")
         return Encode(job)
+    if turn.unit == "decode":
+        job = worker.steps.job(turn.job)
+        if job is None or not job.to_decode:
+            raise CannotGoOnError(f"job {turn.job} is not to be decoded here")
+        return Decode(job)
     rows = []
     for job_id, place in turn.rows:
         job = worker.steps.job(job_id)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from sgl_diffusion.base.errors import from_wire
 from sgl_diffusion.distributed.group import Group, RankLostError
-from sgl_diffusion.engine.lineup import Batch, Encode, Unit
+from sgl_diffusion.engine.lineup import Batch, Decode, Encode, Unit
 from sgl_diffusion.engine.parallel.agreement import agree, together
 from sgl_diffusion.engine.parallel.turn import Turn, encode_turn
 from sgl_diffusion.engine.worker import DiffusionWorker
@@ -98,6 +98,8 @@ class Leader:
             return Turn([*messages], jobs, "denoise", rows=rows)
         if isinstance(unit, Encode):
             return Turn([*messages], jobs, "encode", job=unit.job.id)
+        if isinstance(unit, Decode) and self._worker.steps.shares_decoding:
+            return Turn([*messages], jobs, "decode", job=unit.job.id)
         return Turn([*messages], jobs)
 
     def _take(self) -> list[Submit | Cancel]:

@@ -23,6 +23,7 @@ from tests.distributed.ranks import Group
 from tests.engine.outbox import RecordingOutbox
 
 Latents = list[torch.Tensor]
+Side = tuple[RecordingOutbox, dict[str, Latents]]
 Wishes = Mapping[str, SamplingParams]  # of sizes that differ: latents are told apart by their shape
 
 
@@ -67,6 +68,40 @@ def compare(everyone: Group, path: str, layout: Layout, adapter: str, wishes: Wi
     alone = EngineOptions(
         model_path=path, backend="native", device="cpu", lora_path=(adapter,), overlap=False
     )
+    sides = _both(everyone, alone, layout, wishes)
+    if sides is None:
+        return 0.0
+    (_, seen), (_, expected) = sides
+    assert seen.keys() == expected.keys() and len(seen) == len(wishes) + 1, "and the warm-up"
+    return max(
+        float((ours - theirs).abs().max() / theirs.abs().max())
+        for shape, all_theirs in expected.items()
+        for ours, theirs in zip(seen[shape], all_theirs, strict=True)
+    )
+
+
+def compare_frames(everyone: Group, options: EngineOptions, layout: Layout, wishes: Wishes) -> int:
+    """The largest difference of any frame to that of one rank, of 255."""
+    sides = _both(everyone, options, layout, wishes)
+    if sides is None:
+        return 0
+    (ours, _), (theirs, _) = sides
+    pairs = [
+        (clip, expected)
+        for name in wishes
+        for clip, expected in zip(ours.outputs[name], theirs.outputs[name], strict=True)
+    ]
+    for name, parts in theirs.parts.items():
+        found = [frames for _, frames in ours.parts[name]]
+        assert len(found) == len(parts)
+        pairs += [(one[0], other[0]) for one, (_, other) in zip(found, parts, strict=True)]
+    return max(int((a.int() - b.int()).abs().max()) for a, b in pairs)
+
+
+def _both(
+    everyone: Group, alone: EngineOptions, layout: Layout, wishes: Wishes
+) -> tuple[Side, Side] | None:
+    """All ranks, and then the first one alone; only the first rank knows."""
     options = dataclasses.replace(
         alone,
         num_gpus=layout.ranks,
@@ -78,7 +113,7 @@ def compare(everyone: Group, path: str, layout: Layout, adapter: str, wishes: Wi
     if everyone.index > 0:
         with contextlib.suppress(CannotGoOnError):
             follow(everyone, make_worker(options, SilentOutbox(), ranks)[0])
-        return 0.0
+        return None
     outbox = RecordingOutbox()
     worker, seen = make_worker(options, outbox, ranks)
     leader = Leader(lambda: (everyone, worker))
@@ -91,9 +126,4 @@ def compare(everyone: Group, path: str, layout: Layout, adapter: str, wishes: Wi
     reference, expected = make_worker(alone, reference_outbox, None)
     reference.load()
     _run(reference, reference_outbox, card, wishes)
-    assert seen.keys() == expected.keys() and len(seen) == len(wishes) + 1, "and the warm-up"
-    return max(
-        float((ours - theirs).abs().max() / theirs.abs().max())
-        for shape, all_theirs in expected.items()
-        for ours, theirs in zip(seen[shape], all_theirs, strict=True)
-    )
+    return (outbox, seen), (reference_outbox, expected)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError, SglError
@@ -14,10 +16,12 @@ from sgl_diffusion.distributed.layout import Layout
 from sgl_diffusion.engine.parallel.follower import SilentOutbox
 from sgl_diffusion.engine.parallel.leader import Leader
 from sgl_diffusion.engine.parallel.ranks import Ranks as WorkerRanks
+from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.worker import DiffusionWorker
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.distributed.ranks import Group, Ranks
-from tests.engine.parallel.served import compare
+from tests.engine.parallel.served import compare, compare_frames
+from tests.engine.test_tiles import PIXELS, drawn, local
 from tests.recipes.test_wan_lora import write
 
 pytestmark = pytest.mark.timeout(600)  # four processes load torch, on a busy machine, too
@@ -45,6 +49,50 @@ def test_latents_are_those_of_one_rank(
     adapter = write(tmp_path, "a", 1, 4)
     differences = four_ranks.run(compare, str(tiny_wan_a), layout, str(adapter), WISHES)
     assert 0 < max(differences) < 1e-4
+
+
+def test_tiles_are_shared_out(four_ranks: Ranks, tiny_wan_a: Path) -> None:
+    """Each rank decodes some of them: pictures, a clip, and what is shown of one under way."""
+    options = EngineOptions(
+        model_path=str(tiny_wan_a), device="cpu", overlap=False, vae_tile_size=32
+    )
+    wishes = {
+        "tiles": SamplingParams(
+            prompt="a fox", width=96, height=64, num_inference_steps=3, partial_images=1, seed=1
+        ),
+        "two": SamplingParams(
+            prompt="a cat", width=80, height=48, num_inference_steps=2, num_outputs=2, seed=2
+        ),
+        "clip": SamplingParams(
+            prompt="sea", width=48, height=80, num_frames=9, num_inference_steps=2, seed=3
+        ),
+    }
+    found = four_ranks.run(compare_frames, options, Layout(1, 2, 2), wishes)
+    assert max(found) <= 1
+
+
+def _shared(everyone: Group, size: tuple[int, int]) -> tuple[int, bool]:
+    """How many tiles this rank decoded, and whether the frames are those of one rank."""
+    latents, calls = drawn(*size), []
+
+    def watched(part: torch.Tensor) -> Iterator[torch.Tensor]:
+        calls.append(part)
+        return local(part)
+
+    height = size[0] * PIXELS
+    together = list(Tiles(watched, 8 * PIXELS, everyone).decode(latents, height))
+    alone = list(Tiles(local, 8 * PIXELS).decode(latents, height))
+    equal = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    return len(calls), equal
+
+
+@pytest.mark.parametrize(("size", "each"), [((20, 20), [3, 2, 2, 2]), ((8, 14), [1, 1, 1, 1])])
+def test_each_rank_decodes_its_share(
+    four_ranks: Ranks, size: tuple[int, int], each: list[int]
+) -> None:
+    found = four_ranks.run(_shared, size)
+    assert [count for count, _ in found] == each
+    assert all(equal for _, equal in found)
 
 
 def _refused(everyone: Group, path: str) -> SglError | None:
