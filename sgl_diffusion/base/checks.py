@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_CHARS = 32_000
 MAX_PARTIAL_IMAGES = 3
+MAX_OUTPUTS = 10
+MAX_SEED = 2**63 - 1
+DEFAULT_SEED = 42
 _TEACACHE = 0.1
 _TEACACHE_LIMITS = (0.001, 1.0)
 _NEUTRAL = {"true_cfg_scale": 1.0}
@@ -117,6 +120,38 @@ def teacache(card: ModelCard, wish: SamplingParams) -> float:
     return within(
         "teacache_threshold", _TEACACHE if threshold is None else threshold, *_TEACACHE_LIMITS
     )
+
+
+def check_interval(card: ModelCard, wish: SamplingParams) -> None:
+    """The steps that guidance is on in."""
+    start, stop = wish.guidance_start, wish.guidance_stop
+    for param, value, usual in (("guidance_start", start, 0.0), ("guidance_stop", stop, 1.0)):
+        if within(param, value, 0.0, 1.0) != usual and card.backend != "native":
+            raise _takes_no(card, param, " as it is served")
+    if start >= stop:
+        raise RequestError(
+            f"Guidance from {start:g} to {stop:g} of the steps is none.",
+            hint="Turn it off with guidance_scale, or let guidance_stop be larger.",
+            code="conflicting_parameters",
+            param="guidance_stop",
+        )
+
+
+def seeds(wish: SamplingParams) -> tuple[int, ...]:
+    """One for each output."""
+    count = int(within("n", wish.num_outputs, 1, MAX_OUTPUTS))
+    seed = DEFAULT_SEED if wish.seed is None else wish.seed
+    if isinstance(seed, int):
+        within("seed", seed, 0, MAX_SEED)
+        return tuple((seed + i) % (MAX_SEED + 1) for i in range(count))
+    if len(seed) != count:
+        raise RequestError(
+            f"seed lists {len(seed)} values for {count} outputs.",
+            hint="Give one seed per output, or a single number.",
+            code="mismatched_lengths",
+            param="seed",
+        )
+    return tuple(int(within("seed", value, 0, MAX_SEED)) for value in seed)
 
 
 def strength(card: ModelCard, wish: SamplingParams) -> float | None:

@@ -13,12 +13,14 @@ from typing import Literal
 
 from sgl_diffusion.base.checks import (
     MAX_PARTIAL_IMAGES,
+    check_interval,
     check_loras,
     check_pictures,
     check_pixels,
     check_texts,
     edge,
     optional,
+    seeds,
     strength,
     teacache,
     within,
@@ -26,10 +28,7 @@ from sgl_diffusion.base.checks import (
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.lora import LoraUse
 
-MAX_OUTPUTS = 10
 MAX_STEPS = 200
-MAX_SEED = 2**63 - 1
-DEFAULT_SEED = 42
 DEFAULT_PRIORITY = 5
 MAX_PRIORITY = 9
 
@@ -43,7 +42,8 @@ class SamplingParams:
     `images` and `mask` are files: PNG, JPEG or WebP. The mask tells what of the first image to
     make anew: its transparent part, or its bright part where nothing is transparent. `priority`
     goes from 0, for what can wait, to 9. With `enable_teacache` steps may reuse what an earlier one
-    computed, if their beginnings differ by less than `teacache_threshold`.
+    computed, if their beginnings differ by less than `teacache_threshold`. `guidance_start` and
+    `guidance_stop` are shares of the steps, outside of which there is no guidance.
     """
 
     prompt: str
@@ -68,6 +68,8 @@ class SamplingParams:
     priority: int = DEFAULT_PRIORITY
     enable_teacache: bool = False
     teacache_threshold: float | None = None
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +97,18 @@ class ResolvedParams:
     guidance_offset: float = 0.0
     priority: int = DEFAULT_PRIORITY
     teacache: float = 0.0  # the threshold; 0: every step is computed
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
 
     @property
     def guided(self) -> bool:
-        """Whether every step also runs without the prompt."""
+        """Whether there are steps that also run without the prompt."""
         return self.cfg_scale(0) > 1.0
+
+    def guided_at(self, step: int) -> bool:
+        """Whether this step does."""
+        share = step / self.num_inference_steps
+        return self.guided and self.guidance_start <= share < self.guidance_stop
 
     def cfg_scale(self, expert: int) -> float:
         """How far to go from the velocity without the prompt to the one with it, and beyond."""
@@ -193,6 +202,7 @@ class ModelCard:
         check_texts(wish)
         check_pictures(self, wish, video=video)
         check_loras(self, wish)
+        check_interval(self, wish)
         if video and not self.makes_video:
             raise RequestError(
                 f"{self.name} makes images only.",
@@ -202,7 +212,6 @@ class ModelCard:
         width = defaults.width if wish.width is None else wish.width
         height = defaults.height if wish.height is None else wish.height
         frames = defaults.num_frames if wish.num_frames is None else wish.num_frames
-        seeds = self._seeds(wish)
         steps = wish.num_inference_steps
         guidance = wish.guidance_scale
         length = wish.max_sequence_length
@@ -239,7 +248,7 @@ class ModelCard:
                     defaults.max_sequence_length,
                 )
             ),
-            seeds=seeds,
+            seeds=seeds(wish),
             images=wish.images,
             mask=wish.mask,
             strength=strength(self, wish),
@@ -254,6 +263,8 @@ class ModelCard:
             guidance_offset=self.guidance_offset,
             priority=int(within("priority", wish.priority, 0, MAX_PRIORITY)),
             teacache=teacache(self, wish),
+            guidance_start=wish.guidance_start,
+            guidance_stop=wish.guidance_stop,
         )
         check_pixels(self, params)
         return params
@@ -282,18 +293,3 @@ class ModelCard:
         if frames % self.frame_multiple == 1 or self.frame_multiple == 1:
             return frames
         return frames // self.frame_multiple * self.frame_multiple + 1
-
-    def _seeds(self, wish: SamplingParams) -> tuple[int, ...]:
-        count = int(within("n", wish.num_outputs, 1, MAX_OUTPUTS))
-        seed = DEFAULT_SEED if wish.seed is None else wish.seed
-        if isinstance(seed, int):
-            within("seed", seed, 0, MAX_SEED)
-            return tuple((seed + i) % (MAX_SEED + 1) for i in range(count))
-        if len(seed) != count:
-            raise RequestError(
-                f"seed lists {len(seed)} values for {count} outputs.",
-                hint="Give one seed per output, or a single number.",
-                code="mismatched_lengths",
-                param="seed",
-            )
-        return tuple(int(within("seed", value, 0, MAX_SEED)) for value in seed)

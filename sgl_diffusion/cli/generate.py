@@ -55,6 +55,8 @@ class GenerateOptions(EngineOptions):
     guidance_scale_2: float | None = option(None, "Guidance of a second expert.")
     flow_shift: float | None = option(None, "Shift of the noise schedule. Default: the model's.")
     max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
+    guidance_start: float = option(0.0, "Share of the steps at which guidance begins.")
+    guidance_stop: float = option(1.0, "Share of the steps at which it ends.")
     enable_teacache: bool = option(False, "Let steps reuse what an earlier one computed.")
     teacache_threshold: float | None = option(
         None, "How far such steps may differ, 0.001 to 1. Default: 0.1."
@@ -132,6 +134,8 @@ def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
         "strength": options.strength,
         "flow_shift": options.flow_shift,
         "max_sequence_length": options.max_sequence_length,
+        "guidance_start": options.guidance_start,
+        "guidance_stop": options.guidance_stop,
         "enable_teacache": options.enable_teacache,
         "teacache_threshold": options.teacache_threshold,
         "seed": options.seed,

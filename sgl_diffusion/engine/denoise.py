@@ -38,7 +38,7 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
         latents=tuple(row.state.x.shape[1:]),
         text=pipeline.text_bucket(row.job.condition),
         expert=pipeline.expert(timestep),
-        guided=row.job.params.guided,
+        guided=row.job.params.guided_at(row.step),
         alone=row.job.params.teacache > 0,
     )
 

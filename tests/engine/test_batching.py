@@ -221,3 +221,36 @@ def test_so_many_jobs_at_a_time_and_no_more(pipeline: Pipeline) -> None:
         )
     assert all(len(ids) <= 1 for ids in under_way)
     assert list(bench.outbox.outputs) == ["job 0", "job 1", "job 2"]
+
+
+def test_guidance_begins_and_ends_where_it_is_asked_to(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = Bench(pipeline)
+    job = by_hand.add("job", num_inference_steps=8)
+    whole, without = job.params, dataclasses.replace(job.params, guidance_scale=1.0)
+    more = True
+    while more:
+        job.params = whole if not job.encoded or 2 <= job.step < 6 else without
+        more = by_hand.runner.step()
+        by_hand.look()
+
+    velocity, rows = pipeline.velocity, []
+
+    def counted(latents: torch.Tensor, *rest: object) -> torch.Tensor:
+        rows.append(len(latents))
+        return velocity(latents, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "velocity", counted)
+    bench = Bench(pipeline)
+    bench.add("job", num_inference_steps=8, guidance_start=0.25, guidance_stop=0.75)
+    bench.run()
+    assert torch.equal(bench.latents["job"][0], by_hand.latents["job"][0])
+    assert rows == [1, 1, 2, 2, 2, 2, 1, 1]
+    rows.clear()
+    together = Bench(pipeline)
+    together.add("job", num_inference_steps=8, guidance_start=0.25, guidance_stop=0.75)
+    together.add("always", num_inference_steps=8)
+    together.run()
+    assert_same(together.latents["job"], bench.latents["job"])
+    assert rows.count(4) == 4, "steps with guidance share batches"

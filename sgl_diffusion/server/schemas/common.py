@@ -70,6 +70,8 @@ class Sampling(RequestBody):
     flow_shift: float | None = None
     max_sequence_length: Int | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
     enable_teacache: bool = False
     teacache_threshold: float | None = None
     seed: Int | list[Int] | None = None

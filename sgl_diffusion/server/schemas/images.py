@@ -85,6 +85,8 @@ class ImageRequest(Sampling):
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
             priority=self.priority,
+            guidance_start=self.guidance_start,
+            guidance_stop=self.guidance_stop,
             enable_teacache=self.enable_teacache,
             teacache_threshold=self.teacache_threshold,
             num_outputs=self.n,
