@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from examples.train_demo.models import Parts, Reader, attend_to_text
+from examples.train_demo.models import Parts, Reader, attend_plainly
 from examples.train_demo.pool import Pool
-from examples.train_demo.schedule import Clock, autocast
+from examples.train_demo.schedule import Steps, autocast
 
 _REST_RATE = 1.5e-3
 _MATRIX_RATE = 3e-3
 
 
-def train_dit(
-    parts: Parts, pool: Pool, clock: Clock, seed: int, note: Callable[[str], None]
-) -> None:
+def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int) -> None:
     torch.manual_seed(seed)
     reader = Reader(parts.tokenizer, parts.text_encoder)
-    attention = attend_to_text(parts.transformer)
+    attention = attend_plainly(parts.transformer)
+    for block in parts.transformer.blocks:
+        block.compile(dynamic=True)
     both = nn.ModuleList([parts.transformer, parts.text_encoder])
     mean = Mean(both)
     optimizers = _optimizers(parts)
-    step = 0
-    while not clock.over:
-        rate = clock.rate(1.0, warm=0.02)
+    while not steps.over:
+        rate = steps.rate(1.0, warm=0.02)
         for optimizer, most in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * most
@@ -39,9 +38,7 @@ def train_dit(
         for optimizer, _ in optimizers:
             optimizer.step()
         mean.follow(both)
-        step += 1
-        if step % 100 == 0:
-            note(f"transformer step {step} {clock.done:.0%} loss {loss.item():.4f}")
+        steps.took(loss)
     mean.into(both)
 
 
