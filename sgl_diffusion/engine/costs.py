@@ -20,7 +20,7 @@ from sgl_diffusion.engine.denoise import ShapeKey
 
 _WINDOW = 5  # steps of which the median counts
 _BETTER = 0.95  # another size of batches must promise so much less, or the last one stays
-_STALE = 200  # steps of a shape after which another size of batches is tried again
+_STALE = 1000  # steps of a shape after which another size of batches is tried again
 _MOST_KEYS = 64
 _SMOOTH = 0.2
 

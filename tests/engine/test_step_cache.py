@@ -99,7 +99,7 @@ def test_each_row_remembers_its_own_and_no_longer_than_it_runs(pipeline: Pipelin
     alone, _ = latents(pipeline, enable_teacache=True, teacache_threshold=1.0)
     plain, _ = latents(pipeline)
     bench = Bench(pipeline)
-    jobs = [bench.add("one", num_outputs=2, **wish), bench.add("two", **wish, prompt="waves")]
+    jobs = [bench.add("one", **wish), bench.add("two", num_outputs=2, **wish, prompt="waves")]
     bench.add("plain", **WISH)
     rows = [row for job in jobs for row in job.rows]
     remembered = 0
