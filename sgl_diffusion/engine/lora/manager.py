@@ -30,6 +30,8 @@ log = get_logger(__name__)
 
 ReadFile = Callable[[Source], Adapter]
 
+MOST_KNOWN = 1000  # nicknames: beyond, the oldest whose adapters had to make room are forgotten
+
 
 class Loras:
     """`in_use` gives the blends of the jobs in the worker; their adapters stay loaded."""
@@ -183,7 +185,12 @@ class Loras:
             alpha = source.alpha if setting.alpha is None else setting.alpha
             return replace(source, alpha=alpha)
         return Source(
-            setting.nickname, setting.path, setting.alpha, setting.weight_name, setting.local
+            setting.nickname,
+            setting.path,
+            setting.alpha,
+            setting.weight_name,
+            setting.local,
+            setting.revision,
         )
 
     def _source_of_job(self, setting: LoraSetting) -> Source:
@@ -212,6 +219,11 @@ class Loras:
 
     def _know(self, sources: Iterable[Source]) -> None:
         known = self._known | {source.nickname: source for source in sources}
+        kept = {s for s in known.values() if self._cache.peek(s)} | self._pinned() | {*sources}
+        kept |= {source for chosen in self._sets.values() for source, _ in chosen.uses}
+        spare = [name for name, source in known.items() if source not in kept]
+        for name in spare[: max(len(known) - MOST_KNOWN, 0)]:
+            del known[name]
         self._state.write(known, self._sets)
         self._known = known
 

@@ -13,6 +13,7 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConflictError, NotFoundError, RequestError, SetupError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
+from sgl_diffusion.engine.lora import manager as manager_module
 from sgl_diffusion.engine.lora.manager import Loras
 from sgl_diffusion.engine.lora.rows import Blend
 from sgl_diffusion.loader.adapters.types import (
@@ -92,6 +93,7 @@ def test_a_hundred_random_sequences_leave_no_trace(model: WanTransformer, shelf:
     second = copy.deepcopy(model)
     manager = shelf.manager(model, second, rules=RULES)
     loaded = digest(model, second)
+    places = [p.data_ptr() for m in (model, second) for p in m.parameters()]
     names = [*shelf.adapters]
     prepare(manager, *(setting(name) for name in names))
     choose = random.Random(7)
@@ -116,6 +118,8 @@ def test_a_hundred_random_sequences_leave_no_trace(model: WanTransformer, shelf:
         assert digest(model, second) == loaded
         assert manager.report()["memory"]["unmerge_bytes"] == 0
     assert len(seen) > 60, "the sets in between did change the weights"
+    # A captured graph reads the weights where they were.
+    assert places == [p.data_ptr() for m in (model, second) for p in m.parameters()]
 
 
 def test_merged_weights_are_the_sum_rounded_once(model: WanTransformer, shelf: Shelf) -> None:
@@ -332,6 +336,24 @@ def test_a_job_gives_no_nickname_another_meaning(model: WanTransformer, shelf: S
     assert shelf.reads == ["a"]
     prepare(manager, LoraSetting(nickname="pen", path="b"))  # whoever sets for all jobs may
     assert manager.report()["loaded_adapters"][0]["path"] == "b"
+
+
+def test_old_nicknames_are_forgotten(
+    model: WanTransformer, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(manager_module, "MOST_KNOWN", 3)
+    one = sum(t.nbytes for delta in shelf.adapters["a"].deltas() for t in delta.tensors)
+    manager = shelf.manager(
+        model, rules=RULES, budget=int(2.5 * one), state=tmp_path / "known.json"
+    )
+    prepare(manager, LoraSetting(nickname="set", path="a"))
+    manager.replace([LoraSetting(nickname="set")], "merge")
+    for number in range(6):
+        prepare(manager, LoraSetting(nickname=f"job{number}", path="a"))
+    known = [each["nickname"] for each in manager.report()["loaded_adapters"]]
+    assert known == ["set", "job4", "job5"]
+    with pytest.raises(NotFoundError):
+        manager.prepare([LoraSetting(nickname="job0")])
 
 
 def test_the_next_worker_takes_up_the_set(
