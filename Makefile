@@ -58,7 +58,7 @@ test-isa: export OMP_WAIT_POLICY = PASSIVE
 test-isa: $(READY)  ## ops, attention and model parity with the kernels of older CPUs
 	for level in avx2 scalar; do SGLD_CPU_ISA=$$level $(BIN)/python -m pytest tests/ops tests/kernels \
 		tests/attention tests/models tests/recipes/test_wan.py tests/engine/test_denoise.py \
-		$(ARGS) || exit 1; done
+		--timeout 600 $(ARGS) || exit 1; done
 
 check: $(READY)  ## lint, format, types, guard tests
 	$(BIN)/ruff check $(PYTHON_SOURCES)

@@ -167,6 +167,14 @@ class ModelCard:
     def makes_video(self) -> bool:
         return any(task.endswith("V") for task in self.tasks)
 
+    @property
+    def guides(self) -> bool:
+        """Whether a request that says nothing of guidance also runs without the prompt."""
+        scale = self.defaults.true_cfg_scale
+        if scale is None:
+            scale = self.defaults.guidance_scale + self.guidance_offset
+        return scale > 1.0
+
     def resolve(self, wish: SamplingParams, *, video: bool) -> ResolvedParams:
         """Fill in the defaults and check every value against what the model can do."""
         defaults = self.defaults

@@ -26,8 +26,9 @@ def data_folder(chosen: str | None) -> Path:
         (folder / ".probe").touch()
         (folder / ".probe").unlink()
     except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
         raise SetupError(
-            f"The data folder {folder} cannot be written: {error.strerror}.",
+            f"The data folder {folder} cannot be written: {reason}.",
             hint="Name another with --data-dir.",
         ) from None
     return folder.resolve()

@@ -26,11 +26,12 @@ def main(argv: list[str]) -> int:
 
 def show_config(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
-        print("usage: sglang config show [--config FILE] [options of sglang serve]")
+        print("usage: sglang config show [--origin] [--config FILE] [options of sglang serve]")
         return 0
     if argv[:1] != ["show"]:
         raise UsageError("Only `sglang config show` exists.", hint="See sglang config --help.")
     parser = parser_for(ServeOptions, "sglang config show", "Each option and where it came from.")
-    for line in read(ServeOptions, parser, argv[1:]).lines():
+    given = [word for word in argv[1:] if word != "--origin"]  # it is always shown
+    for line in read(ServeOptions, parser, given).lines():
         print(line)
     return 0

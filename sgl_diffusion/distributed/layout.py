@@ -76,25 +76,20 @@ class Degrees:
             )
         return found
 
-    def choose(self, heads: int, guided: bool) -> Layout:
-        """The best arrangement for a model with so many attention heads.
-
-        Two branches exchange one velocity a step, the least of all; a ring sends every key past
-        every rank, so it takes only what the heads leave to it.
-        """
+    def fitting(self, heads: int) -> list[Layout]:
+        """Those that a model with so many attention heads can have; raises if there is none."""
         layouts = self.layouts()
-        fitting = [layout for layout in layouts if heads % layout.ulysses == 0]
+        fitting = [layout for layout in layouts if layout.ulysses <= heads]
         if not fitting:
             raise ConfigError(
                 f"{heads} attention heads cannot be spread over "
                 f"{' or '.join(str(n) for n in sorted({x.ulysses for x in layouts}))} "
                 "Ulysses ranks.",
-                hint=f"Valid Ulysses degrees of this model: {_listed(divisors(heads))}; "
-                "--ring-degree takes any number of ranks.",
+                hint=f"Valid Ulysses degrees of this model: 1 to {heads}, best those that divide "
+                f"it: {_listed(divisors(heads))}; --ring-degree takes any number of ranks.",
                 param="ulysses_degree",
             )
-        wanted = BRANCHES if guided else 1
-        return min(fitting, key=lambda layout: (abs(layout.cfg - wanted), layout.ring))
+        return fitting
 
     def _given(self) -> str:
         names = {"cfg": self.cfg, "ring": self.ring, "ulysses": self.ulysses}

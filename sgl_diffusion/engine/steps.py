@@ -44,6 +44,10 @@ Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
 
 
+class _AbandonedError(Exception):
+    """Ends a unit whose jobs were all dropped meanwhile."""
+
+
 class StepRunner:
     """Runs the jobs of one pipeline; reports through `finish` and `fail`."""
 
@@ -79,7 +83,8 @@ class StepRunner:
         self._prompts = PromptCache(pipeline, prompt_bytes, self.counters)
         self._step_times = StepTimes(self.counters, pipeline.card.name)
         self._timed: tuple[ResolvedParams, float] | None = None  # the step under way, its begin
-        keep_pulse(pipeline.blocks(), pipeline.device, outbox.poll)
+        self._working: list[Job] = []  # whose unit is being done
+        keep_pulse(pipeline.blocks(), pipeline.device, self._look_up)
 
     def add(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -126,16 +131,28 @@ class StepRunner:
             self._guard(lineup.to_encode, self._encode)
         elif lineup.to_decode is not None:
             self._guard(lineup.to_decode, self._decode)
+        self._working = []
         self._pace.mark()
         if not self._pace.lags:
             self._stop_clock()
+
+    def _look_up(self) -> None:
+        """Within a unit: what nobody waits for any more ends here, unless other ranks are in it."""
+        self._outbox.poll()
+        if self._branches is not None or not self._working:
+            return
+        if not any(job.id in self._jobs for job in self._working):
+            raise _AbandonedError
 
     # -- units -------------------------------------------------------------------------------------
 
     def _guard(self, job: Job, unit: Callable[[Job], None]) -> None:
         """An error in a unit of one job fails that job only."""
+        self._working = [job]
         try:
             unit(job)
+        except _AbandonedError:
+            pass
         except Exception as error:
             self._fail([job], error)
 
@@ -173,10 +190,13 @@ class StepRunner:
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
         fresh = [row for row in rows if row.ran == 0]
+        self._working = jobs
         try:
             with self.adapters.of([row.job.blend for row in rows]):
                 context = self._contexts.of(batch.key, rows)
                 denoise(self._pipeline, batch.key, rows, context, self._branches)
+        except _AbandonedError:
+            return
         except Exception as error:
             if self._branches is not None:
                 raise CannotGoOnError("a step of several ranks failed") from error

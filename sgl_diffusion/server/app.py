@@ -19,6 +19,7 @@ from sgl_diffusion.server import (
     lora,
     metrics,
     openapi,
+    playground,
     remix,
     video_content,
     videos,
@@ -56,6 +57,7 @@ ROUTERS = (  # routes are tried in this order: polls and pictures first
     metrics.router,
     openapi.router,
     lora.router,
+    playground.router,
 )
 
 

@@ -272,8 +272,10 @@ class VideoRunner:
         stored = (live.row.status, live.row.attempts)
         async for event in handle.events():
             now = (event.snapshot.state, event.snapshot.attempt)
-            if event.snapshot.state == "in_progress" and now != stored:
-                await self.jobs.update(live.row.id, status="in_progress", attempts=now[1])
+            # In the queue with a further attempt: its worker died, and the next server must know.
+            begun = now[0] == "in_progress"
+            if now != stored and (begun or (now[0] == "queued" and now[1] > max(stored[1], 1))):
+                await self.jobs.update(live.row.id, status=now[0], attempts=now[1])
                 stored = now
             part = partial_of(event)
             if part is not None:

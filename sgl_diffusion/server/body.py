@@ -114,7 +114,12 @@ def parse_json(data: bytes | str, limits: LimitOptions = _DEFAULTS) -> dict[str,
         value = json.loads(data)
     except RecursionError:
         raise RequestError("The JSON is nested too deeply.", code="json_too_deep") from None
-    except ValueError:
+    except json.JSONDecodeError as error:
+        where = f"It breaks at line {error.lineno}, column {error.colno}."
+        raise RequestError("The body is not valid JSON.", hint=where, code="invalid_json") from None
+    except UnicodeDecodeError:
+        raise RequestError("The body is not UTF-8 text.", code="invalid_json") from None
+    except ValueError:  # a number of thousands of digits
         raise RequestError("The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.", code="body_not_object")

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from sgl_diffusion.base import errors
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.registry import suggest
 
 log = get_logger(__name__)
 
@@ -143,7 +144,9 @@ def _no_route(request: Request) -> errors.NotFoundError:
     kind = _KINDS.get("/".join(parts[:3]))
     if kind is not None and "%2f" in "".join(parts[3:4]):
         return not_found(kind)
-    return errors.NotFoundError("There is no such route.", hint="docs/api.md lists them.")
+    close = suggest(request.url.path, [route.path for route in request.app.state.routes])
+    hint = close if close.startswith("Did") else "docs/api.md lists them."
+    return errors.NotFoundError("There is no such route.", hint=hint)
 
 
 def not_found(kind: str) -> errors.NotFoundError:

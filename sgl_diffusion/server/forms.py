@@ -107,7 +107,9 @@ def _collect(form: FormData) -> dict[str, Any]:
             if not clash:
                 items.append(value)
         if clash:
-            raise RequestError(f"{name[:64]} is given twice.", code="invalid_value")
+            raise RequestError(
+                f"{name[:64]} is given twice.", code="invalid_value", param=name[:64]
+            )
     return fields
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from sgl_diffusion.server import playground
 from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
 from sgl_diffusion.server.context import Settings
 from sgl_diffusion.server.limits import BodyClock
@@ -22,7 +23,7 @@ def middleware_of(settings: Settings, rejected: Counter[str]) -> list[Middleware
         allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
         expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
     )
-    public = PUBLIC_PATHS | ({"/metrics"} if settings.public_metrics else set())
+    public = PUBLIC_PATHS | playground.PATHS | ({"/metrics"} if settings.public_metrics else set())
     return [
         Middleware(Outermost),
         Middleware(

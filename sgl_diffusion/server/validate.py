@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import typing
+from collections.abc import Iterable
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -42,8 +43,8 @@ _KINDS = {
 
 
 class RequestBody(BaseModel):
-    """Fields that are honoured. `neutral` are accepted at the values listed, where they change
-    nothing; any other value, and any other name, is an error."""
+    """Fields that are honoured by `route`. `neutral` are accepted at the values listed, where they
+    change nothing; any other value, and any other name, is an error."""
 
     model_config = ConfigDict(
         strict=True,
@@ -53,6 +54,7 @@ class RequestBody(BaseModel):
         hide_input_in_errors=True,
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    route: ClassVar[str] = ""
 
 
 B = TypeVar("B", bound=RequestBody)
@@ -85,7 +87,12 @@ def parse(kind: type[B], body: Body) -> B:
 def _container(name: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
-    inner = parse_json(value) if isinstance(value, str) else value
+    try:
+        inner = parse_json(value) if isinstance(value, str) else value
+    except RequestError as error:  # it speaks of a whole body
+        if error.code not in ("invalid_json", "body_not_object"):
+            raise
+        inner = None
     if not isinstance(inner, dict):
         raise RequestError(f"{name} must be an object.", code="invalid_type", param=name)
     return inner
@@ -107,17 +114,18 @@ def _screen(kind: type[RequestBody], fields: dict[str, Any], body: Body) -> dict
         elif name in kind.neutral:
             _check_neutral(name, value, kind.neutral[name])
         else:
-            unknown(name, [*kind.model_fields, *kind.neutral], body.lenient, body.notes)
+            unknown(name, kind.model_fields, body.lenient, body.notes, _home(name))
     return kept
 
 
-def unknown(name: str, known: list[str], lenient: bool, notes: Notes) -> None:
-    """Refuse a name that nobody knows; where the operator is lenient, warn of it."""
+def unknown(name: str, known: Iterable[str], lenient: bool, notes: Notes, home: str = "") -> None:
+    """Refuse a name that is not `known`; where the operator is lenient, warn of it. `home` is the
+    route that knows it."""
     shown = "".join(c for c in name[:64] if c.isprintable())
     if not lenient:
         raise RequestError(
             f"There is no parameter {shown!r}.",
-            hint=_suggestion(shown, known),
+            hint=f"It is one of {home}." if home else _suggestion(shown, known),
             code="unknown_parameter",
             param=shown,
         )
@@ -138,7 +146,17 @@ async def check_query(request: Request) -> None:
             unknown(name, known, lenient, request.state.notes)
 
 
-def _suggestion(name: str, known: list[str]) -> str:
+def _home(name: str) -> str:
+    """A route that knows this parameter; "" if none does."""
+    kinds = [RequestBody]
+    for kind in kinds:  # it grows meanwhile
+        kinds += kind.__subclasses__()
+        if kind.route and name in kind.model_fields:
+            return kind.route
+    return ""
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
     hint = suggest(name, known)
     return hint if hint.startswith("Did") else "docs/api.md lists the parameters."
 
@@ -196,7 +214,10 @@ def _atoms(annotation: Any) -> set[type]:
 
 def _translate(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False, include_context=True, include_input=False)[0]
-    param = str(first["loc"][0])
+    path = first["loc"]
+    # Behind the name of a field comes an index, or the type that a value was tried as.
+    nested = len(path) > 1 and isinstance(path[1], int)
+    param = ".".join(map(str, path if nested else path[:1]))
     kind, context = first["type"], first.get("ctx", {})
     if kind == "missing":
         return RequestError(f"{param} is required.", code="missing_parameter", param=param)
@@ -205,13 +226,23 @@ def _translate(error: ValidationError) -> RequestError:
     if kind == "literal_error":
         text = f"{param} must be {context['expected']}."
         return RequestError(text, code="invalid_value", param=param)
+    if kind == "extra_forbidden":
+        within, _, name = param.rpartition(".")
+        text = f"There is no parameter {name[:64]!r} in {within}."
+        hint = "docs/api.md lists the parameters."
+        return RequestError(text, hint=hint, code="unknown_parameter", param=param)
     bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     for word, text in bounds.items():
         if word in context:
-            text = f"{param} must be {text} {context[word]}."
+            bound = context[word]
+            shown = f"{bound:g}" if isinstance(bound, float) else str(bound)
+            text = f"{param} must be {text} {shown}."
             return RequestError(text, code="out_of_range", param=param)
     if kind == "string_too_long":
         text = f"{param} must have at most {context['max_length']} characters."
+        return RequestError(text, code="out_of_range", param=param)
+    if kind == "too_long":
+        text = f"{param} must have at most {context['max_length']} items."
         return RequestError(text, code="out_of_range", param=param)
     stem = kind.partition("_")[0]
     wanted = _KINDS.get(stem, "of another type")

@@ -87,7 +87,9 @@ def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:
     position = context.runner.position(row.id)
     if snapshot is None or snapshot.state == "queued":
         ahead = 0 if position is None else position
+        charged = 1 if snapshot is None else snapshot.attempt
         return {
+            "attempt": max(row.attempts, charged),
             "status": "queued",
             "progress": 0,
             "queue_position": position,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -113,3 +114,23 @@ def test_all_outputs_together_have_a_limit() -> None:
     with pytest.raises(RequestError, match="2 x 9 frames of 4096x4096 are 302 million") as caught:
         CARD.resolve(SamplingParams(**large, num_outputs=2, num_frames=9), video=True)  # type: ignore[arg-type]
     assert caught.value.code == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("scale", "true_scale", "offset", "guides"),
+    [
+        (5.0, None, 0.0, True),
+        (1.0, None, 0.0, False),
+        (0.0, None, 1.0, False),
+        (4.0, None, 1.0, True),
+        (3.5, 1.0, 0.0, False),  # a scale that the model reads, and no second branch
+        (1.0, 4.0, 0.0, True),
+    ],
+)
+def test_whether_a_model_guides_by_default(
+    scale: float, true_scale: float | None, offset: float, guides: bool
+) -> None:
+    defaults = replace(CARD.defaults, guidance_scale=scale, true_cfg_scale=true_scale)
+    card = replace(CARD, defaults=defaults, guidance_offset=offset)
+    assert card.guides is guides
+    assert card.resolve(SamplingParams(prompt="a"), video=False).guided is guides

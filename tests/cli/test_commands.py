@@ -114,7 +114,7 @@ FILES = {
 def test_config_file_and_flags(tmp_path, name):
     path = tmp_path / name
     path.write_text(FILES[name])
-    done = sglang("config", "show", "--config", str(path), "--max-queue", "9")
+    done = sglang("config", "show", "--origin", "--config", str(path), "--max-queue", "9")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert f"port = 31000  (file {path})" in lines

@@ -20,7 +20,7 @@ import torch
 from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.distributed.mesh import join_world, leave_world
 
-SECONDS = 60.0
+SECONDS = 300.0
 
 
 def _serve(rank: int, ranks: int, rendezvous: Path, pipe: Connection) -> None:

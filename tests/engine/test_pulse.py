@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine import pulse
+from sgl_diffusion.engine.lineup import Batch
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
@@ -45,13 +47,49 @@ def test_polls_come_in_every_phase_and_may_drop_the_job(
     assert set(bench.outbox.outputs) == {"job"} and not bench.errors
 
 
+@pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
+def test_a_unit_that_nobody_waits_for_ends_at_the_next_block(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(pulse, "EVERY_SECONDS", 0.0)
+    bench = Bench(pipeline)
+    bench.add("job", num_inference_steps=2)
+    polls: list[str] = []
+
+    def drop() -> None:
+        polls.append(phase)
+        bench.runner.drop("job")
+
+    while not polls:
+        unit = bench.runner.choose()
+        if phase == ("denoise" if isinstance(unit, Batch) else unit):
+            bench.outbox.on_poll = drop
+        assert unit is not None
+        bench.runner.run(unit)
+    assert len(polls) == 1, "it was looked up once more"
+    assert not bench.runner.step() and not bench.outbox.outputs and not bench.errors
+
+
+def test_a_unit_that_somebody_waits_for_goes_on(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "EVERY_SECONDS", 0.0)
+    bench = Bench(pipeline)
+    bench.outbox.on_poll = lambda: bench.runner.drop("job") and None
+    for name in ("job", "other"):
+        bench.add(name, num_inference_steps=2)
+    bench.run()
+    assert set(bench.outbox.outputs) == {"other"} and not bench.errors
+
+
 def test_polls_are_rare(pipeline: Pipeline) -> None:
     bench = Bench(pipeline)
     polls: list[int] = []
     bench.outbox.on_poll = lambda: polls.append(1)
     bench.add("job", num_inference_steps=2)
+    began = time.monotonic()
     bench.run()
-    assert len(polls) <= 10, "at most one a second"
+    assert len(polls) <= (time.monotonic() - began) / pulse.EVERY_SECONDS + 1
 
 
 def test_a_gpu_needs_no_pulse() -> None:

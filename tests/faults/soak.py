@@ -28,6 +28,7 @@ from tests.faults.harness import FaultServer, check
 
 SLOPE = 1e6  # bytes per thousand requests
 ABORTED, WRONG = 0.1, 0.2
+WARM = 1200  # requests until the answers, rows and threads that are kept are as many as ever
 _BAD: tuple[dict[str, Any], ...] = (
     {},
     {"prompt": ""},
@@ -41,13 +42,17 @@ _BAD: tuple[dict[str, Any], ...] = (
 
 @dataclass
 class Load:
-    """What the clients share."""
+    """What the clients share: they end at `until`, and not before `least` requests."""
 
     server: FaultServer
     until: float
+    least: int = 0
     requests: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def goes_on(self) -> bool:
+        return time.monotonic() < self.until or self.requests < self.least
 
     def count(self, outcome: str) -> None:
         with self.lock:
@@ -58,7 +63,7 @@ class Load:
 def client(load: Load, seed: int) -> None:
     chance = random.Random(seed)
     with httpx.Client(base_url=load.server.url, timeout=60) as http:
-        while time.monotonic() < load.until:
+        while load.goes_on():
             try:
                 load.count(_one(http, chance))
             except httpx.TimeoutException:
@@ -121,18 +126,17 @@ def sample(load: Load, began: float) -> Sample:
 
 
 def slope(samples: list[Sample]) -> float:
-    """Bytes per thousand requests after the first fifth, when caches and pools are full."""
-    steady = samples[len(samples) // 5 :]
-    requests = [sample.requests for sample in steady]
-    return float(np.polyfit(requests, [sample.resident for sample in steady], 1)[0] * 1000)
+    """Bytes per thousand requests."""
+    requests = [sample.requests for sample in samples]
+    return float(np.polyfit(requests, [sample.resident for sample in samples], 1)[0] * 1000)
 
 
 def soak(server: FaultServer, seconds: float, clients: int, kill_every: float) -> dict[str, Any]:
     began = time.monotonic()
-    load = Load(server, began + seconds)
-    # What is there before the first picture is no measure: pools and imports come with it.
-    warm = Load(server, began + min(20.0, seconds / 5))
+    # What is there before the first picture is no measure: imports, pools and caches come with it.
+    warm = Load(server, began, WARM)
     _drive(warm, clients, lambda: time.sleep(0.2))
+    load = Load(server, time.monotonic() + seconds)
     before = _settled(load, began)
     samples: list[Sample] = []
     next_sample, next_kill = time.monotonic(), time.monotonic() + kill_every
@@ -162,8 +166,8 @@ def soak(server: FaultServer, seconds: float, clients: int, kill_every: float) -
         "requests": load.requests,
         "outcomes": dict(sorted(load.outcomes.items())),
         "rss_bytes_per_1000_requests": round(found),
-        "rss_first": samples[0].resident,
-        "rss_last": samples[-1].resident,
+        "warm_requests": warm.requests,
+        "rss_mb": [round(one.resident / 1e6, 1) for one in samples[:: max(len(samples) // 12, 1)]],
         "grown": grown,
         "machine": f"{platform.machine()} {os.cpu_count()} cpus",
         "date": time.strftime("%Y-%m-%d"),

@@ -87,8 +87,9 @@ class FakeHandle:
             state = "failed" if self._error else "completed"
         percent = 100 if state == "completed" else min(99, 100 * self._step // total)
         return Snapshot(
-            self.id, state, percent, self._step, total, "denoise", 1, None if self._begun else 0
-        )
+            self.id, state, percent, self._step, total, "denoise", self._client.attempt,
+            None if self._begun else 0,
+        )  # fmt: skip
 
     async def events(self) -> AsyncIterator[Event]:
         seen, shown = -1, 0
@@ -185,6 +186,7 @@ class FakeClient:
         self.fail_with: SglError | None = None
         self.refuse_with: Exception | None = None
         self.state = "ready"
+        self.attempt = 1
         self.model = CARD
         self.cancelled: list[str] = []
         self.submitted: list[ResolvedParams] = []

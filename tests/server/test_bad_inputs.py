@@ -89,6 +89,11 @@ def test_control_characters_in_a_prompt_are_fine(api):
         ({"model": "other"}, "'tiny'"),
         ({"generator_device": "mps"}, 'Leave it out, or send "cpu", "cuda".'),
         ({"enable_teacache": True}, "Leave it out, or send false."),
+        ({"num_frames": 5}, "It is one of POST /v1/videos."),
+        ({"mask": "x"}, "It is one of POST /v1/images/edits."),
+        ({"lora": [{"nickname": "a", "weight": 1}]}, "no parameter 'weight' in lora.0."),
+        ({"lora": [{"nickname": "a"}] * 17}, "lora must have at most 16 items."),
+        ({"extra_body": "x"}, "extra_body must be an object."),
         ({"seed": -1}, "9223372036854775807"),
     ],
 )
@@ -108,6 +113,25 @@ def test_texts_help(api, extra, text):
 def test_routing(api, method, path, status, code):
     answer = api.request(method, path)
     check(api, answer, status, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"prompt":\n "x",}', "It breaks at line 2, column 6."),
+        (b"{'prompt': 'x'}", "line 1, column 2."),
+        (b'{"prompt": "\xe9"}', "The body is not UTF-8 text."),
+    ],
+)
+def test_where_json_breaks(api, body, text):
+    answer = api.post(IMAGES, content=body, headers=JSON)
+    check(api, answer, 400, "invalid_json")
+    assert text in answer.json()["detail"]
+
+
+def test_a_path_that_is_nearly_right(api):
+    answer = api.post("/v1/image/generations", json={"prompt": "x"})
+    assert "Did you mean '/v1/images/generations'?" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

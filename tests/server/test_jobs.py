@@ -254,6 +254,15 @@ def test_the_metrics_worth_an_alert(api: Any) -> None:
         assert name in text, name
 
 
+def test_an_attempt_that_is_charged_while_a_job_waits_is_stored(api: Any) -> None:
+    api.client.gate.clear()
+    api.client.attempt = 2  # a worker died under it, and it is in the queue again
+    video = api.post(VIDEOS, json={"prompt": "x"}).json()["id"]
+    while api.run(api.jobs.get(video)).attempts != 2:
+        assert api.get(f"{VIDEOS}/{video}").json()["status"] == "queued"
+    assert api.get(f"{VIDEOS}/{video}").json()["attempt"] == 2
+
+
 def test_what_the_outer_guards_refuse_is_counted(make_api: Callable[..., Any]) -> None:
     api = make_api(keys=Keys.of([ONE], [ADMIN]), public_metrics=True)
     api.get("/livez", headers={"host": "evil.test"})

@@ -194,7 +194,7 @@ def test_a_form_carries_adapters_as_json(api):
     [
         ({"nickname": "../x"}, "invalid_value"),
         ({"nickname": "a", "strength": 101}, "out_of_range"),
-        ({"nickname": "a", "weight": 1}, "invalid_type"),
+        ({"nickname": "a", "weight": 1}, "unknown_parameter"),
         ({"strength": 1}, "missing_parameter"),
         ("a", "invalid_type"),
         ({"nickname": "ink"}, "lora_twice"),  # the one of the model name again
@@ -204,7 +204,8 @@ def test_wrong_adapters_in_a_request(api, entry, code):
     body = {"prompt": "a fox", "model": "tiny:ink", "lora": [entry]}
     answer = api.post("/v1/images/generations", json=body)
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["param"]) == (400, code, "lora")
+    assert (answer.status_code, error["code"]) == (400, code)
+    assert error["param"].partition(".")[0] == "lora"
     assert api.client.submitted == []
 
 

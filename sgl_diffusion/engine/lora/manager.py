@@ -20,6 +20,7 @@ from sgl_diffusion.engine.lora.checks import check_applicable, check_target, pic
 from sgl_diffusion.engine.lora.fit import Fitted, Source, fit, listing
 from sgl_diffusion.engine.lora.intake import Intake
 from sgl_diffusion.engine.lora.merged import Change, Changes, MergedWeights
+from sgl_diffusion.engine.lora.nicknames import latest
 from sgl_diffusion.engine.lora.report import describe
 from sgl_diffusion.engine.lora.rows import Blend, RowAdapters, Use, blend_key, make_blend
 from sgl_diffusion.engine.lora.state import Chosen, Sets, StateFile
@@ -29,8 +30,6 @@ from sgl_diffusion.loader.adapters.types import Adapter
 log = get_logger(__name__)
 
 ReadFile = Callable[[Source], Adapter]
-
-MOST_KNOWN = 1000  # nicknames: beyond, the oldest whose adapters had to make room are forgotten
 
 
 class Loras:
@@ -79,8 +78,7 @@ class Loras:
             if fitted is None:
                 return False
             self._cache.put(fitted, self._pinned() | set(sources))
-        if any(self._known.get(source.nickname) != source for source in sources):
-            self._know(sources)
+        self._know(sources)
         return True
 
     def start(self, settings: Sequence[LoraSetting]) -> None:
@@ -218,13 +216,14 @@ class Loras:
         return self._known[nickname]
 
     def _know(self, sources: Iterable[Source]) -> None:
-        known = self._known | {source.nickname: source for source in sources}
-        kept = {s for s in known.values() if self._cache.peek(s)} | self._pinned() | {*sources}
-        kept |= {source for chosen in self._sets.values() for source, _ in chosen.uses}
-        spare = [name for name, source in known.items() if source not in kept]
-        for name in spare[: max(len(known) - MOST_KNOWN, 0)]:
-            del known[name]
-        self._state.write(known, self._sets)
+        """These are the latest to be named; the oldest that nobody needs are forgotten."""
+        chosen = {source for each in self._sets.values() for source, _ in each.uses}
+        known = latest(self._known, sources, self._pinned() | chosen)
+        if known != self._known:
+            self._state.write(known, self._sets)
+        for nickname in self._known.keys() - known.keys():
+            log.info("the adapter %r is forgotten: too many were named after it", nickname)
+            self._cache.drop(self._known[nickname])
         self._known = known
 
     def _fitted(self, source: Source) -> Fitted:

@@ -9,9 +9,11 @@ from sgl_diffusion.attention import select
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.distributed.layout import Degrees
 from sgl_diffusion.distributed.mesh import Mesh
+from sgl_diffusion.distributed.plan import COSTS, Work, plan
 from sgl_diffusion.engine.parallel.agreement import together
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.parallel.families import FAMILIES
@@ -48,9 +50,11 @@ class Ranks:
                 param="num_gpus",
             )
         params = models[0].params
-        heads = FAMILIES[type(models[0])].heads(params)
-        guided = pipeline.card.defaults.guidance_scale > 1
-        layout = Degrees.of(self._options).choose(heads, guided)
+        work = _work(pipeline.card, models[0])
+        layouts = Degrees.of(self._options).fitting(work.heads)
+        costs = COSTS[pipeline.device.type]
+        chosen = plan(layouts, work, costs)
+        layout = chosen.layout
         backend = select(
             self._options.attention_backend,
             device=pipeline.device,
@@ -59,8 +63,22 @@ class Ranks:
             needs_lse=layout.ring > 1,
         )
         if self.everyone.index == 0:
-            log.info("%d ranks: %s", layout.ranks, layout)
+            log.info("%d ranks: %s (%s)", layout.ranks, chosen, costs.exchanges)
         mesh = Mesh.of(layout, self.everyone.index)
         for model in models:
             spread_tokens(model, mesh, backend)
         return Branches(mesh.branches)
+
+
+def _work(card: ModelCard, model: Any) -> Work:
+    """A step of what the model makes by default."""
+    family, defaults = FAMILIES[type(model)], card.defaults
+    edge = card.size_multiple  # of the picture that becomes one token
+    frames = (defaults.num_frames - 1) // card.frame_multiple + 1
+    return Work(
+        tokens=(defaults.width // edge) * (defaults.height // edge) * frames,
+        heads=family.heads(model.params),
+        head_dim=model.params.attention_head_dim,
+        blocks=sum(len(section.blocks) for section in family.sections(model)),
+        guided=card.guides,
+    )

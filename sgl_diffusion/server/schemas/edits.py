@@ -13,6 +13,7 @@ from sgl_diffusion.server.schemas.images import ImageRequest
 class EditRequest(ImageRequest):
     """POST /v1/images/edits, always a form. Files are checked where they are read."""
 
+    route = "POST /v1/images/edits"
     neutral = ImageRequest.neutral | {
         "input_fidelity": ("low", "high"),  # a hint the models do not take
         "markup": (),

@@ -18,6 +18,7 @@ from sgl_diffusion.server.validate import Int
 class ImageRequest(Sampling):
     """POST /v1/images/generations"""
 
+    route = "POST /v1/images/generations"
     neutral = NEUTRAL | {
         "complexity": (),
         "frame_count": (),

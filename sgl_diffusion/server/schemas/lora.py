@@ -48,6 +48,7 @@ def parse_lora(text: str) -> Any:
 class SetLora(RequestBody):
     """POST /v1/set_lora"""
 
+    route = "POST /v1/set_lora"
     lora_nickname: str | list[str]
     lora_path: str | list[str | None] | None = None
     target: str | list[str] = "all"

@@ -24,6 +24,7 @@ Preset = Literal[
 class VideoRequest(Sampling):
     """POST /v1/videos"""
 
+    route = "POST /v1/videos"
     neutral = NEUTRAL | {
         "enable_frame_interpolation": (False,),
         "frame_interpolation_exp": (1,),

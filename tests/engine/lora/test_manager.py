@@ -13,7 +13,6 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConflictError, NotFoundError, RequestError, SetupError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
-from sgl_diffusion.engine.lora import manager as manager_module
 from sgl_diffusion.engine.lora.manager import Loras
 from sgl_diffusion.engine.lora.rows import Blend
 from sgl_diffusion.loader.adapters.types import (
@@ -336,24 +335,6 @@ def test_a_job_gives_no_nickname_another_meaning(model: WanTransformer, shelf: S
     assert shelf.reads == ["a"]
     prepare(manager, LoraSetting(nickname="pen", path="b"))  # whoever sets for all jobs may
     assert manager.report()["loaded_adapters"][0]["path"] == "b"
-
-
-def test_old_nicknames_are_forgotten(
-    model: WanTransformer, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(manager_module, "MOST_KNOWN", 3)
-    one = sum(t.nbytes for delta in shelf.adapters["a"].deltas() for t in delta.tensors)
-    manager = shelf.manager(
-        model, rules=RULES, budget=int(2.5 * one), state=tmp_path / "known.json"
-    )
-    prepare(manager, LoraSetting(nickname="set", path="a"))
-    manager.replace([LoraSetting(nickname="set")], "merge")
-    for number in range(6):
-        prepare(manager, LoraSetting(nickname=f"job{number}", path="a"))
-    known = [each["nickname"] for each in manager.report()["loaded_adapters"]]
-    assert known == ["set", "job4", "job5"]
-    with pytest.raises(NotFoundError):
-        manager.prepare([LoraSetting(nickname="job0")])
 
 
 def test_the_next_worker_takes_up_the_set(

@@ -23,6 +23,8 @@ from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTran
 from sgl_diffusion.models.z_image_omni import OmniContext, ZImageOmniTransformer
 from tests.distributed.ranks import Group, Ranks
 
+pytestmark = pytest.mark.timeout(600)  # four processes load torch, on a busy machine, too
+
 Run = Callable[[], Tensor]  # a forward pass of the model it was made for
 LAYOUTS = [Layout(1, 1, 4), Layout(1, 4, 1), Layout(1, 2, 2), Layout(2, 1, 2), Layout(2, 2, 1)]
 
@@ -44,10 +46,17 @@ def _draw(*shape: int, seed: int = 1) -> Tensor:
 TIMES = torch.tensor([999.0, 421.3, 7.0])
 
 
-def wan(size: tuple[int, int, int], *, picture: bool = False) -> tuple[nn.Module, Run]:
+def wan(
+    size: tuple[int, int, int], *, picture: bool = False, heads: int = 4
+) -> tuple[nn.Module, Run]:
     extra = {"image_dim": 24, "added_kv_proj_dim": 64} if picture else {}
     params = WanParams(
-        num_attention_heads=4, attention_head_dim=16, ffn_dim=96, num_layers=2, text_dim=32, **extra
+        num_attention_heads=heads,
+        attention_head_dim=16,
+        ffn_dim=96,
+        num_layers=2,
+        text_dim=32,
+        **extra,
     )
     model = _drawn(WanTransformer(params))
     context = model.prepare(_draw(3, 9, 32), _draw(3, 5, 24) if picture else None)
@@ -179,6 +188,7 @@ def z_image_omni(
 CASES: dict[str, tuple[Callable[..., tuple[nn.Module, Run]], tuple[Any, ...]]] = {
     "wan": (wan, ((3, 4, 6),)),
     "wan, 15 tokens": (wan, ((5, 2, 6),)),
+    "wan, six heads": (lambda size: wan(size, heads=6), ((3, 4, 6),)),
     "wan of a picture": (lambda size: wan(size, picture=True), ((3, 6, 6),)),
     "wan, a time for each token": (wan_each_token_its_time, ((3, 6, 6),)),
     "flux": (flux, (8, 6, 11)),

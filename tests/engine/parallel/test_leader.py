@@ -25,6 +25,8 @@ from tests.distributed.ranks import Group, Ranks
 from tests.engine.outbox import RecordingOutbox
 from tests.recipes.test_wan_lora import write
 
+pytestmark = pytest.mark.timeout(600)  # four processes load torch, on a busy machine, too
+
 Latents = list[torch.Tensor]
 WISHES = {
     "guided": SamplingParams(

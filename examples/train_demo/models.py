@@ -1,0 +1,163 @@
+"""The parts of the small model, in the classes and the format of Wan 2.1: a text encoder with its
+tokenizer, a VAE that halves sides three times, a transformer with heads of 64."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.train_demo.scenes import VOCABULARY
+
+TEXT_WIDTH = 128
+CHANNELS = 8  # of a latent
+PADDED = 512  # tokens, as the pipeline pads every prompt
+
+
+def make_tokenizer() -> Any:
+    """Whole words where the scenes know them, else letters; capitals are small letters here."""
+    from tokenizers import normalizers
+    from transformers import T5TokenizerFast
+
+    letters = "".join(c for c in string.printable if not c.isspace() and not c.isupper())
+    pieces = [(f"▁{word}", -4.0) for word in VOCABULARY]
+    pieces += [(character, -9.0) for character in ("▁", *letters)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = T5TokenizerFast(vocab=special + pieces, extra_ids=0)
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    return tokenizer
+
+
+def make_text_encoder(tokens: int) -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=tokens,
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+    )
+
+
+def make_vae() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=CHANNELS,
+        dim_mult=[1, 2, 3],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        latents_mean=[0.0] * CHANNELS,
+        latents_std=[1.0] * CHANNELS,
+    )
+
+
+def make_transformer() -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=64,
+        num_layers=6,
+        ffn_dim=512,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=TEXT_WIDTH,
+        freq_dim=128,
+    )
+
+
+@dataclass
+class Parts:
+    tokenizer: Any
+    text_encoder: Any
+    vae: Any
+    transformer: Any
+
+    @classmethod
+    def fresh(cls, seed: int) -> Parts:
+        torch.manual_seed(seed)
+        tokenizer = make_tokenizer()
+        return cls(tokenizer, make_text_encoder(len(tokenizer)), make_vae(), make_transformer())
+
+    def save(self, folder: Path) -> None:
+        """A repository as WanPipeline reads it, in bf16."""
+        from diffusers import UniPCMultistepScheduler, WanPipeline
+
+        pipeline = WanPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            vae=self.vae,
+            transformer=self.transformer,
+            scheduler=UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0
+            ),
+        )
+        pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+
+
+class Reader:
+    """Sentences to what the transformer attends to.
+
+    The pipeline pads every prompt with zeros to `PADDED` tokens. All zeros are one token here, with
+    the logarithm of their number added to its score: the same sums with a tenth of the work.
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+        self._tokenizer, self._encoder = tokenizer, text_encoder
+
+    def __call__(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
+        """Tokens [B, L + 1, width] and what is added to their scores, [B, 1, 1, L + 1]."""
+        read = self._tokenizer(sentences, padding=True, return_tensors="pt")
+        device = next(self._encoder.parameters()).device
+        ids, mask = read["input_ids"].to(device), read["attention_mask"].to(device)
+        hidden = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = hidden * mask[..., None]
+        tokens = torch.cat([hidden, hidden.new_zeros(len(sentences), 1, TEXT_WIDTH)], dim=1)
+        score = torch.where(mask.bool(), 0.0, -torch.inf)
+        zeros = (PADDED - mask.sum(dim=1, keepdim=True)).log()
+        return tokens, torch.cat([score, zeros], dim=1)[:, None, None, :]
+
+
+class TextAttention:
+    """The processor of the attention to the text while training: it adds `scores`."""
+
+    def __init__(self) -> None:
+        self.scores: Tensor | None = None
+
+    def __call__(self, attn: Any, hidden_states: Tensor, text: Tensor, *_: Any) -> Tensor:
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(text).unflatten(2, (attn.heads, -1))
+        assert self.scores is not None
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=self.scores.to(query.dtype),
+        )
+        out = out.transpose(1, 2).flatten(2)
+        done: Tensor = attn.to_out[1](attn.to_out[0](out))
+        return done
+
+
+def attend_to_text(transformer: Any) -> TextAttention:
+    processor = TextAttention()
+    for block in transformer.blocks:
+        block.attn2.processor = processor
+    return processor

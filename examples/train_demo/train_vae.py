@@ -1,0 +1,79 @@
+"""Trains the VAE: pictures and short clips to latents and back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from examples.train_demo.scenes import Scene, draw_scene, pictures
+from examples.train_demo.schedule import Clock, autocast
+from examples.train_demo.unrolled import decode, encode, unroll
+
+# Width, height, frames, how many at once: about the same work each.
+BATCHES = ((96, 96, 1, 16), (64, 128, 1, 16), (96, 96, 17, 2), (96, 96, 1, 16), (64, 64, 9, 6))
+_KL = 1e-4
+_SHAKE = 0.15  # of the latents' spread: the decoder forgives what the transformer gets wrong
+
+
+def train_vae(vae: Any, clock: Clock, seed: int, note: Callable[[str], None]) -> None:
+    unroll(vae)
+    chance = random.Random(seed)
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.97), weight_decay=1e-4)
+    step = 0
+    while not clock.over:
+        for group in optimizer.param_groups:
+            group["lr"] = clock.rate(3e-3, warm=0.03)
+        clips = batch(chance, *BATCHES[step % len(BATCHES)]).to(clock.device)
+        with autocast(clock.device):
+            mean, variance = encode(vae, clips)
+            latents = mean + _SHAKE * mean.detach().std() * torch.randn_like(mean)
+            out = decode(vae, latents).float()
+        mean, variance = mean.float(), variance.float()
+        apart = out - clips
+        kl = 0.5 * (mean.square() + variance.exp() - variance - 1).mean()
+        loss = apart.abs().mean() + apart.square().mean() + _KL * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            note(f"vae step {step} {clock.done:.0%} apart {apart.detach().abs().mean().item():.4f}")
+    _normalise(vae, chance, clock.device)
+
+
+@torch.no_grad()
+def _normalise(vae: Any, chance: random.Random, device: torch.device) -> None:
+    """Write into the VAE's configuration what makes its latents of mean 0 and spread 1."""
+    found = [encode(vae, batch(chance, 96, 96, 1, 64).to(device))[0] for _ in range(4)]
+    found += [encode(vae, batch(chance, 96, 96, 17, 4).to(device))[0] for _ in range(8)]
+    flat = torch.cat([part.transpose(0, 1).flatten(1) for part in found], dim=1)
+    vae.register_to_config(
+        latents_mean=flat.mean(dim=1).tolist(), latents_std=flat.std(dim=1).tolist()
+    )
+
+
+def batch(chance: random.Random, width: int, height: int, frames: int, count: int) -> Tensor:
+    scenes = [any_scene(chance, moving=frames > 1) for _ in range(count)]
+    return torch.stack([clip(scene, width, height, frames) for scene in scenes])
+
+
+def any_scene(chance: random.Random, *, moving: bool) -> Scene:
+    """A scene, at times in the styles that the adapters teach later."""
+    scene = draw_scene(chance, moving=moving)
+    style = chance.random()
+    if style < 0.1:
+        return Scene(**{**vars(scene), "outline": True})
+    if style < 0.2:
+        return Scene(**{**vars(scene), "night": True})
+    return scene
+
+
+def clip(scene: Scene, width: int, height: int, frames: int) -> Tensor:
+    """[3, F, H, W] in -1..1."""
+    return pictures(scene, width, height, frames).transpose(0, 1) * 2 - 1

@@ -1,0 +1,71 @@
+// Calls of the server: with the key where there is one, and with its own words where it refuses.
+
+let key = sessionStorage.getItem("key") || "";
+
+export function useKey(value) {
+  key = value.trim();
+  sessionStorage.setItem("key", key);
+}
+
+export class Refusal extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export async function call(path, options = {}) {
+  const headers = { ...options.headers };
+  if (key) headers.authorization = `Bearer ${key}`;
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal(0, "The server does not answer. Is it still running?");
+  }
+  if (answer.ok) return answer;
+  let text = `The server answered ${answer.status}.`;
+  try {
+    text = (await answer.json()).error.message;
+  } catch { /* not one of its own answers */ }
+  throw new Refusal(answer.status, text);
+}
+
+export const json = async (path, options) => (await call(path, options)).json();
+
+export const post = (path, body, signal) => call(path, {
+  method: "POST",
+  signal,
+  ...(body instanceof FormData
+    ? { body }
+    : { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
+});
+
+// An <img> cannot send a key: files come as objects of this page.
+export const file = async (path, signal) =>
+  URL.createObjectURL(await (await call(path, { signal })).blob());
+
+// The events of a stream, one by one, as their parsed data.
+export async function* events(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      text += value;
+      const parts = text.split("\n\n");
+      text = parts.pop();
+      for (const part of parts) {
+        const lines = part.split("\n").filter((line) => line.startsWith("data: "));
+        if (!lines.length) continue;
+        const data = JSON.parse(lines.map((line) => line.slice(6)).join("\n"));
+        if (data.error && !data.type) throw new Refusal(200, data.error.message);
+        yield data;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

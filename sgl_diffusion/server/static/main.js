@@ -1,0 +1,278 @@
+// The page: reads the form, follows the work, shows what came of it.
+
+import { call, events, file, json, post, Refusal, useKey } from "./api.js";
+import * as gallery from "./gallery.js";
+import * as paint from "./paint.js";
+import * as request from "./request.js";
+
+const $ = (id) => document.getElementById(id);
+let running = null; // { controller, video }
+let shown = null; // what the stage shows: { entry, what, body, urls }
+
+async function start() {
+  const theme = localStorage.getItem("theme");
+  if (theme) document.documentElement.dataset.theme = theme;
+  $("key").value = sessionStorage.getItem("key") || "";
+  paint.install();
+  await connect();
+}
+
+async function connect() {
+  try {
+    const [info, models] = await Promise.all([json("/model_info"), json("/v1/models")]);
+    const model = models.data[0];
+    document.body.dataset.model = model.id;
+    $("model").textContent = model.id;
+    request.fill(info);
+    for (const [name, can] of [
+      ["image", info.is_image_gen], ["video", info.output_types.includes("video")],
+      ["edit", model.max_images > 0 || model.edits !== null]]) {
+      const choice = document.querySelector(`input[value=${name}]`);
+      choice.disabled = !can;
+      if (!can && choice.checked) document.querySelector("input[name=kind]:not(:disabled)").checked = true;
+    }
+    switchKind();
+    problem("");
+    await Promise.all([adapters(), gallery.load(open)]);
+    await resume();
+  } catch (error) {
+    if (error.status === 401) {
+      $("key-part").open = true;
+      $("model").textContent = "an API key is needed";
+      $("key").focus();
+    } else if (error.status === 503) {
+      $("model").textContent = error.message;
+      setTimeout(connect, 1000); // it loads
+      return;
+    }
+    problem(error.message);
+  }
+}
+
+async function adapters() {
+  const { loaded_adapters: known } = await json("/v1/list_loras");
+  const usable = known.filter((one) => one.per_request !== false);
+  $("adapters").hidden = !usable.length;
+  $("adapter-list").replaceChildren(...usable.map((one) => {
+    const row = document.createElement("div");
+    row.className = "adapter";
+    row.dataset.nickname = one.nickname;
+    const label = document.createElement("label");
+    const box = document.createElement("input");
+    box.type = "checkbox";
+    label.append(box, one.nickname);
+    const strength = document.createElement("input");
+    Object.assign(strength, { type: "number", value: "1", step: "0.1", min: "-2", max: "2" });
+    strength.setAttribute("aria-label", `Strength of ${one.nickname}`);
+    row.append(label, strength);
+    return row;
+  }));
+}
+
+// A video that was being made when the page was left is followed again.
+async function resume() {
+  const { data } = await json("/v1/videos?limit=10");
+  const open = data.find((video) => ["queued", "in_progress"].includes(video.status));
+  if (open && !running) await work((signal) => follow(open, signal), open.id);
+}
+
+function switchKind() {
+  const kind = request.kind();
+  $("edit").hidden = kind !== "edit";
+  for (const one of document.querySelectorAll(".video-only")) one.hidden = kind !== "video";
+  for (const one of document.querySelectorAll(".image-only")) one.hidden = kind === "video";
+}
+
+async function submit(event) {
+  event.preventDefault();
+  if (running) return;
+  if (!$("lock").checked) $("seed").value = String(Math.floor(Math.random() * 2 ** 31));
+  const what = request.kind();
+  const body = request.read();
+  if (what === "edit" && !paint.chosen()) return problem("Choose a picture to edit first.");
+  await work((signal) => (what === "video" ? video(body, signal) : image(what, body, signal)));
+}
+
+async function work(job, video = null) {
+  const controller = new AbortController();
+  running = { controller, video };
+  busy(true);
+  problem("");
+  try {
+    await job(controller.signal);
+  } catch (error) {
+    if (error.name === "AbortError") state("Cancelled.");
+    else {
+      state("");
+      problem(error.message);
+    }
+  } finally {
+    running = null;
+    busy(false);
+  }
+}
+
+async function image(what, body, signal) {
+  const sent = { ...body, stream: true, partial_images: 3 };
+  let form = sent;
+  if (what === "edit") {
+    form = new FormData();
+    for (const [name, value] of Object.entries({ ...sent, strength: $("strength").value }))
+      form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
+    form.append("image", paint.chosen());
+    if (paint.painted()) form.append("mask", await paint.mask(), "mask.png");
+  }
+  state("Waiting …");
+  const began = performance.now();
+  const answer = await post(request.path(what), form, signal);
+  state("Making it …");
+  const urls = [];
+  for await (const data of events(answer)) {
+    const url = `data:image/${data.output_format || "png"};base64,${data.b64_json}`;
+    if (data.type.endsWith("partial_image")) {
+      view([...urls, url], "image", true);
+      $("progress").value = (data.partial_image_index + 1) * 25;
+      state(`Step picture ${data.partial_image_index + 1} …`);
+    } else if (data.type.endsWith("completed")) {
+      urls.push(url);
+    } else if (data.type === "error") throw new Refusal(200, data.error.message);
+  }
+  const seconds = ((performance.now() - began) / 1000).toFixed(1);
+  const entry = { list: "images", ...(await json("/v1/images?limit=1")).data[0] };
+  present(entry, what, body, urls);
+  state(`Done in ${seconds} s, seed ${body.seed}.`);
+  gallery.prepend(entry, open);
+}
+
+async function video(body, signal) {
+  const made = await (await post("/v1/videos", { ...body, partial_images: 3 }, signal)).json();
+  running.video = made.id;
+  await follow(made, signal, body);
+}
+
+async function follow(made, signal, body = null) {
+  let preview = "";
+  for await (const { type, video: now } of events(await call(`/v1/videos/${made.id}/events`, { signal }))) {
+    const eta = now.eta_s ? `, about ${Math.ceil(now.eta_s)} s left` : "";
+    if (type === "video.queued") state(`Waiting, ${now.queue_position ?? 0} before it${eta}`);
+    else if (type === "video.in_progress") {
+      $("progress").value = now.progress;
+      state(`${now.progress} %${eta}`);
+      if (now.preview_url && now.preview_url + now.progress !== preview) {
+        preview = now.preview_url + now.progress;
+        file(`/v1/videos/${made.id}/preview`, signal).then((url) => running && view([url], "image", true)).catch(() => {});
+      }
+    } else if (type === "video.failed") throw new Refusal(200, now.error?.message || "It failed.");
+    else if (type === "video.completed") {
+      const entry = { list: "videos", ...now };
+      await open(entry, body);
+      state(`Done in ${now.inference_time_s} s, seed ${now.seed}.`);
+      gallery.prepend(entry, open);
+    }
+  }
+}
+
+async function open(entry, body = null) {
+  if (entry.status !== "completed") return problem(entry.error?.message || `It is ${entry.status}.`);
+  const urls = await Promise.all(gallery.contents(entry).map((path) => file(path)));
+  const what = entry.list === "videos" ? "video" : "image";
+  const settings = body || { prompt: entry.prompt, size: entry.size, seed: entry.seed ?? entry.seeds?.[0],
+    ...(what === "video" ? { num_frames: entry.num_frames } : {}) };
+  present(entry, what, settings, urls);
+  state(entry.prompt);
+}
+
+function present(entry, what, body, urls) {
+  shown = { entry, what, body, urls };
+  view(urls, what === "video" ? "video" : "image", false, body.prompt);
+  $("tools").hidden = false;
+  $("as-input").hidden = what === "video" || document.querySelector("input[value=edit]").disabled;
+  $("download").href = urls[0];
+  $("download").download = `${entry.id}.${what === "video" ? "mp4" : entry.output_format || "png"}`;
+}
+
+function view(urls, tag, coming, text = "") {
+  $("view").replaceChildren(...urls.map((url) => {
+    const element = document.createElement(tag === "video" ? "video" : "img");
+    if (tag === "video") Object.assign(element, { controls: true, loop: true, muted: true, autoplay: true });
+    else element.alt = coming ? "preview" : text;
+    element.className = coming ? "coming" : "";
+    element.src = url;
+    return element;
+  }));
+}
+
+function busy(on) {
+  $("go").disabled = on;
+  $("cancel").hidden = !on;
+  $("progress").hidden = !on;
+  if (on) $("progress").value = 0;
+}
+
+async function cancel() {
+  if (!running) return;
+  const { controller, video } = running;
+  controller.abort();
+  if (video) await call(`/v1/videos/${video}`, { method: "DELETE" }).catch((error) => problem(error.message));
+  document.getElementById(`made-${video}`)?.remove();
+}
+
+function problem(text) {
+  $("problem").textContent = text;
+  $("problem").hidden = !text;
+}
+
+function state(text) {
+  $("state").textContent = text;
+}
+
+async function copy(text, button) {
+  await navigator.clipboard.writeText(text);
+  const before = button.textContent;
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = before; }, 1200);
+}
+
+$("form").addEventListener("submit", submit);
+$("cancel").addEventListener("click", cancel);
+$("more").addEventListener("click", () => gallery.more(open));
+for (const one of document.querySelectorAll("input[name=kind]")) one.addEventListener("change", switchKind);
+$("size").addEventListener("change", () => { $("other-size").hidden = $("size").value !== "other"; });
+$("strength").addEventListener("input", () => {
+  $("strength-out").textContent = Number($("strength").value).toFixed(2);
+});
+$("key").addEventListener("change", () => {
+  useKey($("key").value);
+  connect();
+});
+$("theme").addEventListener("click", () => {
+  const dark = document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  localStorage.setItem("theme", document.documentElement.dataset.theme);
+});
+$("again").addEventListener("click", () => request.write(shown.body));
+$("as-input").addEventListener("click", async () => {
+  await paint.choose(await (await fetch(shown.urls[0])).blob(), `${shown.entry.id}.png`);
+  document.querySelector("input[value=edit]").click();
+});
+$("copy-curl").addEventListener("click", (event) =>
+  copy(request.asCurl(shown.what, shown.body), event.target));
+$("copy-python").addEventListener("click", (event) =>
+  copy(request.asPython(shown.what, shown.body), event.target));
+$("delete").addEventListener("click", async () => {
+  try {
+    await gallery.remove(shown.entry);
+    $("view").replaceChildren();
+    $("tools").hidden = true;
+    state("Deleted.");
+  } catch (error) {
+    problem(error.message);
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+  if (event.key === "Escape") cancel();
+});
+
+start();
