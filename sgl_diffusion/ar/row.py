@@ -61,6 +61,7 @@ class Row:
     slot: Slot | None = None
     reused: int = 0
     drawn: list[Drawn] = field(default_factory=list)
+    told: int = 0
     finish_reason: str | None = None
     unsaid: list[int] = field(default_factory=list)
     sound: list[Tensor] = field(default_factory=list)

@@ -218,6 +218,8 @@ class ChatWorker:
         job = row.job
         if job.params.stream and (text or row.finish_reason is not None):
             part = {"index": row.index, "text": text, "finish_reason": row.finish_reason}
+            part["logprobs"] = self._logprobs(row, row.told)
+            row.told = len(row.drawn)
             self._outbox.output(job.id, part, [], final=False)
         if not row.silent and self._speaker is not None:
             self._speaker.say(row)
@@ -242,10 +244,10 @@ class ChatWorker:
             sounds = [torch.cat(row.sound) for row in job.rows if row.sound]
             self._outbox.output(job.id, {"choices": choices, "usage": job.usage()}, sounds)
 
-    def _logprobs(self, row: Row) -> list[dict[str, Any]] | None:
+    def _logprobs(self, row: Row, start: int = 0) -> list[dict[str, Any]] | None:
         if not row.job.params.sampling.logprobs:
             return None
-        return [self._logprob(drawn) for drawn in row.drawn]
+        return [self._logprob(drawn) for drawn in row.drawn[start:]]
 
     def _logprob(self, drawn: Drawn) -> dict[str, Any]:
         name = self._reader.tokenizer.decode

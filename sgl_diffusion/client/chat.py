@@ -20,24 +20,6 @@ Sound = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class TextPiece:
-    """New text of one choice; the last piece of a choice says why it ended."""
-
-    index: int
-    text: str
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class SoundPiece:
-    """New samples of one choice, fp32 in [-1, 1]; the last piece of a choice says why it ended."""
-
-    index: int
-    samples: Sound
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
 class ScoredToken:
     token: str
     logprob: float
@@ -48,6 +30,26 @@ class TokenScore(ScoredToken):
     """A drawn token with the most likely ones in its place."""
 
     top: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """New text of one choice; the last piece of a choice says why it ended. `logprobs` are of the
+    tokens behind it, where they were asked for."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    logprobs: tuple[TokenScore, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SoundPiece:
+    """New samples of one choice, fp32 in [-1, 1]; the last piece of a choice says why it ended."""
+
+    index: int
+    samples: Sound
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class _Told:
         if sound is None:
             text = msgspec.convert(output.meta, TextPiece)
             skip = self._skip((text.index, "text"), len(text.text))
-            text = dataclasses.replace(text, text=text.text[skip:])
+            if skip:
+                text = dataclasses.replace(text, text=text.text[skip:], logprobs=None)
             return text if text.text or text.finish_reason else None
         samples = output.arrays[0]
         skip = self._skip((sound["index"], "sound"), len(samples))

@@ -26,6 +26,7 @@ def test_the_public_names_are_these() -> None:
         "import sgl_diffusion",
         "import sgl_diffusion.server.app, sgl_diffusion.server.run",
         "import sgl_diffusion.client.client, sgl_diffusion.apps.diffusion",
+        "import sgl_diffusion.server.omni.run, sgl_diffusion.client.chat, sgl_diffusion.ar.guarded",
         "from sgl_diffusion import DiffGenerator",
         "import sgl_diffusion.orchestrator.stage_process",
         "import sys; from sgl_diffusion.cli.sglang import main\n"

@@ -36,13 +36,6 @@ async def complete(request: Request, context: Context) -> Response:
     card = context.card()
     context.check_model(wanted.model, card)
     include_usage = _include_usage(wanted)
-    if wanted.stream and wanted.logprobs:
-        raise RequestError(
-            "Log-probabilities come with whole answers only.",
-            hint="Leave logprobs out, or do not stream.",
-            code="conflicting_parameters",
-            param="logprobs",
-        )
     speech = speech_of(wanted, card)
     form = "wav"
     if speech is not None:

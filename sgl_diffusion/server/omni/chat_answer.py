@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,9 +76,7 @@ class ChatReply:
                 "expires_at": self.expires_at,
                 "transcript": choice.text,
             }
-        logprobs = None
-        if choice.logprobs is not None:
-            logprobs = {"content": [_score(score) for score in choice.logprobs], "refusal": None}
+        logprobs = logprobs_of(choice.logprobs)
         return {
             "index": choice.index,
             "message": message,
@@ -100,6 +99,12 @@ def usage_of(usage: Usage) -> dict[str, Any]:
             "reasoning_tokens": 0,
         },
     }
+
+
+def logprobs_of(scores: Sequence[TokenScore] | None) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return {"content": [_score(score) for score in scores], "refusal": None}
 
 
 def _score(score: TokenScore) -> dict[str, Any]:

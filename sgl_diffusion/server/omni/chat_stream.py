@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from sgl_diffusion.client.chat import ChatHandle, SoundPiece, TextPiece
-from sgl_diffusion.server.omni.chat_answer import ChatReply
+from sgl_diffusion.server.omni.chat_answer import ChatReply, logprobs_of
 from sgl_diffusion.server.omni.sound import pcm16
 from sgl_diffusion.server.sse import PING, with_pings
 
@@ -58,11 +58,12 @@ class _Talk:
             self._ends[piece.index].append(piece.finish_reason)
         if isinstance(piece, SoundPiece):
             return self._sound(piece)
-        if not piece.text:
+        scores = logprobs_of(piece.logprobs)
+        if not piece.text and not scores:
             return []
         if self._reply.shows_text:
-            return [_delta(piece.index, {"content": piece.text})]
-        return [self._audio(piece.index, {"transcript": piece.text})]
+            return [_delta(piece.index, {"content": piece.text}) | {"logprobs": scores}]
+        return [self._audio(piece.index, {"transcript": piece.text}) | {"logprobs": scores}]
 
     def ended(self, piece: TextPiece | SoundPiece) -> bool:
         return piece.finish_reason is not None and len(self._ends[piece.index]) == self._parts

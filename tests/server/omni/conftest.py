@@ -33,9 +33,9 @@ class OmniApi:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.run(self._open(), 120)
+        self.run(self._open())
         self.url = f"http://127.0.0.1:{self._port}"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=300)
 
     async def _open(self) -> None:
         self.client = ChatClient(
@@ -61,7 +61,7 @@ class OmniApi:
             await asyncio.sleep(0.01)
         self._port = self._server.servers[0].sockets[0].getsockname()[1]
 
-    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 60) -> Any:
+    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 300) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
 
     def chat(self, content: Any = "a red fox", **fields: Any) -> httpx.Response:
@@ -74,7 +74,7 @@ class OmniApi:
     def unfinished(self) -> int:
         return len(self.client._coordinator._jobs)
 
-    def wait_until(self, what: str, check: Callable[[], Any], seconds: float = 60) -> None:
+    def wait_until(self, what: str, check: Callable[[], Any], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not check():
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

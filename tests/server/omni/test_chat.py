@@ -15,6 +15,8 @@ import pytest
 from tests.ar.chats import ask, oracle
 from tests.server.omni.conftest import OmniApi, data_url
 
+pytestmark = pytest.mark.timeout(400)
+
 TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 SPOKEN = {"modalities": ["text", "audio"], "seed": 3, "talker_max_new_tokens": 12}
 
@@ -92,6 +94,9 @@ def test_log_probabilities(omni: OmniApi) -> None:
     assert len(content) == 3 and all(len(entry["top_logprobs"]) == 2 for entry in content)
     assert content[0]["top_logprobs"][0]["logprob"] == content[0]["logprob"] < 0
     assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+    chunks = omni.chunks(logprobs=True, top_logprobs=2, max_tokens=3)
+    scores = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [entry for each in scores if each for entry in each["content"]] == content
 
 
 def test_a_stream_is_the_answer_in_pieces(omni: OmniApi) -> None:
@@ -198,7 +203,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({**user("a"), "stop": [""]}, "invalid_value", "stop"),
     ({**user("a"), "stop": 4}, "invalid_type", "stop"),
     ({**user("a"), "top_logprobs": 2}, "invalid_value", "top_logprobs"),
-    ({**user("a"), "stream": True, "logprobs": True}, "conflicting_parameters", "logprobs"),
     ({**user("a"), "stream_options": {}}, "conflicting_parameters", "stream_options"),
     ({**user("a"), "tools": [{"type": "function", "function": CALL}]}, "unsupported_parameter", ""),
     ({**user("a"), "response_format": {"type": "json_schema"}}, "unsupported_parameter", ""),

@@ -18,6 +18,8 @@ from sgl_diffusion.orchestrator.limits import Health
 from sgl_diffusion.orchestrator.stage_loop import StageLoop
 from tests.server.omni.conftest import OmniApi
 
+pytestmark = pytest.mark.timeout(400)
+
 LONG = {"messages": [{"role": "user", "content": "a bird"}], "temperature": 1.0, "seed": 1}
 ENDLESS = {"max_tokens": 4000, "modalities": ["text", "audio"], "stop": []}
 
@@ -93,7 +95,7 @@ def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi) -> None:
         return said
 
     async def story() -> list[str]:
-        async with httpx.AsyncClient(base_url=omni.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=omni.url, timeout=300) as client:
             jobs = [ask(client, texts[i % 6], leave=i % 3 == 2) for i in range(16)]
             return list(await asyncio.gather(*jobs))
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.server.omni.conftest import OmniApi, data_url
 
+pytestmark = pytest.mark.timeout(400)
+
 FOX: Any = [{"role": "user", "content": "a red fox"}]
 SPEECH: Any = {"talker_max_new_tokens": 12}
 

@@ -15,6 +15,8 @@ import pytest
 from tests.ar.chats import ask, oracle
 from tests.server.omni.conftest import OmniApi, events_of
 
+pytestmark = pytest.mark.timeout(400)
+
 SHORT = {"seed": 2, "max_new_tokens": 20, "temperature": 0}
 
 
