@@ -22,6 +22,7 @@ from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.loader.adapters.read import read_adapter
 from sgl_diffusion.recipes.registry import open_pipeline
+from tests.checkpoints.tiny_wan import Build
 from tests.engine.bench import Bench
 from tests.engine.lora.adapters import LAYERS, prepare
 from tests.loader.tiny_hub import COMMIT, TinyHub, serving
@@ -196,6 +197,43 @@ def test_unmerged_is_the_same_picture_as_never_merged(
     engine.add("after")
     assert torch.equal(engine.latents()["after"], before)
     assert not torch.equal(during, before)
+
+
+def test_each_of_two_experts_has_its_own(tiny_wan_kind: Build, files: dict[str, Path]) -> None:
+    folder = tiny_wan_kind("t2v-experts")
+    theirs = oracle.pipeline(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, path in files.items():
+            for second in (False, True):
+                theirs.load_lora_weights(
+                    str(path), adapter_name=name, load_into_transformer_2=second
+                )
+    opened = open_pipeline(EngineOptions(model_path=str(folder)), lambda note: None)
+    assert isinstance(opened, Pipeline)
+    engine = Engine(opened, files)
+    scales = {"guidance_scale": 5.0, "guidance_scale_2": opened.card.defaults.guidance_scale_2}
+    call = {**CALL, "negative_prompt": NEGATIVE, **scales}
+
+    def wanted(first: str, second: str) -> torch.Tensor:
+        theirs.transformer.set_adapters([first], [0.8])
+        theirs.transformer_2.set_adapters([second], [0.8])
+        return oracle.latents(theirs, PROMPT, seed=3, **call)
+
+    different, same = wanted("a", "b"), wanted("a", "a")
+    assert (different - same).abs().max() > 0.05, "the second expert has a part in it"
+    engine.add("both", a=0.8)
+    assert (engine.latents()["both"] - same).abs().max() <= 1e-4
+    for mode in ("merge", "dynamic"):
+        engine.manager.replace(
+            [
+                LoraSetting(nickname="a", strength=0.8, target="transformer"),
+                LoraSetting(nickname="b", strength=0.8, target="transformer_2"),
+            ],
+            mode,
+        )
+        engine.add(mode)
+        assert (engine.latents()[mode] - different).abs().max() <= 1e-4, mode
 
 
 def test_changes_of_a_text_encoder_that_takes_none_are_named(
