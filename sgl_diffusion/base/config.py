@@ -89,6 +89,7 @@ class EngineOptions:
     lora_weight_name: tuple[str, ...] = option(
         (), "The file to take where a folder or repository holds several. Repeatable."
     )
+    lora_revision: tuple[str, ...] = option((), "Its branch, tag or commit on the hub. Repeatable.")
     max_lora_memory: float = option(4.0, "GiB that loaded adapters may take.", least=0)
     data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")
     log_level: str = option("info", "debug, info, warning or error.")

@@ -33,7 +33,8 @@ class LoraUse:
 @dataclass(frozen=True, kw_only=True)
 class LoraSetting:
     """One adapter of the set that all jobs have. `alpha` replaces the one of the file;
-    `weight_name` is the file to take where the path holds several."""
+    `weight_name` is the file to take where the path holds several, `revision` the branch, tag or
+    commit of a hub repository."""
 
     nickname: str
     path: str | None = None
@@ -41,6 +42,7 @@ class LoraSetting:
     strength: float = 1.0
     alpha: float | None = None
     weight_name: str | None = None
+    revision: str | None = None
     local: bool | None = None
 
 
@@ -79,6 +81,7 @@ def line_up_settings(
     strength: float | Sequence[float] = 1.0,
     lora_alpha: float | Sequence[float | None] | None = None,
     lora_weight_name: str | Sequence[str | None] | None = None,
+    lora_revision: str | Sequence[str | None] | None = None,
 ) -> tuple[LoraSetting, ...]:
     """Settings from scalars and lists: lists have as many items as there are nicknames, and a
     single target or strength is everybody's."""
@@ -95,13 +98,18 @@ def line_up_settings(
     targets = _items("target", target, count, shared=True)
     strengths = _items("strength", strength, count, shared=True)
     files = _items("lora_weight_name", lora_weight_name, count, shared=lora_weight_name is None)
+    revisions = _items("lora_revision", lora_revision, count, shared=lora_revision is None)
     settings = tuple(
         LoraSetting(
-            nickname=name, path=path, target=where, strength=force, alpha=alpha, weight_name=file
+            nickname=names[i],
+            path=paths[i],
+            target=targets[i],
+            strength=strengths[i],
+            alpha=alphas[i],
+            weight_name=files[i],
+            revision=revisions[i],
         )
-        for name, path, where, force, alpha, file in zip(
-            names, paths, targets, strengths, alphas, files, strict=True
-        )
+        for i in range(count)
     )
     for setting in settings:
         _check_setting(setting)
@@ -114,6 +122,7 @@ def settings_to_begin_with(
     nicknames: Sequence[str],
     strengths: Sequence[float],
     weight_names: Sequence[str],
+    revisions: Sequence[str] = (),
 ) -> tuple[LoraSetting, ...]:
     """Settings from the flags of a command: --lora-path and those that go with it."""
     if not paths:
@@ -121,6 +130,7 @@ def settings_to_begin_with(
             ("nickname", nicknames),
             ("scale", strengths),
             ("weight-name", weight_names),
+            ("revision", revisions),
         ):
             if given:
                 raise ConfigError(f"--lora-{flag} is about an adapter; there is no --lora-path.")
@@ -133,6 +143,7 @@ def settings_to_begin_with(
             lora_path=paths,
             strength=strengths[0] if len(strengths) == 1 else strengths or 1.0,
             lora_weight_name=weight_names or None,
+            lora_revision=revisions or None,
         )
     except RequestError as error:
         raise ConfigError(f"--lora-path: {error.message}", hint=error.hint) from None
@@ -186,6 +197,7 @@ def _check_setting(setting: LoraSetting) -> None:
             )
     _check_path(setting.path, "lora_path")
     _check_path(setting.weight_name, "lora_weight_name")
+    _check_path(setting.revision, "lora_revision")
 
 
 def _check_number(name: str, value: float, param: str) -> None:

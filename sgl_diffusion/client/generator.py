@@ -155,6 +155,7 @@ class DiffGenerator:
         merge_mode: str = "auto",
         lora_alpha: float | list[float | None] | None = None,
         lora_weight_name: str | list[str | None] | None = None,
+        lora_revision: str | list[str | None] | None = None,
     ) -> dict[str, Any]:
         """Replace the adapters that every generation gets; a known nickname needs no path."""
         if merge_mode not in MERGE_MODES:
@@ -170,6 +171,7 @@ class DiffGenerator:
             strength=strength,
             lora_alpha=lora_alpha,
             lora_weight_name=lora_weight_name,
+            lora_revision=lora_revision,
         )
         return self._loop.run(self._client.loras.set(settings, merge_mode))
 

@@ -122,7 +122,11 @@ def lora_control(
         return runner.running() > 0
 
     settings = settings_to_begin_with(
-        options.lora_path, options.lora_nickname, options.lora_scale, options.lora_weight_name
+        options.lora_path,
+        options.lora_nickname,
+        options.lora_scale,
+        options.lora_weight_name,
+        options.lora_revision,
     )
     components = dict(pipeline.adaptables()) if isinstance(pipeline, AdaptablePipeline) else {}
     if TRANSFORMER not in components:
@@ -159,6 +163,7 @@ def reader(components: Mapping[str, Adaptable], most_bytes: int) -> ReadFile:
             source.path,
             family,
             weight_name=source.weight_name,
+            revision=source.revision,
             experts=experts,
             alpha=source.alpha,
             local=source.local,

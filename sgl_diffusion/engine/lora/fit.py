@@ -31,6 +31,7 @@ class Source:
     alpha: float | None = None
     weight_name: str | None = None
     local: bool | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -183,7 +183,12 @@ class Loras:
             alpha = source.alpha if setting.alpha is None else setting.alpha
             return replace(source, alpha=alpha)
         return Source(
-            setting.nickname, setting.path, setting.alpha, setting.weight_name, setting.local
+            setting.nickname,
+            setting.path,
+            setting.alpha,
+            setting.weight_name,
+            setting.local,
+            setting.revision,
         )
 
     def _source_of_job(self, setting: LoraSetting) -> Source:

@@ -55,7 +55,8 @@ class SetLora(RequestBody):
     strength: Strength | list[Strength] = 1.0
     lora_alpha: Alpha | list[Alpha | None] | None = None
     lora_weight_name: str | list[str | None] | None = None
-    merge_mode: Literal["auto", "merge", "dynamic"] = "auto"
+    lora_revision: str | list[str | None] | None = None
+    merge_mode: Literal["auto", "merge", "dynamic"] | None = None
 
     def settings(self) -> tuple[LoraSetting, ...]:
         return line_up_settings(
@@ -65,6 +66,7 @@ class SetLora(RequestBody):
             strength=self.strength,
             lora_alpha=self.lora_alpha,
             lora_weight_name=self.lora_weight_name,
+            lora_revision=self.lora_revision,
         )
 
 
