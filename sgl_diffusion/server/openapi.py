@@ -46,9 +46,12 @@ _NARROWER: dict[str, Schema] = {
     "target": {"pattern": f"^({'|'.join(TARGETS)})$"},
     "seconds": {"minimum": 1, "maximum": 3600, "pattern": "^0{0,4}[1-9][0-9]{0,3}$"},
 }
-# Fields whose types only our own code knows.
+# The model makes opaque pictures only: what a request may say, and what the field takes to refuse.
+_OPAQUE: Schema = {"type": "string", "enum": ["auto", "opaque"]}
+# Fields whose types only our own code knows, or whose values nobody serves.
 _PICTURE: Schema = {"type": "string", "description": "URL or data URL of a picture."}
 _OTHER: dict[str, Schema] = {
+    "background": _OPAQUE,
     "input_reference": {
         "anyOf": [
             _PICTURE,
@@ -59,10 +62,11 @@ _OTHER: dict[str, Schema] = {
                 "additionalProperties": False,
             },
         ]
-    }
+    },
 }
 _FILE: Schema = {"type": "string", "format": "binary"}
 _FORM_FIELDS: dict[str, Schema] = {
+    "background": _OPAQUE,
     "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
     "input_reference": _FILE,
     "lora": {"type": "string", "contentMediaType": "application/json"},
@@ -175,7 +179,8 @@ def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool 
         if name in properties:
             properties[spelling] = properties[name]
     if form:
-        _spread_lists(properties)
+        twice = _spread_lists(properties)
+        schema["allOf"] = [{"not": {"required": names}} for names in twice]
         if "image" in properties:
             ways = ("image", "image[]", "url", "url[]")
             schema["anyOf"] = [{"required": [name]} for name in ways]
@@ -186,8 +191,10 @@ def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool 
     return {"$ref": _add(kind.__name__ + ("Form" if form else ""), schema, components)}
 
 
-def _spread_lists(properties: dict[str, Schema]) -> None:
-    """A form repeats `name[]` for the items of a list."""
+def _spread_lists(properties: dict[str, Schema]) -> list[list[str]]:
+    """A form repeats `name[]` for the items of a list. Returns the pairs of names of which a form
+    has one: a number, or a list of them."""
+    pairs = []
     for name, found in list(properties.items()):
         branches = found.get("anyOf", [])
         lists = [branch for branch in branches if branch.get("type") == "array"]
@@ -195,6 +202,9 @@ def _spread_lists(properties: dict[str, Schema]) -> None:
             rest = [branch for branch in branches if branch not in lists]
             properties[name] = {**found, "anyOf": rest or lists}
             properties[f"{name}[]"] = lists[0]
+            if rest:
+                pairs.append([name, f"{name}[]"])
+    return pairs
 
 
 def _narrow(schema: Schema, rules: Schema) -> None:
