@@ -35,6 +35,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "i2v-64": {"picture": True, "vision": True, "heads": 2, "head_dim": 64, "seed": 3},
     # First and last picture, told apart by a table.
     "flf2v": {"picture": True, "vision": True, "two_pictures": True, "seed": 4},
+    "flf2v-64": {
+        "picture": True,
+        "vision": True,
+        "two_pictures": True,
+        "heads": 2,
+        "head_dim": 64,
+        "seed": 3,
+    },
     "i2v-experts": {"picture": True, "experts": 2, "boundary": 0.9},
     "i2v-experts-64": {
         "picture": True,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.recipes import flux, qwen_image
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
 
@@ -45,6 +47,8 @@ def assert_equal(ours: Result, theirs: Result) -> None:
 
 def unpacked(latents: Tensor, like: Tensor) -> Tensor:
     """Latents of diffusers, [1, C, h, w] or tokens of one or of 2x2 of them, as the engine's."""
+    if latents.dim() == 5:
+        return latents
     if latents.dim() == 4:
         return latents[:, :, None]
     height, width = like.shape[3:]
@@ -62,3 +66,35 @@ def together(pipeline: Pipeline, prompts: dict[str, str], **wish: Any) -> dict[s
     bench.run()
     assert bench.count("denoise_forwards_total", rows="2") > 0
     return {name: bench.latents[name][0] for name in prompts}
+
+
+class _Exact(Tensor):
+    """A picture that stays as exact as it is."""
+
+    def bfloat16(self, *args: Any, **options: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def keep_full_precision(pipe: Any) -> None:
+    """diffusers' Z-Image Omni hands its VAE pictures in bf16, whatever the VAE's own precision."""
+    preprocess = pipe.image_processor.preprocess
+    pipe.image_processor.preprocess = lambda *args, **options: preprocess(
+        *args, **options
+    ).as_subclass(_Exact)
+
+
+def small_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides bring reference pictures to smaller sizes, which is what takes the time."""
+    from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
+
+    sizes = [(w // 16 * 2 // 16 * 16, h // 16 * 2 // 16 * 16) for w, h in flux._TRAINED]
+    monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
+    monkeypatch.setattr(flux, "_TRAINED", sizes)
+    size = edit.calculate_dimensions
+    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: size(area // 64, ratio))
+    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", 128 * 128)
+    monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", 96 * 96)
+    monkeypatch.setattr(qwen_image, "_AREA", 128 * 128)
+    monkeypatch.setattr(qwen_image, "_SMALL_AREA", 96 * 96)

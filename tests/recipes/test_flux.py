@@ -10,9 +10,17 @@ import torch
 
 from sgl_diffusion import ops
 from sgl_diffusion.engine.pipeline import Pipeline
-from sgl_diffusion.recipes import flux
 from tests.oracles import images as oracle
-from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
+from tests.recipes.parity import (
+    NEGATIVE,
+    PROMPT,
+    assert_equal,
+    opened,
+    run,
+    small_references,
+    together,
+    unpacked,
+)
 
 
 @pytest.fixture(scope="module", params=["tiny_flux_a", "tiny_flux_b"])
@@ -64,17 +72,11 @@ def test_the_card_tells_which_model_it_is(both: tuple[Pipeline, Any]) -> None:
 
 
 @pytest.fixture
-def small_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides bring pictures to smaller sizes, which is what takes the time."""
-    from diffusers.pipelines.flux import pipeline_flux_kontext as theirs
-
-    sizes = [(width // 16 * 2, height // 16 * 2) for width, height in flux._TRAINED]
-    sizes = [(w // 16 * 16, h // 16 * 16) for w, h in sizes]
-    monkeypatch.setattr(theirs, "PREFERRED_KONTEXT_RESOLUTIONS", sizes)
-    monkeypatch.setattr(flux, "_TRAINED", sizes)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_references(monkeypatch)
 
 
-@pytest.mark.usefixtures("small_references")
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("size", [(192, 128), (128, 160)])
 @pytest.mark.parametrize("true_cfg", [1.0, 2.5])
 def test_kontext_edits_equal_diffusers(

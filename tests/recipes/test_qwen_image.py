@@ -11,11 +11,19 @@ from PIL import Image
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.pipeline import Pipeline
-from sgl_diffusion.recipes import qwen_image
 from tests.checkpoints.tiny_qwen_image import build
 from tests.oracles import images as oracle
 from tests.oracles.qwen_processor import Processor
-from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
+from tests.recipes.parity import (
+    NEGATIVE,
+    PROMPT,
+    assert_equal,
+    opened,
+    run,
+    small_references,
+    together,
+    unpacked,
+)
 
 
 @pytest.fixture(scope="module", params=["tiny_qwen_image_a", "tiny_qwen_image_b"])
@@ -65,20 +73,11 @@ def editing(
 
 
 @pytest.fixture
-def small_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides bring pictures to a small area, which is what takes the time."""
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
-
-    size = edit.calculate_dimensions
-    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: size(area // 64, ratio))
-    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", 128 * 128)
-    monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", 96 * 96)
-    monkeypatch.setattr(qwen_image, "_AREA", 128 * 128)
-    monkeypatch.setattr(qwen_image, "_SMALL_AREA", 96 * 96)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_references(monkeypatch)
 
 
-@pytest.mark.usefixtures("small_references")
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("count", "true_cfg"), [(1, 1.0), (1, 3.0), (2, 1.0), (2, 3.0)])
 def test_edits_equal_diffusers(
     editing: tuple[Pipeline, Any], tmp_path: Path, count: int, true_cfg: float

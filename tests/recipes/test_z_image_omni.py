@@ -8,35 +8,29 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.oracles import images as oracle
-from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
+from tests.recipes.parity import (
+    NEGATIVE,
+    PROMPT,
+    assert_equal,
+    keep_full_precision,
+    opened,
+    run,
+    together,
+    unpacked,
+)
 
 
 @pytest.fixture(scope="module", params=["tiny_z_image_omni_a", "tiny_z_image_omni_b"])
 def both(request: pytest.FixtureRequest) -> tuple[Pipeline, Any]:
     path: Path = request.getfixturevalue(request.param)
     theirs = oracle.pipeline(path)
-    _keep_full_precision(theirs)
+    keep_full_precision(theirs)
     return opened(path), theirs
-
-
-class _Exact(Tensor):
-    """diffusers hands its VAE pictures in bf16, whatever the VAE's own precision."""
-
-    def bfloat16(self, *args: Any, **options: Any) -> Tensor:
-        return self.as_subclass(Tensor)
-
-
-def _keep_full_precision(pipe: Any) -> None:
-    preprocess = pipe.image_processor.preprocess
-    pipe.image_processor.preprocess = lambda *args, **options: preprocess(
-        *args, **options
-    ).as_subclass(_Exact)
 
 
 def pictures(folder: Path, count: int) -> tuple[list[Image.Image], tuple[str, ...]]:
