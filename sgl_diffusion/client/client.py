@@ -6,6 +6,8 @@ parameters into jobs and answers into frames; it never imports torch.
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
@@ -63,7 +65,7 @@ class Client(Door):
         """Queue a generation. `deadline` is in seconds from now; after it the job fails with the
         code `deadline_exceeded`. `attempt` counts on where an earlier server's worker died under
         the job. Raises BusyError (with `retry_after`) and UnavailableError."""
-        await self.loras.prepare(params.loras)
+        params = dataclasses.replace(params, loras=await self.loras.prepare(params.loras))
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(
             payload, job_id=job_id, deadline=deadline, attempt=attempt, weight=_work(params)

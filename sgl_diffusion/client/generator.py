@@ -175,12 +175,12 @@ class DiffGenerator:
         )
         return self._loop.run(self._client.loras.set(settings, merge_mode))
 
-    def unmerge_lora(self, target: str = "all") -> dict[str, Any]:
+    def unmerge_lora_weights(self, target: str = "all") -> dict[str, Any]:
         """Generate without adapters again; the weights are those that were loaded."""
         check_target(target)
         return self._loop.run(self._client.loras.unmerge(target))
 
-    def merge_lora(self, target: str = "all", strength: float = 1.0) -> dict[str, Any]:
+    def merge_lora_weights(self, target: str = "all", strength: float = 1.0) -> dict[str, Any]:
         """Put the adapters that were set back into use, all at this strength."""
         check_target(target)
         check_strength(strength)

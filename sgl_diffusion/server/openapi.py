@@ -20,7 +20,7 @@ from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
 from sgl_diffusion.server.schemas import answers
-from sgl_diffusion.server.schemas.lora import NICKNAME, PATH
+from sgl_diffusion.server.schemas.lora import NICKNAME
 from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
 
 router = APIRouter()
@@ -40,9 +40,6 @@ _NARROWER: dict[str, Schema] = {
     "seed": {"minimum": 0, "maximum": MAX_SEED},
     "size": {"pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto|)$"},
     "lora_nickname": {"pattern": NICKNAME},
-    "lora_path": {"pattern": PATH},
-    "lora_weight_name": {"pattern": PATH},
-    "lora_alpha": {"exclusiveMinimum": 0, "maximum": 1e6},
     "target": {"pattern": f"^({'|'.join(TARGETS)})$"},
     "seconds": {"minimum": 1, "maximum": 3600, "pattern": "^0{0,4}[1-9][0-9]{0,3}$"},
 }

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
 from diffusers import AutoencoderKL
+from torch import nn
 from transformers import T5EncoderModel
 
 from sgl_diffusion.components.pretrained import load_pretrained
