@@ -90,16 +90,21 @@ def _add(parser: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: A
 
 
 def read(kind: type[C], parser: Parser, argv: list[str]) -> Resolved[C]:
+    """The options of a command line."""
+    return merge(kind, vars(parser.parse_strict(argv)))
+
+
+def merge(kind: type[C], flags: dict[str, Any]) -> Resolved[C]:
     """Defaults, then the configuration file, then the environment, then flags."""
-    flags = vars(parser.parse_strict(argv))
     sources: list[tuple[str, dict[str, Any]]] = []
-    config = flags.pop("config", None)
+    config = flags.get("config")
     if config is not None:
         sources.append((f"file {config}", load_file(Path(config))))
     for option, variable in _VARIABLES.items():
         if env.get(variable):
             sources.append((variable, {option: env.get(variable)}))
-    sources.append(("flag", flags))
+    given = {name: value for name, value in flags.items() if name != "config"}
+    sources.append(("flag", given))
     return resolve(kind, sources)
 
 

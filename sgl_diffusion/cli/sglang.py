@@ -1,11 +1,13 @@
-"""`sglang`: serve, generate, models, config, bench. Subcommands are imported only when they run."""
+"""`sglang` and its commands; each is imported only when it runs."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base import env
@@ -13,17 +15,34 @@ from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.cli.args import UsageError
 
+
+@dataclass(frozen=True)
+class Command:
+    """`where` is the module in this room and the function in it that takes the arguments."""
+
+    text: str
+    where: str
+
+    def run(self, argv: list[str]) -> int:
+        module, _, function = self.where.partition(":")
+        status: int = getattr(importlib.import_module(f"sgl_diffusion.cli.{module}"), function)(
+            argv
+        )
+        return status
+
+
 COMMANDS = {
-    "serve": "serve a model over HTTP",
-    "generate": "make one image or video without a server",
-    "models": "list the models with a native recipe, and what is downloaded",
-    "config": "show the options that a serve command would use",
-    "bench": "time the kernels on this machine",
+    "serve": Command("serve a model over HTTP", "serve:main"),
+    "generate": Command("make one image or video without a server", "generate:main"),
+    "models": Command("list the models with a native recipe and what is downloaded", "models:main"),
+    "config": Command("show the options that a serve command would use", "serve:show_config"),
+    "doctor": Command("check this machine, and say how to mend what is wrong", "doctor:main"),
+    "bench": Command("time the kernels on this machine", "bench:main"),
 }
 HELP = f"""usage: sglang COMMAND [options]
 
 commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<12}{command.text}" for name, command in COMMANDS.items())}
 
   sglang COMMAND --help   the options of one command
   sglang --version        the version
@@ -87,25 +106,7 @@ def _run(argv: list[str]) -> int:
         print(f"sglang (sgl_diffusion) {__version__}")
         return 0
     name, rest = argv[0], argv[1:]
-    if name == "serve":
-        from sgl_diffusion.cli import serve
-
-        return serve.main(rest)
-    if name == "generate":
-        from sgl_diffusion.cli import generate
-
-        return generate.main(rest)
-    if name == "models":
-        from sgl_diffusion.cli import models
-
-        return models.main(rest)
-    if name == "config":
-        from sgl_diffusion.cli import serve
-
-        return serve.show_config(rest)
-    if name == "bench":
-        from sgl_diffusion.cli import bench
-
-        return bench.main(rest)
+    if name in COMMANDS:
+        return COMMANDS[name].run(rest)
     what = "option" if name.startswith("-") else "command"
     raise UsageError(f"sglang has no {what} {name!r}.", hint=suggest(name, COMMANDS))
