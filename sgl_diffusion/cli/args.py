@@ -18,7 +18,13 @@ from sgl_diffusion.cli.groups import grouped
 C = TypeVar("C")
 
 # Options whose default the environment may change.
-_VARIABLES = {"log_level": "SGLD_LOG_LEVEL", "data_dir": "SGLD_DATA_DIR"}
+_VARIABLES = {
+    "log_level": "SGLD_LOG_LEVEL",
+    "data_dir": "SGLD_DATA_DIR",
+    "s3_bucket": "SGLD_S3_BUCKET",
+    "s3_endpoint_url": "SGLD_S3_ENDPOINT_URL",
+    "s3_region": "SGLD_S3_REGION",
+}
 
 
 class UsageError(ConfigError):
@@ -100,8 +106,9 @@ def merge(kind: type[C], flags: dict[str, Any]) -> Resolved[C]:
     config = flags.get("config")
     if config is not None:
         sources.append((f"file {config}", load_file(Path(config))))
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for option, variable in _VARIABLES.items():
-        if env.get(variable):
+        if option in known and env.get(variable):
             sources.append((variable, {option: env.get(variable)}))
     given = {name: value for name, value in flags.items() if name != "config"}
     sources.append(("flag", given))

@@ -12,7 +12,7 @@ from sgl_diffusion import __version__
 from sgl_diffusion.base import env
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.errors import SetupError, SglError
-from sgl_diffusion.cli.args import merge, parser_for
+from sgl_diffusion.cli.args import Parser, merge, parser_for
 from sgl_diffusion.cli.checks import compute, network, probe, software, storage
 from sgl_diffusion.cli.checks.types import Check, ok, refused
 
@@ -21,12 +21,16 @@ that is not ok says how to mend it; the exit code is 3 if the server would not s
 """
 
 
-def main(argv: list[str]) -> int:
-    parser = parser_for(ServeOptions, "sglang doctor", DESCRIPTION)
-    parser.add_argument(
+def parser() -> Parser:
+    made = parser_for(ServeOptions, "sglang doctor", DESCRIPTION)
+    made.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="One JSON object."
     )
-    flags = vars(parser.parse_strict(argv))
+    return made
+
+
+def main(argv: list[str]) -> int:
+    flags = vars(parser().parse_strict(argv))
     as_json = flags.pop("json", False)
     checks = list(examine(flags)) if as_json else list(_shown(examine(flags)))
     good = all(check.status != "failed" for check in checks)

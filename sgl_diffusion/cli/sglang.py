@@ -34,6 +34,7 @@ class Command:
 COMMANDS = {
     "serve": Command("serve a model over HTTP", "serve:main"),
     "generate": Command("make one image or video without a server", "generate:main"),
+    "regenerate": Command("make a file again from the settings it carries", "regenerate:main"),
     "models": Command("list the models with a native recipe and what is downloaded", "models:main"),
     "config": Command("show the options that a serve command would use", "serve:show_config"),
     "doctor": Command("check this machine, and say how to mend what is wrong", "doctor:main"),
