@@ -4,49 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from sgl_diffusion import __version__
 from sgl_diffusion.base import log
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.omni import OmniServeOptions
-from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.cli.args import UsageError, parser_for, read
-from sgl_diffusion.cli.sglang import guarded
+from sgl_diffusion.cli.program import Command, Program
 from sgl_diffusion.loader.hub import local_model
 
-COMMANDS = {
-    "serve": "serve an omni model over HTTP",
-    "config": "show the options that a serve command would use",
-}
-HELP = f"""usage: sgl-omni COMMAND [options]
-
-commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
-
-  sgl-omni COMMAND --help   the options of one command
-  sgl-omni --version        the version
-"""
 DESCRIPTION = "Serve a model of text, pictures, films and sound over an OpenAI-compatible HTTP API."
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
-
-
-def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
-        print(f"sgl-omni (sgl_diffusion) {__version__}")
-        return 0
-    name, rest = argv[0], argv[1:]
-    if name == "serve":
-        return _serve(rest)
-    if name == "config":
-        return _show_config(rest)
-    what = "option" if name.startswith("-") else "command"
-    raise UsageError(f"sgl-omni has no {what} {name!r}.", hint=suggest(name, COMMANDS))
 
 
 def _serve(argv: list[str]) -> int:
@@ -76,6 +41,16 @@ def _show_config(argv: list[str]) -> int:
     for line in read(OmniServeOptions, parser, rest).lines(origin=len(rest) < len(argv) - 1):
         print(line)
     return 0
+
+
+PROGRAM = Program(
+    "sgl-omni",
+    {
+        "serve": Command("serve an omni model over HTTP", _serve),
+        "config": Command("show the options that a serve command would use", _show_config),
+    },
+)
+main = PROGRAM.main
 
 
 if __name__ == "__main__":
