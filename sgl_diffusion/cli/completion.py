@@ -6,7 +6,6 @@ Everything in it comes from the parsers, so it knows every option of this versio
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from sgl_diffusion.cli.args import Parser, UsageError
 from sgl_diffusion.cli.shells import SHELLS
 
 if TYPE_CHECKING:
-    from sgl_diffusion.cli.sglang import Command
+    from sgl_diffusion.cli.program import Command
 
 HELP = f"""usage: sglang completion {"|".join(SHELLS)}
 
@@ -48,7 +47,7 @@ class Place:
 
 
 # Keys are the words so far, with a space between: "", "serve", "config show".
-Program = dict[str, Place]
+Places = dict[str, Place]
 
 
 def main(argv: list[str]) -> int:
@@ -63,22 +62,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def programs() -> dict[str, Program]:
-    """Every command that is installed, by name."""
+def programs() -> dict[tuple[str, ...], Places]:
+    """Every program that is installed, by its names."""
     from sgl_diffusion.cli import omni, sglang
 
-    ours = program(sglang.COMMANDS)
-    return {"sglang": ours, "sgl-diffusion": ours, "sgl-omni": program(omni.COMMANDS)}
+    return {
+        ("sglang", "sgl-diffusion"): places_of(sglang.PROGRAM.commands),
+        ("sgl-omni",): places_of(omni.PROGRAM.commands),
+    }
 
 
-def program(commands: Mapping[str, Command]) -> Program:
+def places_of(commands: Mapping[str, Command]) -> Places:
     places = {"": Place({name: command.text for name, command in commands.items()})}
     for name, command in commands.items():
         if command.words:
             places[name] = Place(dict.fromkeys(command.words, ""))
-        if command.parser:
-            module, _, function = command.parser.partition(":")
-            made = getattr(importlib.import_module(f"sgl_diffusion.cli.{module}"), function)()
+        made = command.make_parser()
+        if made is not None:
             for key in [f"{name} {word}" for word in command.words] or [name]:
                 places[key] = Place({}, tuple(options(made)), _takes_files(made))
     return places

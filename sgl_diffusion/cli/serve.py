@@ -32,7 +32,10 @@ def main(argv: list[str]) -> int:
 def config_parser() -> Parser:
     made = parser_for(ServeOptions, "sglang config show", "Each option and where it came from.")
     made.add_argument(
-        "--origin", action="store_true", default=argparse.SUPPRESS, help="Accepted; it is always shown."
+        "--origin",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Accepted; it is always shown.",
     )
     return made
 

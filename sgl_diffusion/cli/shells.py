@@ -7,9 +7,10 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sgl_diffusion.cli.completion import Option, Place, Program
+    from sgl_diffusion.cli.completion import Option, Place, Places
 
-Programs = Mapping[str, "Program"]
+# By their names: a function is called after the first, and serves all.
+Programs = Mapping[tuple[str, ...], "Places"]
 
 
 def function_of(name: str) -> str:
@@ -19,37 +20,37 @@ def function_of(name: str) -> str:
 def bash(programs: Programs) -> str:
     """One function per program: the words so far choose the words that may follow."""
     lines = ["# bash completion of sgl_diffusion; made by `sglang completion bash`."]
-    for name, program in programs.items():
-        function = function_of(name)
+    for names, places in programs.items():
+        function = function_of(names[0])
         lines += [
             f"{function}() {{",
             '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"',
             '    local place="${COMP_WORDS[1]}"',
             '    [ "$COMP_CWORD" -gt 1 ] || place=""',
             '    case "$place" in',
-            f"        {_two_words(program)})",
+            f"        {_two_words(places)})",
             '            [ "$COMP_CWORD" -gt 2 ] && place="$place ${COMP_WORDS[2]}" ;;',
             "    esac",
             "    COMPREPLY=()",
             '    case "$place $before" in',
-            *_bash_values(program),
+            *_bash_values(places),
             "    esac",
             '    case "$place" in',
-            *_bash_words(program),
+            *_bash_words(places),
             "    esac",
             "}",
-            f"complete -F {function} {name}",
+            f"complete -F {function} {' '.join(names)}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _two_words(program: Program) -> str:
-    names = [name for name, place in program.items() if name and place.words]
+def _two_words(places: Places) -> str:
+    names = [name for name, place in places.items() if name and place.words]
     return "|".join(names)
 
 
-def _bash_values(program: Program) -> Iterator[str]:
-    for name, place in program.items():
+def _bash_values(places: Places) -> Iterator[str]:
+    for name, place in places.items():
         for option in filter(lambda one: one.takes_value, place.options):
             pattern = "|".join(quote(f"{name} {flag}") for flag in option.flags)
             yield f"        {pattern})"
@@ -63,8 +64,8 @@ def _bash_values(program: Program) -> Iterator[str]:
                 yield "            return ;;"
 
 
-def _bash_words(program: Program) -> Iterator[str]:
-    for name, place in program.items():
+def _bash_words(places: Places) -> Iterator[str]:
+    for name, place in places.items():
         flags = [flag for option in place.options for flag in option.flags]
         words = quote(" ".join([*place.words, *flags]))
         yield f"        {quote(name)})"
@@ -78,31 +79,31 @@ def _bash_words(program: Program) -> Iterator[str]:
 def zsh(programs: Programs) -> str:
     """The same with descriptions."""
     lines = ["# zsh completion of sgl_diffusion; made by `sglang completion zsh`."]
-    for name, program in programs.items():
-        function = function_of(name)
+    for names, places in programs.items():
+        function = function_of(names[0])
         lines += [
             f"{function}() {{",
             '    local place="" before="${words[CURRENT-1]}"',
             "    local -a found",
             '    (( CURRENT > 2 )) && place="${words[2]}"',
             '    case "$place" in',
-            f"        {_two_words(program)})",
+            f"        {_two_words(places)})",
             '            (( CURRENT > 3 )) && place="$place ${words[3]}" ;;',
             "    esac",
             '    case "$place $before" in',
-            *_zsh_values(program),
+            *_zsh_values(places),
             "    esac",
             '    case "$place" in',
-            *_zsh_words(program),
+            *_zsh_words(places),
             "    esac",
             "}",
-            f"compdef {function} {name}",
+            f"compdef {function} {' '.join(names)}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _zsh_values(program: Program) -> Iterator[str]:
-    for name, place in program.items():
+def _zsh_values(places: Places) -> Iterator[str]:
+    for name, place in places.items():
         for option in filter(lambda one: one.takes_value, place.options):
             pattern = "|".join(quote(f"{name} {flag}") for flag in option.flags)
             yield f"        {pattern})"
@@ -112,8 +113,8 @@ def _zsh_values(program: Program) -> Iterator[str]:
                 yield f"            {'_files; ' if option.is_path else ''}return ;;"
 
 
-def _zsh_words(program: Program) -> Iterator[str]:
-    for name, place in program.items():
+def _zsh_words(places: Places) -> Iterator[str]:
+    for name, place in places.items():
         yield f"        {quote(name)})"
         described = [*_described(place)]
         yield f"            found=({' '.join(quote(entry) for entry in described)})"
@@ -135,10 +136,11 @@ def _described(place: Place) -> Iterator[str]:
 def fish(programs: Programs) -> str:
     """One line per word and option, under the condition that its place has been reached."""
     lines = ["# fish completion of sgl_diffusion; made by `sglang completion fish`."]
-    for name, program in programs.items():
+    for (name, *others), places in programs.items():
         lines.append(f"complete -c {name} -f")
-        for key, place in program.items():
-            head = f"complete -c {name} -n {quote(_fish_reached(key, program))}"
+        lines += [f"complete -c {other} -w {name}" for other in others]
+        for key, place in places.items():
+            head = f"complete -c {name} -n {quote(_fish_reached(key, places))}"
             for word, text in place.words.items():
                 lines.append(f"{head} -a {word}{_fish_text(text)}")
             if place.files:
@@ -147,12 +149,12 @@ def fish(programs: Programs) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fish_reached(key: str, program: Program) -> str:
+def _fish_reached(key: str, places: Places) -> str:
     if not key:
         return "__fish_use_subcommand"
     seen = " ".join(f"; and __fish_seen_subcommand_from {word}" for word in key.split())
     condition = seen.removeprefix("; and ")
-    if following := " ".join(program[key].words):
+    if following := " ".join(places[key].words):
         condition += f"; and not __fish_seen_subcommand_from {following}"
     return condition
 
