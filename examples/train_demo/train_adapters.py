@@ -41,7 +41,7 @@ def train_adapter(
     optimizer = torch.optim.AdamW(own, lr=1.0, weight_decay=0.0)
     while not steps.over:
         for group in optimizer.param_groups:
-            group["lr"] = steps.rate(4e-3, warm=0.05)
+            group["lr"] = 4e-3 * steps.share(warm=0.05)
         loss = flow_loss(transformer, reader, attention, *pool.draw())
         optimizer.zero_grad()
         loss.backward()
