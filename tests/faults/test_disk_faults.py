@@ -16,7 +16,6 @@ from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.server.files import Files
 from tests.faults.harness import FaultServer, check
 
-
 VIDEOS = [f"video_{number:010}" for number in range(5)]
 
 
