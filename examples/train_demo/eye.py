@@ -66,14 +66,7 @@ def _nearest(colour: Tensor) -> str:
 
 def _likest(cut: Tensor) -> str:
     """The shape whose contour, as large as the cut-out, shares most with it."""
-    height, width = cut.shape
-    side = max(height, width)
-    padded = F.pad(
-        cut.float(),
-        ((side - width) // 2, side - width - (side - width) // 2)
-        + ((side - height) // 2, side - height - (side - height) // 2),
-    )
-    found = F.interpolate(padded[None, None], (_GRID, _GRID), mode="area")[0, 0]
+    found = _squared(cut)
     shared = {
         name: float(torch.minimum(found, kind).sum() / torch.maximum(found, kind).sum())
         for name, kind in _contours().items()
@@ -91,7 +84,11 @@ def _contour(shape: str) -> Tensor:
     at = torch.linspace(-1.3, 1.3, 521)
     inside = distance(shape, at[None, :], at[:, None], 1.0) < 0
     ys, xs = inside.nonzero(as_tuple=True)
-    cut = inside[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    return _squared(inside[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
+
+
+def _squared(cut: Tensor) -> Tensor:
+    """In the middle of a square of one size for all."""
     height, width = cut.shape
     side = max(height, width)
     padded = F.pad(

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base import env
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.registry import suggest
-from sgl_diffusion.cli.args import UsageError
+from sgl_diffusion.cli.args import Parser, UsageError
 
 
 @dataclass(frozen=True)
 class Command:
-    """`run` gets the arguments behind the name; it imports what it needs."""
+    """`where` and `parser` are MODULE:FUNCTION of this room, imported when they are needed: what
+    gets the arguments behind the name, and what makes the parser of them. `words` are those that
+    have to come first."""
 
     text: str
-    run: Callable[[list[str]], int]
+    where: str
+    parser: str = ""
+    words: tuple[str, ...] = ()
+
+    def run(self, argv: list[str]) -> int:
+        status: int = self._found(self.where)(argv)
+        return status
+
+    def make_parser(self) -> Parser | None:
+        """Of what comes after `words`."""
+        if not self.parser:
+            return None
+        made: Parser = self._found(self.parser)()
+        return made
+
+    def _found(self, where: str) -> Callable[..., Any]:
+        name, _, function = where.partition(":")
+        module = importlib.import_module(f"sgl_diffusion.cli.{name}")
+        found: Callable[..., Any] = getattr(module, function)
+        return found
 
 
 @dataclass(frozen=True)
@@ -33,7 +56,7 @@ class Program:
         return guarded(self._run, sys.argv[1:] if argv is None else argv)
 
     def help(self) -> str:
-        lines = [f"  {name:<10}{command.text}\n" for name, command in self.commands.items()]
+        lines = [f"  {name:<12}{command.text}\n" for name, command in self.commands.items()]
         rows = {f"{self.name} COMMAND --help": "the options of one command"}
         rows |= {f"{self.name} --version": "the version"}
         width = max(map(len, rows)) + 3

@@ -1,48 +1,42 @@
-"""`sglang`: serve, generate, models, config, bench. Subcommands are imported only when they run."""
+"""`sglang` and its commands; each is imported only when it runs."""
 
 from __future__ import annotations
 
 from sgl_diffusion.cli.program import Command, Program
 
-
-def _serve(argv: list[str]) -> int:
-    from sgl_diffusion.cli import serve
-
-    return serve.main(argv)
-
-
-def _generate(argv: list[str]) -> int:
-    from sgl_diffusion.cli import generate
-
-    return generate.main(argv)
-
-
-def _models(argv: list[str]) -> int:
-    from sgl_diffusion.cli import models
-
-    return models.main(argv)
-
-
-def _config(argv: list[str]) -> int:
-    from sgl_diffusion.cli import serve
-
-    return serve.show_config(argv)
-
-
-def _bench(argv: list[str]) -> int:
-    from sgl_diffusion.cli import bench
-
-    return bench.main(argv)
-
-
 PROGRAM = Program(
     "sglang",
     {
-        "serve": Command("serve a model over HTTP", _serve),
-        "generate": Command("make one image or video without a server", _generate),
-        "models": Command("list the models with a native recipe, and what is downloaded", _models),
-        "config": Command("show the options that a serve command would use", _config),
-        "bench": Command("time the kernels on this machine", _bench),
+        "serve": Command("serve a model over HTTP", "serve:main", "serve:parser"),
+        "generate": Command(
+            "make one image or video without a server", "generate:main", "generate:parser"
+        ),
+        "regenerate": Command(
+            "make a file again from the settings it carries", "regenerate:main", "regenerate:parser"
+        ),
+        "models": Command(
+            "list native models, their defaults, and what is downloaded",
+            "models:main",
+            "models:parser",
+        ),
+        "pull": Command("download a model before it is served", "pull:main", "pull:parser"),
+        "config": Command(
+            "show the options that a serve command would use",
+            "serve:show_config",
+            "serve:config_parser",
+            words=("show",),
+        ),
+        "doctor": Command(
+            "check this machine, and say how to mend what is wrong", "doctor:main", "doctor:parser"
+        ),
+        "bench": Command(
+            "time the kernels on this machine", "bench:main", "bench:parser", words=("kernels",)
+        ),
+        "completion": Command(
+            "complete these commands in bash, zsh or fish",
+            "completion:main",
+            words=("bash", "zsh", "fish"),
+        ),
     },
 )
 main = PROGRAM.main
