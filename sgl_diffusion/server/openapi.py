@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
@@ -72,6 +74,30 @@ _FORM_FIELDS: dict[str, Schema] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """What an app serves. `narrower` are rules that the served model or our own texts check later
+    than the types of the request models, `other` and `form` whole schemas of fields in JSON and in
+    forms; routes in `refused` never succeed."""
+
+    title: str
+    operations: Mapping[str, Operation]
+    refused: Set[str] = frozenset()
+    narrower: Mapping[str, Schema] = field(default_factory=dict)
+    other: Mapping[str, Schema] = field(default_factory=dict)
+    form: Mapping[str, Schema] = field(default_factory=dict)
+
+
+PICTURES = Surface(
+    title="sgl_diffusion",
+    operations=OPERATIONS,
+    refused=REFUSED,
+    narrower=_NARROWER,
+    other=_OTHER,
+    form=_FORM_FIELDS,
+)
+
+
 @router.get("/openapi.json")
 async def openapi(context: Context) -> JSONResponse:
     return JSONResponse(document(secured=context.settings.keys.required))
@@ -81,15 +107,16 @@ def path_of(route_path: str) -> str:
     return re.sub(r"\{(\w+):path\}", r"{\1}", route_path)
 
 
-def document(*, secured: bool) -> dict[str, Any]:
+def document(surface: Surface = PICTURES, *, secured: bool) -> dict[str, Any]:
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for key, row in OPERATIONS.items():
+    for key, row in surface.operations.items():
         method, _, path = key.partition(" ")
-        paths.setdefault(path, {})[method.lower()] = _operation(key, row, components, secured)
+        described = _operation(surface, key, row, components, secured)
+        paths.setdefault(path, {})[method.lower()] = described
     found: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "sgl_diffusion", "version": __version__},
+        "info": {"title": surface.title, "version": __version__},
         "paths": paths,
         "components": {"schemas": components},
     }
@@ -99,7 +126,7 @@ def document(*, secured: bool) -> dict[str, Any]:
 
 
 def _operation(
-    key: str, row: Operation, components: dict[str, Any], secured: bool
+    surface: Surface, key: str, row: Operation, components: dict[str, Any], secured: bool
 ) -> dict[str, Any]:
     path = key.partition(" ")[2]
     parameters = [
@@ -111,11 +138,11 @@ def _operation(
         "summary": row.summary,
         "operationId": re.sub(r"\W+", "_", key).strip("_").lower(),
         "parameters": parameters,
-        "responses": _responses(key, row, components),
+        "responses": _responses(row, components, refused=key in surface.refused),
     }
     if row.request is not None:
         content = {
-            kind: {"schema": _request(row.request, components, form=kind == FORM)}
+            kind: {"schema": _request(surface, row.request, components, form=kind == FORM)}
             for kind in row.kinds
         }
         described["requestBody"] = {"required": True, "content": content}
@@ -124,12 +151,12 @@ def _operation(
     return described
 
 
-def _responses(key: str, row: Operation, components: dict[str, Any]) -> dict[str, Any]:
+def _responses(row: Operation, components: dict[str, Any], *, refused: bool) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": _answer(answers.Error, components)}}}
     codes = {403, 429, 431, 500, 503, *row.errors} | (set() if row.public else {401})
     codes |= {400, 413, 415} if row.request is not None else set()
     responses: dict[str, Any] = {}
-    if key not in REFUSED:
+    if not refused:
         schema: Schema = {"type": "string"}
         if isinstance(row.answer, dict):
             schema = row.answer
@@ -156,17 +183,19 @@ def _add(name: str, schema: Schema, components: dict[str, Any]) -> str:
     return _REF.format(model=name)
 
 
-def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool = False) -> Schema:
+def _request(
+    surface: Surface, kind: type[RequestBody], components: dict[str, Any], *, form: bool = False
+) -> Schema:
     """The fields of a request model, those accepted at neutral values, and the containers.
 
     A form says "not given" by leaving a field out: it knows no null."""
     schema = kind.model_json_schema(ref_template=_REF)
     properties, required = schema["properties"], schema.get("required", [])
-    other = _FORM_FIELDS if form else _OTHER
+    other = surface.form if form else surface.other
     for name in set(properties) & set(other):
         properties[name] = copy.deepcopy(other[name])
     for name, found in properties.items():
-        _narrow(found, _NARROWER.get(name, {}))
+        _narrow(found, surface.narrower.get(name, {}))
         if name not in required:
             properties[name] = _without_null(found) if form else _nullable(found)
     for name, values in kind.neutral.items():
