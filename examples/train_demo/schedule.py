@@ -23,9 +23,10 @@ class Steps:
     def over(self) -> bool:
         return self._taken >= self._count
 
-    def rate(self, most: float, *, warm: float, fall: float = 0.5) -> float:
+    def share(self, *, warm: float, fall: float = 0.5) -> float:
+        """Of the full learning rate."""
         done = self._taken / self._count
-        return most * min(1.0, (done + 1e-3) / warm, (1 - done) / fall)
+        return min(1.0, (done + 1e-3) / warm, (1 - done) / fall)
 
     def took(self, loss: torch.Tensor) -> None:
         """One more is done; now and then it says how it goes."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from examples.train_demo.models import Parts, Reader, attend_plainly
+from examples.train_demo.muon import Both
 from examples.train_demo.pool import Pool
 from examples.train_demo.schedule import Steps, autocast
-
-_REST_RATE = 1.5e-3
-_MATRIX_RATE = 3e-3
 
 
 def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int) -> None:
@@ -25,18 +22,19 @@ def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int) -> None:
         block.compile(dynamic=True)
     both = nn.ModuleList([parts.transformer, parts.text_encoder])
     mean = Mean(both)
-    optimizers = _optimizers(parts)
+    optimizer = Both(
+        both.parameters(),
+        parts.transformer.blocks.parameters(),
+        rate=3e-3,
+        adam_rate=1.5e-3,
+        weight_decay=0.01,
+    )
     while not steps.over:
-        rate = steps.rate(1.0, warm=0.02)
-        for optimizer, most in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * most
         loss = flow_loss(parts.transformer, reader, attention, *pool.draw())
         both.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        for optimizer, _ in optimizers:
-            optimizer.step()
+        optimizer.step(steps.share(warm=0.02))
         mean.follow(both)
         steps.took(loss)
     mean.into(both)
@@ -54,22 +52,6 @@ def flow_loss(
         tokens, attention.scores = reader(said)
         out = transformer((1 - at) * latents + at * noise, sigma * 1000, tokens).sample
     return (out.float() - (noise - latents)).square().mean()
-
-
-def _optimizers(parts: Parts) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Orthogonal updates for the matrices of the blocks, Adam for everything else."""
-    matrices = [p for p in parts.transformer.blocks.parameters() if p.dim() == 2]
-    taken = {id(p) for p in matrices}
-    every: Iterable[nn.Parameter] = (
-        *parts.transformer.parameters(),
-        *parts.text_encoder.parameters(),
-    )
-    rest = [p for p in every if id(p) not in taken]
-    muon = torch.optim.Muon(
-        matrices, lr=1.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=4
-    )
-    adam = torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)
-    return [(muon, _MATRIX_RATE), (adam, _REST_RATE)]
 
 
 class Mean:

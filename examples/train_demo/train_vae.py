@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.train_demo.muon import Both
 from examples.train_demo.scenes import Scene, draw_scene, pictures
 from examples.train_demo.schedule import Steps, autocast
 from examples.train_demo.unrolled import decode, encode, unroll
 
 # Width, height, frames, how many at once: about the same work each.
 BATCHES = (
-    (96, 96, 1, 16),
-    (64, 128, 1, 16),
-    (96, 96, 17, 2),
-    (192, 192, 1, 4),
-    (96, 96, 1, 16),
+    (64, 64, 1, 24),
     (64, 64, 9, 6),
+    (96, 96, 1, 12),
+    (96, 96, 17, 2),
+    (64, 64, 17, 4),
+    (96, 96, 1, 12),
+    (64, 64, 9, 6),
+    (192, 192, 1, 3),
 )
 _KL = 1e-4
 _SHAKE = 0.15  # of the latents' spread: the decoder forgives what the transformer gets wrong
@@ -31,11 +34,9 @@ def train_vae(vae: Any, steps: Steps, seed: int, device: torch.device) -> None:
     unroll(vae)
     chance = random.Random(seed)
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.97), weight_decay=1e-4)
+    optimizer = Both(vae.parameters(), vae.parameters(), rate=1.5e-3, adam_rate=1e-3)
     turns = itertools.cycle(BATCHES)
     while not steps.over:
-        for group in optimizer.param_groups:
-            group["lr"] = steps.rate(3e-3, warm=0.03)
         clips = batch(chance, *next(turns)).to(device)
         with autocast(device):
             mean, variance = encode(vae, clips)
@@ -45,10 +46,9 @@ def train_vae(vae: Any, steps: Steps, seed: int, device: torch.device) -> None:
         apart = out - clips
         kl = 0.5 * (mean.square() + variance.exp() - variance - 1).mean()
         loss = apart.abs().mean() + apart.square().mean() + _KL * kl
-        optimizer.zero_grad()
+        vae.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(steps.share(warm=0.03))
         steps.took(apart.detach().abs().mean())
     _normalise(vae, chance, device)
 

@@ -104,8 +104,8 @@ def check_loras(card: ModelCard, wish: SamplingParams) -> None:
         )
 
 
-def teacache(card: ModelCard, wish: SamplingParams) -> float:
-    """How much the beginnings of steps may differ that share the rest; 0 for not at all."""
+def teacache_threshold(card: ModelCard, wish: SamplingParams) -> float | None:
+    """How much the beginnings of steps may differ that share the rest; None for not at all."""
     threshold = wish.teacache_threshold
     if not wish.enable_teacache:
         if threshold is not None:
@@ -114,7 +114,7 @@ def teacache(card: ModelCard, wish: SamplingParams) -> float:
                 code="conflicting_parameters",
                 param="teacache_threshold",
             )
-        return 0.0
+        return None
     if not card.step_cache:
         raise _takes_no(card, "enable_teacache", " as it is served")
     return within(

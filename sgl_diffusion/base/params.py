@@ -22,7 +22,7 @@ from sgl_diffusion.base.checks import (
     optional,
     seeds,
     strength,
-    teacache,
+    teacache_threshold,
     within,
 )
 from sgl_diffusion.base.errors import RequestError
@@ -96,7 +96,8 @@ class ResolvedParams:
     loras: tuple[LoraUse, ...] = ()
     guidance_offset: float = 0.0
     priority: int = DEFAULT_PRIORITY
-    teacache: float = 0.0  # the threshold; 0: every step is computed
+    enable_teacache: bool = False
+    teacache_threshold: float | None = None
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
 
@@ -262,7 +263,8 @@ class ModelCard:
             loras=wish.loras,
             guidance_offset=self.guidance_offset,
             priority=int(within("priority", wish.priority, 0, MAX_PRIORITY)),
-            teacache=teacache(self, wish),
+            enable_teacache=wish.enable_teacache,
+            teacache_threshold=teacache_threshold(self, wish),
             guidance_start=wish.guidance_start,
             guidance_stop=wish.guidance_stop,
         )

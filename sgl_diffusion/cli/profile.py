@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -13,13 +12,12 @@ from typing import Any
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
 from sgl_diffusion.base.errors import ConfigError
-from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import UsageError, parser_for, read, size_of
+from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
+from sgl_diffusion.cli.generate import engine_of
 from sgl_diffusion.loader.hub import local_model
 
 DESCRIPTION = "Show where the time of one image or video goes."
 
-_ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 _WISHES = (
     "negative_prompt",
     "num_frames",
@@ -47,21 +45,24 @@ class ProfileOptions(EngineOptions):
     log_level: str = option("warning", "debug, info, warning or error.")
 
 
+def parser() -> Parser:
+    made = parser_for(ProfileOptions, "sglang profile", DESCRIPTION)
+    made.add_argument("-o", dest="output", metavar="FILE", help="The same as --output.")
+    return made
+
+
 def main(argv: list[str]) -> int:
-    parser = parser_for(ProfileOptions, "sglang profile", DESCRIPTION)
-    parser.add_argument("-o", dest="output", metavar="FILE", help="The same as --output.")
-    options = read(ProfileOptions, parser, argv).value
+    options = read(ProfileOptions, parser(), argv).value
     if options.prompt is None:
         raise UsageError("--prompt is missing.", hint='For example --prompt "a cat".')
     log.set_up(options.log_level)
     target = Path(options.output).expanduser()
     if not target.parent.is_dir():  # known before the model is loaded
         raise ConfigError(f"There is no folder {target.parent}.", param="output")
-    width, height = size_of(options.size)
+    width, height = edges_of(options.size)
     if options.model_path is not None:
         local_model(options.model_path)
-    engine = {name: getattr(options, name) for name in _ENGINE}
-    engine["data_dir"] = str(data_folder(options.data_dir))
+    engine = engine_of(options)
     wishes = {name: getattr(options, name) for name in _WISHES}
     wishes |= {"width": width, "height": height}
 

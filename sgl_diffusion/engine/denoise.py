@@ -39,7 +39,7 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
         text=pipeline.text_bucket(row.job.condition),
         expert=pipeline.expert(timestep),
         guided=row.job.params.guided_at(row.step),
-        alone=row.job.params.teacache > 0,
+        alone=row.job.params.enable_teacache,
     )
 
 

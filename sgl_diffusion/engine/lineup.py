@@ -126,7 +126,7 @@ def _next_step(pipeline: Pipeline, jobs: Sequence[Job], rows: Rows) -> Encode | 
         return Batch(key, (first.to_denoise[0],))
     waiting = []  # by job; whoever is not encoded yet could have this key
     for job in jobs:
-        if job.params.teacache:
+        if job.params.enable_teacache:
             continue
         fit = [row for row in job.to_denoise if not job.encoded or shape_key(pipeline, row) == key]
         if fit:

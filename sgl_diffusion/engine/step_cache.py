@@ -59,8 +59,9 @@ class StepCache:
     @property
     def threshold(self) -> float:
         """0 if the pass under way has no part in it."""
-        row = self._row
-        return 0.0 if row is None or self._thread != get_ident() else row.job.params.teacache
+        if self._row is None or self._thread != get_ident():
+            return 0.0
+        return self._row.job.params.teacache_threshold or 0.0
 
     def recall(self, trunk: object, first: Stream) -> Memory | None:
         """What is remembered of this row, if its step can reuse it."""

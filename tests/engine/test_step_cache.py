@@ -30,7 +30,7 @@ def pipeline(tiny_wan_a: Path) -> Pipeline:
 
 
 def asking_row(threshold: float) -> Any:
-    params = SimpleNamespace(teacache=threshold)
+    params = SimpleNamespace(teacache_threshold=threshold)
     return SimpleNamespace(job=SimpleNamespace(params=params), memory=None, reused=0)
 
 
@@ -116,10 +116,10 @@ def test_each_row_remembers_its_own_and_no_longer_than_it_runs(pipeline: Pipelin
 def test_it_is_off_unless_asked_for_and_refused_where_it_cannot_be(pipeline: Pipeline) -> None:
     card = pipeline.card
 
-    def resolve(**wish: Any) -> float:
-        return card.resolve(SamplingParams(prompt="x", **wish), video=False).teacache
+    def resolve(**wish: Any) -> float | None:
+        return card.resolve(SamplingParams(prompt="x", **wish), video=False).teacache_threshold
 
-    assert resolve() == 0 and resolve(enable_teacache=True) == 0.1
+    assert resolve() is None and resolve(enable_teacache=True) == 0.1
     with pytest.raises(RequestError, match="needs enable_teacache"):
         resolve(teacache_threshold=0.2)
     with pytest.raises(RequestError, match="must be from"):

@@ -15,8 +15,8 @@ from sgl_diffusion.distributed.layout import Layout
 from sgl_diffusion.recipes import flux, qwen_image
 from tests.distributed.ranks import Group, Ranks, running_ranks
 from tests.engine.parallel.served import Wishes, compare
+from tests.recipes.matrix import ROWS, Row, checkpoint, files_in
 from tests.recipes.parity import opened
-from tests.recipes.test_matrix import ROWS, Row, checkpoint, files_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # four processes load torch
 
@@ -96,7 +96,7 @@ def test_latents_are_those_of_one_rank(
     ranks: dict[int, Ranks], name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     row = ROWS[name]
-    path = checkpoint(row, 0, tmp_path, request)
+    path = checkpoint(row, 0, request, tmp_path / "model")
     adapter = _adapter(path, tmp_path / "a.safetensors")
     edge = opened(path).card.size_multiple
     wishes = _wishes(row, files_in(tmp_path, row.pictures[-1]), edge)
