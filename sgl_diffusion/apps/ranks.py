@@ -94,15 +94,16 @@ def _join(
 
     nodes = Nodes.of(options)
     device = pick_rank_device(options, config.get("replica", 0), rank % nodes.ranks)
+    if rank % nodes.ranks == 0:
+        # Before the ranks meet: the others find it fetched or built, and what builds the tiny
+        # model writes nothing in a process that is a later rank of a group.
+        find_model(options, outbox.loading)
     if nodes.address is not None:
         env.talk_over(interface_to(nodes.address))
     meeting = nodes.address or folder / RENDEZVOUS
     everyone = join_world(meeting, rank, nodes.count * nodes.ranks, device)
     agree_on(everyone, _shared(options))
     options = dataclasses.replace(options, device=str(device))
-    if rank % nodes.ranks == 0:
-        find_model(options, outbox.loading)
-    everyone.collect(b"")  # the others find it fetched or built
     state = _adapters(everyone, config["lora_state"], folder)
     return everyone, diffusion_worker(options, outbox, state, Ranks(everyone, options))
 

@@ -86,6 +86,7 @@ def meeting_point(address: Address, *, first: bool, seconds: float) -> Store:
     try:
         listener.bind((address.host, address.port))
     except OSError as error:
+        listener.close()
         raise SetupError(
             f"{address.host}:{address.port} cannot be listened at: {error.strerror}.",
             hint="--dist-init-addr is an address of machine 0 with a port that is free there.",

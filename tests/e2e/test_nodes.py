@@ -77,13 +77,16 @@ def ranks_of(pid: int) -> list[int]:
 def test_two_machines_answer_like_one(cable: None, tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--num-gpus", "2", "--nnodes", "2",
              "--dist-init-addr", f"{HERE}:29507")  # fmt: skip
-    alone = start_server(tmp_path / "one", "--device", "cpu")
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    alone = start_server(one, "--device", "cpu")
     expected = pictures(next(alone), **BODY)
     alone.close()
     with machine_1(tmp_path, *flags) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == f"machine 1 of 2, follows {HERE}:29507\n"
-        starting = start_server(tmp_path / "two", *flags)
+        starting = start_server(two, *flags)
         try:
             server: Server = next(starting)
             same(expected, pictures(server, **BODY))
