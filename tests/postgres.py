@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -70,7 +71,7 @@ def running() -> Iterator[str]:
                     time.sleep(0.05)
             yield url
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # at once: SIGTERM would wait for every session
             server.wait()
 
 

@@ -21,6 +21,7 @@ C = TypeVar("C")
 _VARIABLES = {
     "log_level": "SGLD_LOG_LEVEL",
     "data_dir": "SGLD_DATA_DIR",
+    "database_url": "SGLD_DATABASE_URL",
     "s3_bucket": "SGLD_S3_BUCKET",
     "s3_endpoint_url": "SGLD_S3_ENDPOINT_URL",
     "s3_region": "SGLD_S3_REGION",

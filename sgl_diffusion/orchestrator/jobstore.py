@@ -184,9 +184,14 @@ class JobStore:
         """
         return await self._run(self._recover)
 
-    async def claim(self, like: JobRow, most: int) -> Rows:
-        """Take over waiting rows for the model and adapters of `like` from other servers."""
-        return await self._run(lambda: self._peers.claim(like, most, time.time()))
+    async def claim(self, like: JobRow, most: int, here: Names) -> Rows:
+        """Take over at most `most` waiting rows, for the model and adapters of `like`, from other
+        servers, and all unfinished ones of ours that are not among those `here`."""
+        return await self._run(lambda: self._peers.claim(like, most, here, time.time()))
+
+    async def tell(self, job_id: str, progress: int) -> None:
+        """Let clients of other servers know how far a job is."""
+        await self._run(lambda: self._peers.tell(job_id, progress))
 
     async def lost(self, ids: Names) -> Names:
         """Which of these rows this server does not hold any more."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.base.errors import SetupError, UnavailableError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator.sqldb import Found, Values
 
@@ -100,11 +100,17 @@ class PostgresDatabase:
         self.failures: tuple[type[Exception], ...] = (psycopg.Error,)
         self.node = node
         self._url = url
+        self._inside = False  # a transaction, which must not go on in another session
+        self._connection: Connection[Any]
         try:
-            self._connection = self._connect()
-            with self.transaction():
-                self._migrate()
-                self.execute("INSERT INTO nodes VALUES (?) ON CONFLICT DO NOTHING", (node,))
+            self._connect()
+            try:
+                with self.transaction():
+                    self._migrate()
+                    self.execute("INSERT INTO nodes VALUES (?) ON CONFLICT DO NOTHING", (node,))
+            except BaseException:
+                self.close()
+                raise
         except psycopg.Error as error:
             reason = " ".join(str(error).split())
             raise SetupError(
@@ -113,16 +119,21 @@ class PostgresDatabase:
             ) from error
 
     def execute(self, sql: str, values: Values = ()) -> Found:
+        if not self._inside:
+            self._reconnect()
         found: Found = self._connection.execute(_translated(sql), values or None)
         return found
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        if self._connection.closed:
-            self._connection = self._connect()
+        self._reconnect()
         with self._connection.transaction():
-            self.execute("SELECT pg_advisory_xact_lock(?)", (_WRITERS,))
-            yield
+            self._inside = True
+            try:
+                self.execute("SELECT pg_advisory_xact_lock(?)", (_WRITERS,))
+                yield
+            finally:
+                self._inside = False
 
     def close(self) -> None:
         self._connection.close()
@@ -141,8 +152,17 @@ class PostgresDatabase:
         found = self.execute(f"SELECT pg_try_advisory_lock({_KEY})", (node,)).fetchone()
         return bool(found[0])
 
-    def _connect(self) -> Connection[Any]:
-        """A session that holds the lock of this node."""
+    def _reconnect(self) -> None:
+        if not self._connection.closed:
+            return
+        log.warning("the session of node %s broke, and is made anew", self.node)
+        try:
+            self._connect()
+        except SetupError as error:  # the database has not noticed the end of the old one yet
+            raise UnavailableError(error.message, hint=error.hint) from None
+
+    def _connect(self) -> None:
+        """Begin a session that holds the lock of this node."""
         import psycopg
 
         self._connection = psycopg.connect(
@@ -157,7 +177,6 @@ class PostgresDatabase:
                     hint="Give each server a name of its own with --node-name.",
                 )
             time.sleep(0.1)
-        return self._connection
 
     def _migrate(self) -> None:
         self.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")

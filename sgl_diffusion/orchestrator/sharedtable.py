@@ -33,17 +33,37 @@ class SharedTable(JobTable):
         sql = "SELECT COALESCE(SUM(bytes), 0) FROM claims WHERE node = :node"
         return int(self._db.execute(sql, self._values).fetchone()[0])
 
-    def claim(self, like: JobRow, most: int, now: float) -> list[JobRow]:
-        """At most `most` waiting rows for the model and adapters of `like`: those of nodes that
-        are gone, then those that wait elsewhere."""
-        taken: list[JobRow] = []
+    def claim(self, like: JobRow, most: int, here: list[str], now: float) -> list[JobRow]:
+        """At most `most` waiting rows of other nodes, for the model and adapters of `like`: all of
+        a node that is gone, else what waits there for a while."""
+        taken = self._strays(here)
+        most += len(taken)
         names = self._db.execute("SELECT name FROM nodes WHERE name != :node", self._values)
-        for (name,) in names.fetchall():
+        for (name,) in names.fetchall() if most > len(taken) else ():
             with self._session.gone(name) as gone, self._transaction():
                 settled = now if gone else now - _SETTLED_SECONDS
                 rows = self._waiting(name, like, most - len(taken), settled, running=gone)
                 taken += [row for row in map(self._take, rows) if row is not None]
         return taken
+
+    def _strays(self, here: list[str]) -> list[JobRow]:
+        """Our unfinished rows that are not among those `here`: left while the database was away."""
+        sql = (
+            f"{_SELECT} JOIN claims ON job_id = id WHERE claims.node = :node "
+            "AND status IN ('queued', 'in_progress') AND NOT id = ANY(:here)"
+        )
+        found = self._db.execute(sql, {**self._values, "here": here}).fetchall()
+        with self._transaction():
+            rows = [self._interrupted(decode(one)) for one in found]
+        return [row for row in rows if not row.over]
+
+    def tell(self, job_id: str, progress: int) -> None:
+        """Nothing if the row is not ours, or not running any more."""
+        self._db.execute(
+            "UPDATE jobs SET progress = :progress WHERE id = :id AND status = 'in_progress'"
+            + self._mine,
+            {**self._values, "id": job_id, "progress": progress},
+        )
 
     def lost(self, ids: list[str]) -> list[str]:
         """Which of them this node does not hold any more: they are gone, or another has them."""
