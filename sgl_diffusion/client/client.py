@@ -6,6 +6,8 @@ parameters into jobs and answers into frames; it never imports torch.
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
@@ -69,19 +71,19 @@ class Client(Door[Coordinator]):
         """Queue a generation. `deadline` is in seconds from now; after it the job fails with the
         code `deadline_exceeded`. `attempt` counts on where an earlier server's worker died under
         the job. Raises BusyError (with `retry_after`) and UnavailableError."""
-        await self.loras.prepare(params.loras)
+        params = dataclasses.replace(params, loras=await self.loras.prepare(params.loras))
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(
             payload, job_id=job_id, deadline=deadline, attempt=attempt, weight=_work(params)
         )
         return GenerationHandle(job, params)
 
+    async def control(self, action: str, payload: Payload | None = None) -> Payload:
+        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
+        return await self._coordinator.control(action, payload or {})
+
 
 def _work(params: ResolvedParams) -> float:
     """How much a job has to do, compared with others of the same model."""
     pixels = params.width * params.height * params.num_frames
     return float(pixels * len(params.seeds) * params.num_inference_steps)
-
-    async def control(self, action: str, payload: Payload | None = None) -> Payload:
-        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
-        return await self._coordinator.control(action, payload or {})

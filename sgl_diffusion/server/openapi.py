@@ -16,13 +16,13 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from sgl_diffusion import __version__
-from sgl_diffusion.base.checks import MAX_PROMPT_CHARS
+from sgl_diffusion.base.checks import MAX_OUTPUTS, MAX_PROMPT_CHARS, MAX_SEED
 from sgl_diffusion.base.lora import TARGETS
-from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
+from sgl_diffusion.base.params import MAX_STEPS
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
 from sgl_diffusion.server.schemas import answers
-from sgl_diffusion.server.schemas.lora import NICKNAME, PATH
+from sgl_diffusion.server.schemas.lora import NICKNAME
 from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
 
 router = APIRouter()
@@ -42,15 +42,15 @@ _NARROWER: dict[str, Schema] = {
     "seed": {"minimum": 0, "maximum": MAX_SEED},
     "size": {"pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto|)$"},
     "lora_nickname": {"pattern": NICKNAME},
-    "lora_path": {"pattern": PATH},
-    "lora_weight_name": {"pattern": PATH},
-    "lora_alpha": {"exclusiveMinimum": 0, "maximum": 1e6},
     "target": {"pattern": f"^({'|'.join(TARGETS)})$"},
     "seconds": {"minimum": 1, "maximum": 3600, "pattern": "^0{0,4}[1-9][0-9]{0,3}$"},
 }
-# Fields whose types only our own code knows.
+# The model makes opaque pictures only: what a request may say, and what the field takes to refuse.
+_OPAQUE: Schema = {"type": "string", "enum": ["auto", "opaque"]}
+# Fields whose types only our own code knows, or whose values nobody serves.
 _PICTURE: Schema = {"type": "string", "description": "URL or data URL of a picture."}
 _OTHER: dict[str, Schema] = {
+    "background": _OPAQUE,
     "input_reference": {
         "anyOf": [
             _PICTURE,
@@ -61,10 +61,11 @@ _OTHER: dict[str, Schema] = {
                 "additionalProperties": False,
             },
         ]
-    }
+    },
 }
 _FILE: Schema = {"type": "string", "format": "binary"}
 _FORM_FIELDS: dict[str, Schema] = {
+    "background": _OPAQUE,
     "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
     "input_reference": _FILE,
     "lora": {"type": "string", "contentMediaType": "application/json"},
@@ -204,7 +205,8 @@ def _request(
         if name in properties:
             properties[spelling] = properties[name]
     if form:
-        _spread_lists(properties)
+        twice = _spread_lists(properties)
+        schema["allOf"] = [{"not": {"required": names}} for names in twice]
         if "image" in properties:
             ways = ("image", "image[]", "url", "url[]")
             schema["anyOf"] = [{"required": [name]} for name in ways]
@@ -215,8 +217,10 @@ def _request(
     return {"$ref": _add(kind.__name__ + ("Form" if form else ""), schema, components)}
 
 
-def _spread_lists(properties: dict[str, Schema]) -> None:
-    """A form repeats `name[]` for the items of a list."""
+def _spread_lists(properties: dict[str, Schema]) -> list[list[str]]:
+    """A form repeats `name[]` for the items of a list. Returns the pairs of names of which a form
+    has one: a number, or a list of them."""
+    pairs = []
     for name, found in list(properties.items()):
         branches = found.get("anyOf", [])
         lists = [branch for branch in branches if branch.get("type") == "array"]
@@ -224,6 +228,9 @@ def _spread_lists(properties: dict[str, Schema]) -> None:
             rest = [branch for branch in branches if branch not in lists]
             properties[name] = {**found, "anyOf": rest or lists}
             properties[f"{name}[]"] = lists[0]
+            if rest:
+                pairs.append([name, f"{name}[]"])
+    return pairs
 
 
 def _narrow(schema: Schema, rules: Schema) -> None:
