@@ -47,7 +47,7 @@ test: $(READY)  ## the whole default suite
 faults: $(READY)  ## every fault, fifty random kills
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(ARGS)
 
-soak: $(READY)  ## a long mixed load; options: make soak ARGS="--minutes 480 --report soak.json"
+soak: $(READY)  ## a long mixed load; options: make soak ARGS="--engine --minutes 30"
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 test-slow: $(READY)  ## what the default suite leaves out
@@ -56,7 +56,7 @@ test-slow: $(READY)  ## what the default suite leaves out
 # The CPU kernels of smaller machines: what depends on them, with no better level than these.
 test-isa: export OMP_WAIT_POLICY = PASSIVE
 test-isa: $(READY)  ## ops, attention and model parity with the kernels of older CPUs
-	for level in avx2 scalar; do SGLD_CPU_ISA=$$level $(BIN)/python -m pytest tests/ops tests/kernels \
+	for level in avx2 scalar; do SGLD_CPU_ISA=$$level $(BIN)/python -m pytest tests/ops \
 		tests/attention tests/models tests/recipes/test_wan.py tests/engine/test_denoise.py \
 		--timeout 600 $(ARGS) || exit 1; done
 

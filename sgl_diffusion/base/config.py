@@ -8,6 +8,7 @@ keeps the origin of each value; an unknown key is an error with a suggestion.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -80,6 +81,12 @@ class EngineOptions:
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
     max_running_jobs: int = option(
         0, "Most jobs worked on at a time; 0: as many as there are.", least=0
+    )
+    overlap: bool = option(True, "Encode prompts and decode pictures beside the denoise steps.")
+    vae_tile_size: int = option(
+        0,
+        "Pixels along the edge of the tiles that pictures are decoded in, such as 512; 0: whole.",
+        least=0,
     )
     prompt_cache_memory: float = option(0.5, "GiB that encoded prompts may take.", least=0)
     memory_budget: str | None = option(
@@ -204,6 +211,12 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    database_url: str | None = option(
+        None, "PostgreSQL for a job table that several servers share: postgresql://..."
+    )
+    node_name: str | None = option(
+        None, "Name of this server among them; default: that of the machine."
+    )
     s3_bucket: str | None = option(None, "S3 bucket that results are copied to.")
     s3_endpoint_url: str | None = option(None, "S3 service; without it Amazon's.")
     s3_region: str | None = option(None, "Region of the bucket.")
@@ -216,6 +229,8 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
 
 C = TypeVar("C")
 
+_PASSWORD = re.compile(r"(?<=//)([^/:@\s]*):[^/@\s]*@")
+
 
 @dataclass(frozen=True)
 class Resolved(typing.Generic[C]):
@@ -225,10 +240,12 @@ class Resolved(typing.Generic[C]):
     origins: dict[str, str]
 
     def lines(self, *, origin: bool = True) -> list[str]:
-        return [
-            f"{name} = {getattr(self.value, name)!r}" + (f"  ({source})" if origin else "")
-            for name, source in self.origins.items()
-        ]
+        """One for each option; passwords in URLs are left out."""
+        shown = []
+        for name, source in self.origins.items():
+            value = _PASSWORD.sub(r"\1:***@", repr(getattr(self.value, name)))
+            shown.append(f"{name} = {value}" + (f"  ({source})" if origin else ""))
+        return shown
 
 
 def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolved[C]:

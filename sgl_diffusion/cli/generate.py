@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
 from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import Parser, UsageError, parser_for, read
+from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
     from sgl_diffusion.base.params import ModelCard
     from sgl_diffusion.client.types import Generation
 
-DESCRIPTION = "Make images or videos from a prompt, without a server."
+DESCRIPTION = 'Make images or videos without a server: sglang generate "a red circle".'
 
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
 
@@ -32,7 +30,7 @@ _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 class GenerateOptions(EngineOptions):
     """`sglang generate`."""
 
-    prompt: str | None = option(None, "What to make. Required.")
+    prompt: str | None = option(None, "What to make; also as the first word after generate.")
     negative_prompt: str | None = option(None, "What to keep away from.")
     image: tuple[str, ...] = option(
         (), "Picture to work on: PNG, JPEG or WebP. Repeatable where the model takes several."
@@ -55,6 +53,12 @@ class GenerateOptions(EngineOptions):
     guidance_scale_2: float | None = option(None, "Guidance of a second expert.")
     flow_shift: float | None = option(None, "Shift of the noise schedule. Default: the model's.")
     max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
+    guidance_start: float = option(0.0, "Share of the steps at which guidance begins.")
+    guidance_stop: float = option(1.0, "Share of the steps at which it ends.")
+    enable_teacache: bool = option(False, "Let steps reuse what an earlier one computed.")
+    teacache_threshold: float | None = option(
+        None, "How far such steps may differ, 0.001 to 1. Default: 0.1."
+    )
     seed: int | None = option(None, "Seed of the first output; the others count up. Default: 42.")
     num_outputs: int = option(1, "How many to make.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
@@ -67,9 +71,9 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    options = read(GenerateOptions, parser(), argv).value
+    options = read(GenerateOptions, parser(), _with_prompt(argv)).value
     if options.prompt is None:
-        raise UsageError("--prompt is missing.", hint='For example --prompt "a cat".')
+        raise UsageError("There is no prompt.", hint='For example: sglang generate "a red circle".')
     log.set_up(options.log_level)
     for given in (*options.image, *filter(None, [options.mask])):
         if not Path(given).is_file():  # known before the model is loaded
@@ -118,13 +122,21 @@ def produce(
     return result
 
 
+def _with_prompt(argv: list[str]) -> list[str]:
+    """The flags, where the prompt may come first and without one."""
+    if not argv or argv[0].startswith("-"):
+        return argv
+    if any(word.partition("=")[0] == "--prompt" for word in argv):
+        raise UsageError(
+            f"There are two prompts: {argv[0]!r}, and that of --prompt.",
+            hint="A prompt of several words stands in quotation marks.",
+        )
+    return ["--prompt", *argv]
+
+
 def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:
-    width, height = options.width, options.height
-    if options.size is not None:
-        match = _SIZE.fullmatch(options.size)
-        if match is None:
-            raise UsageError(f"--size {options.size!r} is not WIDTHxHEIGHT.", hint="As in 512x512.")
-        width, height = width or int(match[1]), height or int(match[2])
+    width, height = edges_of(options.size)
+    width, height = options.width or width, options.height or height
     return {
         "negative_prompt": options.negative_prompt,
         "width": width,
@@ -140,6 +152,10 @@ def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:
         "strength": options.strength,
         "flow_shift": options.flow_shift,
         "max_sequence_length": options.max_sequence_length,
+        "guidance_start": options.guidance_start,
+        "guidance_stop": options.guidance_stop,
+        "enable_teacache": options.enable_teacache,
+        "teacache_threshold": options.teacache_threshold,
         "seed": options.seed,
         "num_outputs": options.num_outputs,
     }
@@ -187,4 +203,5 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
         edits="native" if options.strength is None else "image-to-image",
         max_images=2**10,
         masks=True,
+        step_cache=True,
     )
