@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.footprint import check_memory
 from sgl_diffusion.base.lora import check_uses
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def edge(card: ModelCard, param: str, value: int) -> int:
     )
 
 
-def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
+def check_extent(card: ModelCard, params: ResolvedParams) -> None:
+    """All outputs and frames together: their pixels, and the memory they take."""
     count = len(params.seeds)
     pixels = params.width * params.height * params.num_frames * count
     if pixels > card.max_pixels:
@@ -188,6 +190,7 @@ def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
             hint="Ask for a smaller size, fewer frames or fewer outputs.",
             code="request_too_large",
         )
+    check_memory(card, params)
 
 
 def optional(

@@ -8,6 +8,7 @@ keeps the origin of each value; an unknown key is an error with a suggestion.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -217,6 +218,12 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    database_url: str | None = option(
+        None, "PostgreSQL for a job table that several servers share: postgresql://..."
+    )
+    node_name: str | None = option(
+        None, "Name of this server among them; default: that of the machine."
+    )
     s3_bucket: str | None = option(None, "S3 bucket that results are copied to.")
     s3_endpoint_url: str | None = option(None, "S3 service; without it Amazon's.")
     s3_region: str | None = option(None, "Region of the bucket.")
@@ -229,6 +236,8 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
 
 C = TypeVar("C")
 
+_PASSWORD = re.compile(r"(?<=//)([^/:@\s]*):[^/@\s]*@")
+
 
 @dataclass(frozen=True)
 class Resolved(typing.Generic[C]):
@@ -238,10 +247,12 @@ class Resolved(typing.Generic[C]):
     origins: dict[str, str]
 
     def lines(self, *, origin: bool = True) -> list[str]:
-        return [
-            f"{name} = {getattr(self.value, name)!r}" + (f"  ({source})" if origin else "")
-            for name, source in self.origins.items()
-        ]
+        """One for each option; passwords in URLs are left out."""
+        shown = []
+        for name, source in self.origins.items():
+            value = _PASSWORD.sub(r"\1:***@", repr(getattr(self.value, name)))
+            shown.append(f"{name} = {value}" + (f"  ({source})" if origin else ""))
+        return shown
 
 
 def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolved[C]:

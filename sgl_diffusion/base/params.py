@@ -13,10 +13,10 @@ from typing import Literal
 
 from sgl_diffusion.base.checks import (
     MAX_PARTIAL_IMAGES,
+    check_extent,
     check_interval,
     check_loras,
     check_pictures,
-    check_pixels,
     check_texts,
     edge,
     optional,
@@ -26,6 +26,7 @@ from sgl_diffusion.base.checks import (
     within,
 )
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.footprint import Footprint
 from sgl_diffusion.base.lora import LoraUse
 
 MAX_STEPS = 200
@@ -184,6 +185,8 @@ class ModelCard:
     step_cache: bool = False
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
+    adapters: tuple[str, ...] = ()  # files that came with the model; their names are nicknames
+    footprint: Footprint | None = None  # what jobs take of the memory; None where nobody counted
 
     @property
     def makes_video(self) -> bool:
@@ -268,7 +271,7 @@ class ModelCard:
             guidance_start=wish.guidance_start,
             guidance_stop=wish.guidance_stop,
         )
-        check_pixels(self, params)
+        check_extent(self, params)
         return params
 
     def size_like(

@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_queue*", "max_*_per_key", "request_timeout", "video_timeout", "worker_timeout",
         "drain_timeout", "retention_hours", "max_disk_gb", "min_free_gb",
     ),
+    "several servers with one job table": ("database_url", "node_name"),
     "a copy of the results in S3": ("s3_*",),
     "limits of a request": ("max_*", "*_timeout", "keep_alive", "lenient", "log_prompts"),
     "further options": ("*",),

@@ -41,6 +41,7 @@ class Generation:
     seconds: dict[str, float] = field(default_factory=dict)
     attempt: int = 1
     reused_steps: int = 0
+    peak_memory_mb: float = 0.0  # the most that the worker took meanwhile; 0: it did not tell
 
     @property
     def frames(self) -> NDArray[np.uint8]:
@@ -102,6 +103,7 @@ class GenerationHandle:
             clips=_clips(output, self.params),
             seconds={str(k): float(v) for k, v in output.meta.get("seconds", {}).items()},
             reused_steps=int(output.meta.get("reused_steps", 0)),
+            peak_memory_mb=round(output.meta.get("peak_memory", 0) / 2**20, 1),
             attempt=self._job.snapshot().attempt,
         )
 

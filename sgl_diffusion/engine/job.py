@@ -85,6 +85,11 @@ class Job:
         return self.solver is not None
 
     @property
+    def begun(self) -> bool:
+        """It has memory of its own by now."""
+        return self.encoded or bool(self.away)
+
+    @property
     def step(self) -> int:
         """Finished steps, on average of its rows."""
         return sum(row.ran for row in self.rows) // len(self.rows)

@@ -10,6 +10,7 @@ from sgl_diffusion.engine.beside import Beside
 from sgl_diffusion.engine.errand import Errand, Outcome
 from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
+from sgl_diffusion.engine.footprint.room import Room
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lineup import Decode, Encode, lane_of, next_to_encode
 
@@ -29,6 +30,7 @@ class Overlap:
         accounts: Accounts,
         jobs: Mapping[str, Job],
         rows: int,
+        room: Room,
         take: Callable[[Errand, object], object],
         fail: Callable[[list[Job], Exception], None],
     ) -> None:
@@ -37,6 +39,7 @@ class Overlap:
         self._accounts = accounts
         self._jobs = jobs
         self._rows = rows
+        self._room = room
         self._take = take
         self._fail = fail
         self.crowded = False  # there was no memory for it
@@ -52,10 +55,10 @@ class Overlap:
     def send(self, jobs: Sequence[Job]) -> None:
         """Begin what there is room for; jobs come by urgency."""
         if self._beside.free("encode") and (new := next_to_encode(jobs, self._rows)):
-            self._start(Encode(new))
+            self._begin(Encode(new), jobs)
         done = next((job for job in jobs if job.to_decode and not job.away), None)
         if done is not None and self._beside.free("decode"):
-            self._start(Decode(done))
+            self._begin(Decode(done), jobs)
 
     def gives_way(self, unit: Encode | Decode) -> bool:
         """Whether this unit can be done in the steps' thread; if not, it soon can. Two at a time
@@ -85,7 +88,10 @@ class Overlap:
             self.collect()
             poll()
 
-    def _start(self, unit: Encode | Decode) -> None:
+    def _begin(self, unit: Encode | Decode, jobs: Sequence[Job]) -> None:
+        """If the memory suffices for it beside a step."""
+        if not self._room.lane(jobs, unit.job):
+            return
         errand = self._errands.of(unit)
         errand.job.away = errand.lane
         self._beside.start(errand)

@@ -24,6 +24,7 @@ from sgl_diffusion.engine.denoise import ShapeKey, denoise, shape_key
 from sgl_diffusion.engine.errand import Errand
 from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
+from sgl_diffusion.engine.footprint.room import Room
 from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.lineup import (
     Batch,
@@ -78,6 +79,7 @@ class StepRunner:
         self._watch = Watch(outbox, self._jobs, alone=branches is None)
         self._turns = Turns()
         self.costs = Costs()
+        self.room = Room()
         self._branches = branches
         self._contexts = Contexts(pipeline, branches)
         self._reduced: dict[ShapeKey, int] = {}
@@ -98,6 +100,7 @@ class StepRunner:
                 self._accounts,
                 self._jobs,
                 2 * bounds.rows,
+                self.room,
                 self._take,
                 fail,
             )
@@ -111,6 +114,7 @@ class StepRunner:
 
     def drop(self, job_id: str) -> Job | None:
         job = self._jobs.pop(job_id, None)
+        self.room.forget(job_id)
         if job is not None and self._overlap is not None:
             self._overlap.drop(job)
         return job
@@ -148,7 +152,7 @@ class StepRunner:
             self._overlap = None
         if self._overlap is not None:
             self._overlap.collect()
-        jobs = first_jobs(self._jobs.values(), self._bounds.jobs)
+        jobs = self.room.fitting(first_jobs(self._jobs.values(), self._bounds.jobs))
         self._accounts.standing(jobs)
         self._offers = line_up(self._pipeline, jobs, self._rows)
         if not self._offers:
@@ -267,7 +271,8 @@ class StepRunner:
             torch.cuda.empty_cache()
 
     def _rows(self, key: ShapeKey, jobs: Sequence[int]) -> int:
-        return self.costs.rows(key, jobs, self._reduced.get(key, self._bounds.rows))
+        most = self._reduced.get(key, self._bounds.rows)
+        return self.costs.rows(key, jobs, self.room.rows(self._jobs.values(), key, most))
 
     def _stop_clock(self) -> None:
         """The device is done with the last unit: so long it took."""

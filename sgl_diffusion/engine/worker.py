@@ -19,11 +19,14 @@ from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
+from sgl_diffusion.base.footprint import Footprint, check_memory
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.engine import profile
 from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
+from sgl_diffusion.engine.footprint.budget import Budget
+from sgl_diffusion.engine.footprint.usage import Usage
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.offload import check_offload
@@ -63,13 +66,17 @@ class DiffusionWorker:
         self._runner: StepRunner | WholeRunner | None = None
         self._loras: LoraControl | None = None
         self._load_error: SglError | None = None
+        self._card: ModelCard | None = None
+        self._usage: Usage | None = None
 
     def load(self) -> Payload:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
         dispatch.named()
         library.absent()
-        if note := check_offload(self._options, pick_device(self._options.device)):
+        device = pick_device(self._options.device)
+        if note := check_offload(self._options, device):
             self._outbox.loading(note)
+        budget, footprint = Budget(self._options, device), None
         try:
             pipeline = self._open(self._outbox.loading)
         except Exception as error:
@@ -81,6 +88,8 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
+            if self._ranks is None:
+                footprint = budget.footprint(pipeline, self._outbox.loading)
             bounds = Bounds(
                 rows=self._options.max_batch_rows,
                 jobs=self._options.max_running_jobs,
@@ -94,9 +103,10 @@ class DiffusionWorker:
                 self._finish,
                 self._fail,
                 branches,
-                self._tiles(pipeline),
+                self._tiles(pipeline, footprint),
             )
             self._warm_up(pipeline.card)
+            self._runner.room.footprint = footprint
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
         self._loras = lora_control(
@@ -107,11 +117,13 @@ class DiffusionWorker:
             lora_targets=self._loras.targets,
             # Whether a step can be reused is decided within a pass, on one rank's tokens.
             step_cache=pipeline.card.step_cache and self._ranks is None,
+            footprint=footprint,
         )
+        self._card, self._usage = card, Usage(device, footprint)
         return {**dataclasses.asdict(card), "loras": self._loras.report()}
 
-    def _tiles(self, pipeline: Pipeline) -> Tiles | None:
-        edge = self._options.vae_tile_size
+    def _tiles(self, pipeline: Pipeline, footprint: Footprint | None) -> Tiles | None:
+        edge = self._options.vae_tile_size if footprint is None else footprint.tile_edge
         if edge == 0:
             return None
         if self._ranks is None:
@@ -142,15 +154,21 @@ class DiffusionWorker:
             return
         job = Job(job_id, params)
         try:
+            # Of a job from before: the server that took it in may have had more memory.
+            if self._card is not None:
+                check_memory(self._card, params)
             job.blend = self._adapters.blend(params.loras)
             job.epoch = self._adapters.epoch
         except Exception as error:
             self._outbox.failed(job_id, explain(error, job))
             return
+        if self._usage is not None:
+            self._usage.begin(job)
         self._active.add(job)
 
     def cancel(self, job_id: str) -> None:
         self._active.drop(job_id)
+        self._peak(job_id)
 
     def control(self, action: str, payload: Payload) -> Payload:
         if isinstance(self._runner, StepRunner):
@@ -181,6 +199,8 @@ class DiffusionWorker:
         if torch.cuda.is_initialized():
             peak = torch.cuda.max_memory_allocated()
             calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))
+        if self._usage is not None:
+            calls += self._usage.metrics()
         return calls + self._active.counters.metrics()
 
     @property
@@ -202,13 +222,22 @@ class DiffusionWorker:
     def _finish(self, job: Job, clips: list[torch.Tensor]) -> None:
         if job.id != _WARM_UP:
             reused = sum(row.reused for row in job.rows)
-            meta = {"seconds": job.seconds, "reused_steps": reused}
+            meta = {
+                "seconds": job.seconds,
+                "reused_steps": reused,
+                "peak_memory": self._peak(job.id),
+            }
             self._outbox.output(job.id, meta, list(clips))
+
+    def _peak(self, job_id: str) -> int:
+        """The most bytes this process took while the job ran, which is over; 0 if it never did."""
+        return 0 if self._usage is None else self._usage.end(job_id)
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """These jobs end here; the others and the worker go on."""
         for job in jobs:
             self._active.drop(job.id)
+            self._peak(job.id)
             if job.id == _WARM_UP:
                 self._load_error = explain(error, job)
             else:

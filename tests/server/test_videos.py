@@ -46,6 +46,7 @@ def test_life_of_a_video(api):
     api.call(api.client.gate.set)
     done = api.wait_for(video["id"], "completed")
     assert done["progress"] == 100 and isinstance(done["completed_at"], int)
+    assert done["peak_memory_mb"] == 0.0
     assert done["inference_time_s"] == 0.75 and done["url"].endswith("/content")
     file = api.get(done["url"])
     assert file.headers["content-type"] == "video/mp4"
@@ -202,9 +203,9 @@ def test_delete_running_frees_the_worker(api):
     assert time.monotonic() - started < 5 and api.client.cancelled == [video["id"]]
     assert api.get(f"{PATH}/{video['id']}").status_code == 404
     deadline = time.monotonic() + 2
-    while api.context.runner._live and time.monotonic() < deadline:
+    while api.context.runner.live and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not api.context.runner._live
+    assert not api.context.runner.live
     assert not list((api.folder / "videos").iterdir())
 
 
