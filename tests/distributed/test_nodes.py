@@ -57,7 +57,7 @@ def test_the_meeting_point_listens_at_its_address_only() -> None:
     listening = [
         fields[1]
         for table in ("tcp", "tcp6")
-        for fields in (line.split() for line in Path(f"/proc/net/{table}").open())
+        for fields in map(str.split, Path(f"/proc/net/{table}").read_text().splitlines())
         if fields[3] == "0A" and fields[1].endswith(f":{port:04X}")
     ]
     assert listening == [f"0200007F:{port:04X}"]
