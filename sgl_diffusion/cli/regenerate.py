@@ -17,6 +17,7 @@ from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
 
 if TYPE_CHECKING:
+    from sgl_diffusion.base.lora import LoraUse
     from sgl_diffusion.client.types import Generation
 
 DESCRIPTION = """Make a picture or video again from the settings that the file carries. On the same
@@ -39,6 +40,9 @@ class RegenerateOptions(EngineOptions):
         (), "Picture that the file was made from, where there was one. Repeatable."
     )
     mask: str | None = option(None, "Its mask, where there was one.")
+    adapter: tuple[str, ...] = option(
+        (), "NICKNAME=PATH of an adapter that the file names without a path. Repeatable."
+    )
     output_path: str = option("outputs", "Folder, or file name with .png .jpg .webp or .mp4.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
     metadata: bool = option(True, "Write the settings into the files.")
@@ -65,8 +69,8 @@ def main(argv: list[str]) -> int:
     settings = read_settings(path)
     _check_pictures(path, settings, options)
     target = Target.of(options.output_path, options.output_compression)
-    wishes = {**_wishes(settings), "num_frames": target.frames(settings.get("num_frames"))}
-    wishes |= {"images": options.image, "mask": options.mask}
+    wishes = _wishes(path, settings, options)
+    wishes["num_frames"] = target.frames(settings.get("num_frames"))
     model = _model(path, settings, options)
     engine = engine_of(dataclasses.replace(options, model_path=model))
     result = produce(engine, settings["prompt"], wishes, target, metadata=options.metadata)
@@ -110,19 +114,43 @@ def _model(path: Path, settings: dict[str, Any], options: RegenerateOptions) -> 
     return model
 
 
-def _wishes(settings: dict[str, Any]) -> dict[str, Any]:
-    import msgspec
-
-    from sgl_diffusion.base.lora import LoraUse
+def _wishes(path: Path, settings: dict[str, Any], options: RegenerateOptions) -> dict[str, Any]:
     from sgl_diffusion.base.params import SamplingParams
 
     names = {field.name for field in dataclasses.fields(SamplingParams)} - _OTHERS
     wishes = {name: value for name, value in settings.items() if name in names}
+    return {
+        **wishes,
+        "loras": _adapters(path, settings, options),
+        "seed": settings.get("seed"),
+        "images": options.image,
+        "mask": options.mask,
+    }
+
+
+def _adapters(
+    path: Path, settings: dict[str, Any], options: RegenerateOptions
+) -> tuple[LoraUse, ...]:
+    """Those of the file; where one lay on the machine it says only the nickname."""
+    import msgspec
+
+    from sgl_diffusion.base.lora import LoraUse
+
     try:
-        loras = msgspec.convert(settings.get("loras", []), tuple[LoraUse, ...])
+        uses = msgspec.convert(settings.get("loras", []), tuple[LoraUse, ...])
     except msgspec.ValidationError:
         raise RequestError("The adapters in the file cannot be read.") from None
-    return {**wishes, "loras": loras, "seed": settings.get("seed")}
+    given = dict(entry.split("=", 1) for entry in options.adapter if "=" in entry)
+    missing = [use.nickname for use in uses if use.path is None]
+    for nickname in missing:
+        if nickname not in given:
+            raise UsageError(
+                f"{path} was made with the adapter {nickname!r} of a path that it does not carry.",
+                hint=f"Name it with --adapter {nickname}=PATH.",
+            )
+    if strange := [entry for entry in options.adapter if entry.split("=", 1)[0] not in missing]:
+        raise UsageError(f"{path} names no adapter without a path for {strange[0]!r}.")
+    return tuple(dataclasses.replace(use, path=use.path or given[use.nickname]) for use in uses)
 
 
 def _compared(path: Path, result: Generation) -> str:
