@@ -12,7 +12,7 @@ from typing import Any
 # Patterns of names, under titles in the order in which they are shown.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what to make": (
-        "prompt", "negative_prompt", "image", "mask", "adapter", "strength", "size", "width",
+        "prompt", "negative_prompt", "image", "mask", "strength", "size", "width",
         "height", "num_frames", "fps", "num_outputs", "seed",
     ),
     "how to make it": (

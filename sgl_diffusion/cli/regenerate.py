@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
 from sgl_diffusion.base.errors import ModelNotFoundError, RequestError
+from sgl_diffusion.base.lora import LoraUse, settings_to_begin_with
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for
 from sgl_diffusion.cli.generate import engine_of, produce
 from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
 
 if TYPE_CHECKING:
-    from sgl_diffusion.base.lora import LoraUse
     from sgl_diffusion.client.types import Generation
 
 DESCRIPTION = """Make a picture or video again from the settings that the file carries. On the same
 machine, with the same model and precision, a single output has the same pixels; whether it has is
-told for PNG files. Adapters that a server had set for everybody are not in its files.
+told for PNG files. Adapters that a server had set for everybody are not in its files; those of a
+request are, and where they are on this machine say --lora-path and --lora-nickname.
 """
 
 # Of the wishes, what a file does not carry, or not in the same form.
 _OTHERS = frozenset({"images", "mask", "num_outputs", "partial_images", "prompt", "seed", "loras"})
+_NO_ADAPTERS: dict[str, Any] = {"lora_path": (), "lora_nickname": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,6 @@ class RegenerateOptions(EngineOptions):
         (), "Picture that the file was made from, where there was one. Repeatable."
     )
     mask: str | None = option(None, "Its mask, where there was one.")
-    adapter: tuple[str, ...] = option(
-        (), "NICKNAME=PATH of an adapter that the file names without a path. Repeatable."
-    )
     output_path: str = option("outputs", "Folder, or file name with .png .jpg .webp or .mp4.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
     metadata: bool = option(True, "Write the settings into the files.")
@@ -69,8 +68,11 @@ def main(argv: list[str]) -> int:
     settings = read_settings(path)
     _check_pictures(path, settings, options)
     target = Target.of(options.output_path, options.output_compression)
-    wishes = _wishes(path, settings, options)
-    wishes["num_frames"] = target.frames(settings.get("num_frames"))
+    wishes = {**_wishes(settings), "num_frames": target.frames(settings.get("num_frames"))}
+    wishes |= {"images": options.image, "mask": options.mask}
+    wishes["loras"] = loras = _adapters(path, settings, options)
+    if loras:
+        options = dataclasses.replace(options, **_NO_ADAPTERS)  # they are the job's own
     model = _model(path, settings, options)
     engine = engine_of(dataclasses.replace(options, model_path=model))
     result = produce(engine, settings["prompt"], wishes, target, metadata=options.metadata)
@@ -114,43 +116,33 @@ def _model(path: Path, settings: dict[str, Any], options: RegenerateOptions) -> 
     return model
 
 
-def _wishes(path: Path, settings: dict[str, Any], options: RegenerateOptions) -> dict[str, Any]:
+def _wishes(settings: dict[str, Any]) -> dict[str, Any]:
     from sgl_diffusion.base.params import SamplingParams
 
     names = {field.name for field in dataclasses.fields(SamplingParams)} - _OTHERS
     wishes = {name: value for name, value in settings.items() if name in names}
-    return {
-        **wishes,
-        "loras": _adapters(path, settings, options),
-        "seed": settings.get("seed"),
-        "images": options.image,
-        "mask": options.mask,
-    }
+    return {**wishes, "seed": settings.get("seed")}
 
 
 def _adapters(
     path: Path, settings: dict[str, Any], options: RegenerateOptions
 ) -> tuple[LoraUse, ...]:
-    """Those of the file; where one lay on the machine it says only the nickname."""
+    """Those of the file; of one that comes from no hub it has the nickname only."""
     import msgspec
-
-    from sgl_diffusion.base.lora import LoraUse
 
     try:
         uses = msgspec.convert(settings.get("loras", []), tuple[LoraUse, ...])
     except msgspec.ValidationError:
         raise RequestError("The adapters in the file cannot be read.") from None
-    given = dict(entry.split("=", 1) for entry in options.adapter if "=" in entry)
-    missing = [use.nickname for use in uses if use.path is None]
-    for nickname in missing:
-        if nickname not in given:
+    given = settings_to_begin_with(options.lora_path, options.lora_nickname)
+    here = {one.nickname: one.path for one in given}
+    for use in uses:
+        if use.path is None and use.nickname not in here:
             raise UsageError(
-                f"{path} was made with the adapter {nickname!r} of a path that it does not carry.",
-                hint=f"Name it with --adapter {nickname}=PATH.",
+                f"{path} was made with the adapter {use.nickname!r} and does not say where it is.",
+                hint="Name it with --lora-path and --lora-nickname.",
             )
-    if strange := [entry for entry in options.adapter if entry.split("=", 1)[0] not in missing]:
-        raise UsageError(f"{path} names no adapter without a path for {strange[0]!r}.")
-    return tuple(dataclasses.replace(use, path=use.path or given[use.nickname]) for use in uses)
+    return tuple(dataclasses.replace(u, path=here.get(u.nickname, u.path)) for u in uses)
 
 
 def _compared(path: Path, result: Generation) -> str:

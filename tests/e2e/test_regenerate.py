@@ -88,7 +88,7 @@ def test_what_cannot_be_made_again_is_told_before_a_model_is_loaded(tmp_path: Pa
     film = with_settings(tmp_path / "film.png", num_frames=17)
     lost = with_settings(tmp_path / "lost.png", model="/no/such/model")
     adapters = with_settings(tmp_path / "adapters.png", loras=[{"nick": 1}])
-    inked = with_settings(tmp_path / "inked.png", loras=[{"nickname": "ink", "strength": 0.5}])
+    elsewhere = with_settings(tmp_path / "elsewhere.png", loras=[{"nickname": "ink"}])
     cases = [
         (["nothing.png"], "There is no file nothing.png"),
         (["plain.png"], "plain.png carries no settings"),
@@ -100,10 +100,9 @@ def test_what_cannot_be_made_again_is_told_before_a_model_is_loaded(tmp_path: Pa
         ([film, "--output-path", "film.png"], "17 frames do not fit into a .png file"),
         ([lost], "which is no folder here"),
         ([adapters], "adapters in the file cannot be read"),
+        ([elsewhere], "made with the adapter 'ink' and does not say where"),
+        ([elsewhere, "--lora-path", "x/y"], "made with the adapter 'ink'"),
         ([film, "--model-path", "/no/such/model"], "/no/such/model"),
-        ([inked], "made with the adapter 'ink' of a path that it does not carry"),
-        ([inked, "--adapter", "ink"], "made with the adapter 'ink'"),
-        ([film, "--adapter", "ink=/x"], "names no adapter without a path for 'ink=/x'"),
         ([], "arguments are required: FILE"),
     ]
     done = run(tmp_path, *(["regenerate", *args] for args, _ in cases))
@@ -125,17 +124,3 @@ def test_settings_come_back_as_they_went_in(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     path.write_bytes(encode_image(picture, kind, settings=json.dumps(settings)))
     assert read_settings(path) == settings
-
-
-def test_adapters_that_lay_on_the_machine_are_named_again(tmp_path: Path) -> None:
-    from sgl_diffusion.cli.regenerate import RegenerateOptions, _wishes
-
-    uses = [{"nickname": "ink", "strength": 0.5}, {"nickname": "oil", "path": "org/oil"}]
-    settings = {"loras": uses, "seed": 3, "width": 64, "prompt": "a", "model": "m"}
-    options = RegenerateOptions(adapter=("ink=/adapters/ink=1.safetensors",))
-    wishes = _wishes(tmp_path / "a.png", settings, options)
-    assert [(use.nickname, use.path, use.strength) for use in wishes["loras"]] == [
-        ("ink", "/adapters/ink=1.safetensors", 0.5),
-        ("oil", "org/oil", 1.0),
-    ]
-    assert wishes["seed"] == 3 and wishes["width"] == 64 and "model" not in wishes
