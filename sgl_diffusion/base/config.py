@@ -53,6 +53,13 @@ class EngineOptions:
     dp_size: int = option(
         1, "Replicas of the model, each with its share of the devices and its own jobs.", least=1
     )
+    nnodes: int = option(1, "Machines that run one model together.", least=1)
+    node_rank: int = option(
+        0, "Which of them this is; 0 answers requests, the others follow it.", least=0
+    )
+    dist_init_addr: str | None = option(
+        None, "HOST:PORT of machine 0 where the others find it; a private network only."
+    )
     ulysses_degree: int | None = option(
         None, "Ranks that share the heads of attention; without it chosen.", least=1
     )

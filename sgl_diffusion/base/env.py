@@ -96,6 +96,13 @@ def get(name: str) -> Any:
         raise ConfigError(f"{name}={text!r} cannot be read: {error}.", hint=variable.doc) from None
 
 
+def talk_over(interface: str) -> None:
+    """Let the ranks in this process use another interface than loopback, unless one is set."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if get(name) == TABLE[name].default:
+            os.environ[name] = interface
+
+
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The environment a worker process starts with.
 
