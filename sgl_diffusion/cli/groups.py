@@ -12,8 +12,8 @@ from typing import Any
 # Patterns of names, under titles in the order in which they are shown.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what to make": (
-        "prompt", "negative_prompt", "image", "mask", "strength", "size", "width", "height",
-        "num_frames", "fps", "num_outputs", "seed",
+        "prompt", "negative_prompt", "image", "mask", "strength", "size", "width",
+        "height", "num_frames", "fps", "num_outputs", "seed",
     ),
     "how to make it": (
         "num_inference_steps", "guidance_scale*", "true_cfg_scale", "flow_shift",

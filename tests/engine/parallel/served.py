@@ -38,7 +38,8 @@ def make_worker(
         decode = pipeline.decode
 
         def look(latents: torch.Tensor) -> Any:
-            seen.setdefault(str(tuple(latents.shape)), []).append(latents.clone())
+            if type(latents) is torch.Tensor:  # and not what is only counted
+                seen.setdefault(str(tuple(latents.shape)), []).append(latents.clone())
             return decode(latents)
 
         pipeline.decode = look
