@@ -185,6 +185,7 @@ class ModelCard:
     step_cache: bool = False
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
+    adapters: tuple[str, ...] = ()  # files that came with the model; their names are nicknames
     footprint: Footprint | None = None  # what jobs take of the memory; None where nobody counted
 
     @property

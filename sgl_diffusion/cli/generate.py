@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sgl_diffusion.base.params import ModelCard
     from sgl_diffusion.client.types import Generation
 
-DESCRIPTION = "Make images or videos from a prompt, without a server."
+DESCRIPTION = 'Make images or videos without a server: sglang generate "a red circle".'
 
 _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
@@ -30,7 +30,7 @@ _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 class GenerateOptions(EngineOptions):
     """`sglang generate`."""
 
-    prompt: str | None = option(None, "What to make. Required.")
+    prompt: str | None = option(None, "What to make; also as the first word after generate.")
     negative_prompt: str | None = option(None, "What to keep away from.")
     image: tuple[str, ...] = option(
         (), "Picture to work on: PNG, JPEG or WebP. Repeatable where the model takes several."
@@ -71,9 +71,9 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    options = read(GenerateOptions, parser(), argv).value
+    options = read(GenerateOptions, parser(), _with_prompt(argv)).value
     if options.prompt is None:
-        raise UsageError("--prompt is missing.", hint='For example --prompt "a cat".')
+        raise UsageError("There is no prompt.", hint='For example: sglang generate "a red circle".')
     log.set_up(options.log_level)
     for given in (*options.image, *filter(None, [options.mask])):
         if not Path(given).is_file():  # known before the model is loaded
@@ -120,6 +120,18 @@ def produce(
         frames = f"{params.num_frames} frames  " if params.num_frames > 1 else ""
         print(f"{path}  {size}  {frames}seed {params.seeds[index]}  {seconds:.2f} s", flush=True)
     return result
+
+
+def _with_prompt(argv: list[str]) -> list[str]:
+    """The flags, where the prompt may come first and without one."""
+    if not argv or argv[0].startswith("-"):
+        return argv
+    if any(word.partition("=")[0] == "--prompt" for word in argv):
+        raise UsageError(
+            f"There are two prompts: {argv[0]!r}, and that of --prompt.",
+            hint="A prompt of several words stands in quotation marks.",
+        )
+    return ["--prompt", *argv]
 
 
 def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.base.registry import Registry
 from sgl_diffusion.loader.files import PICKLE_SUFFIXES
+from sgl_diffusion.recipes.beside import own_adapters, own_defaults
 
 if TYPE_CHECKING:
     from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
@@ -71,7 +72,13 @@ def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipelin
     if options.model_path is None:
         return _open_tiny(folder, options, note)
     index = _with_other_weights(read_index(folder, options.variant), options)
-    return _open(index, options, options.model_path, note)
+    pipeline = _open(index, options, options.model_path, note)
+    pipeline.card = dataclasses.replace(
+        pipeline.card,
+        defaults=own_defaults(folder, pipeline.card.defaults),
+        adapters=own_adapters(folder),
+    )
+    return pipeline
 
 
 def find_model(options: EngineOptions, note: Note) -> Path:
