@@ -192,3 +192,10 @@ def test_a_newer_schema_is_refused(tmp_path: Path, shared: str) -> None:
             await JobStore.open(tmp_path / "c", shared, "c")
 
     story(tmp_path, shared, scenario)
+
+
+def test_the_doctor_reaches_the_database(shared: str) -> None:
+    from sgl_diffusion.cli.checks import storage
+
+    check = storage.database(shared)
+    assert check.status == "ok" and check.found.endswith(", database postgres")
