@@ -35,9 +35,16 @@ def _wishes(row: Row, files: tuple[str, ...], edge: int) -> Wishes:
     """With and without guidance, two outputs, and a clip where the class makes one."""
     frames = 5 if max(row.frames) > 1 else 1
     more = {**row.call, "images": files, "num_inference_steps": 2}
+    still = min(row.frames)
     return {
         "guided": SamplingParams(
-            prompt="a fox", seed=1, width=5 * edge, height=3 * edge, **more, **row.on
+            prompt="a fox",
+            seed=1,
+            width=5 * edge,
+            height=3 * edge,
+            num_frames=still,
+            **more,
+            **row.on,
         ),
         "plain": SamplingParams(
             prompt="waves",
@@ -45,6 +52,7 @@ def _wishes(row: Row, files: tuple[str, ...], edge: int) -> Wishes:
             width=3 * edge,
             height=4 * edge,
             num_outputs=2,
+            num_frames=still,
             **more,
             **row.off,
         ),
