@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +37,7 @@ def running() -> Iterator[str]:
     bin_folder, user = programs(), somebody()
     if bin_folder is None:
         pytest.skip("PostgreSQL is not installed")
-    try:
-        import psycopg
-    except ImportError:
-        pytest.skip("psycopg is not installed")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:  # a path for a socket
         folder = Path(name)
         if user is not None:
@@ -51,28 +46,19 @@ def running() -> Iterator[str]:
         command = [bin_folder / "initdb", "-D", data, "-U", "tests", "-A", "trust", "-N"]
         subprocess.run([*command, "-E", "UTF8", "--locale=C.UTF-8"], user=user, check=True,
                        capture_output=True, cwd=folder)  # fmt: skip
-        fast = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", "shared_buffers=16MB"]
-        server = subprocess.Popen(
-            [bin_folder / "postgres", "-D", data, "-k", folder, *fast],
-            user=user,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        url = f"postgresql://tests@/postgres?host={folder}"
+        options = f"-k {folder} -c fsync=off -c listen_addresses= -c shared_buffers=16MB"
+
+        def control(*words: str) -> None:
+            command = [bin_folder / "pg_ctl", "-D", data, "-w", "-t", "100", *words]
+            quiet = subprocess.DEVNULL
+            subprocess.run(command, user=user, check=True, stdout=quiet, cwd=folder)
+
+        # No child of ours: other tests count the children of this process and kill them.
+        control("-l", str(folder / "log"), "-o", options, "start")
         try:
-            deadline = time.monotonic() + 100
-            while True:
-                try:
-                    psycopg.connect(url).close()
-                    break
-                except psycopg.OperationalError:
-                    assert server.poll() is None and time.monotonic() < deadline
-                    time.sleep(0.05)
-            yield url
+            yield f"postgresql://tests@/postgres?host={folder}"
         finally:
-            server.send_signal(signal.SIGINT)  # at once: SIGTERM would wait for every session
-            server.wait()
+            control("-m", "fast", "stop")  # sessions are cut off
 
 
 def fresh(url: str) -> None:

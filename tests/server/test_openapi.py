@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.core.errors import SchemathesisError
 from schemathesis.core.failures import FailureGroup
 
 from sgl_diffusion.base.config import JobOptions
@@ -29,11 +30,16 @@ BEYOND_SCHEMA = {
     "lora_path_not_allowed",
 }  # fmt: skip
 
+# What schemathesis says of itself, where it asks its validator about a part that is a file, or
+# makes a schema that is none.
+BEYOND_THE_TOOL = ("Unsupported type: 'Binary'", "Invalid `allOf` definition")
+
 
 def test_the_document_is_served(api):
     document = api.get("/openapi.json").json()
     assert document == openapi.document(secured=False)
     assert "security" not in json.dumps(document)
+    assert '"allOf": []' not in json.dumps(document)
     assert len(json.dumps(document)) < 200_000
 
 
@@ -102,9 +108,8 @@ def explore_one(operation, mode, checks, examples, *, headers, counts) -> list[s
         run()
     except hypothesis.errors.Unsatisfiable:
         pass
-    except ValueError as error:
-        # schemathesis itself: its validator knows no parts that are files.
-        if "Unsupported type: 'Binary'" not in str(error):
+    except (ValueError, SchemathesisError) as error:
+        if not any(words in str(error) for words in BEYOND_THE_TOOL):
             raise
     return failures
 
