@@ -85,15 +85,16 @@ def _routes(paths: dict[str, Any]) -> list[list[str]]:
 
 
 def _neutral() -> list[list[str]]:
-    routes: dict[tuple[str, str], list[str]] = {}
+    """A row for all names that the same routes accept at the same values."""
+    where: dict[tuple[str, str], list[str]] = {}
     for route, kind in KINDS.items():
         for name, values in kind.neutral.items():
             accepted = " ".join(f"`{json.dumps(value)}`" for value in values)
-            routes.setdefault((name, accepted), []).append(route)
-    return [
-        [f"`{name}`", " ".join(found), f"{accepted} {_reason(name)}".strip()]
-        for (name, accepted), found in sorted(routes.items())
-    ]
+            where.setdefault((name, f"{accepted} {_reason(name)}".strip()), []).append(route)
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (name, accepted), routes in sorted(where.items()):
+        rows.setdefault((" ".join(routes), accepted), []).append(f"`{name}`")
+    return [[" ".join(names), routes, accepted] for (routes, accepted), names in rows.items()]
 
 
 def _reason(name: str) -> str:
