@@ -69,9 +69,12 @@ def _schema(kind: type, parts: dict[str, Any]) -> str:
 
 
 def _routes(paths: dict[str, Any]) -> list[list[str]]:
-    rows = []
+    rows, refused = [], []
     for path, methods in paths.items():
         for method, found in methods.items():
+            if "200" not in found["responses"]:
+                refused.append(f"`{method.upper()} {path}`")
+                continue
             query = "&".join(
                 f"{each['name']}={each['schema'].get('default', '')}"
                 for each in found["parameters"]
@@ -81,7 +84,7 @@ def _routes(paths: dict[str, Any]) -> list[list[str]]:
             body = " or ".join("form" if "form" in kind else "JSON" for kind in kinds)
             shown = f"`{method.upper()} {path}{'?' + query if query else ''}`"
             rows.append([shown, body, found["summary"]])
-    return rows
+    return [*rows, [" ".join(refused), "", "Refused."]]
 
 
 def _neutral() -> list[list[str]]:
