@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
 from sgl_diffusion.loader.rules import Rule, Rules
@@ -39,13 +40,14 @@ def load_pretrained(
     files = weight_files(folder, part.variant)
     try:
         # Left to itself the library keeps all files mapped until it is done.
-        model, report = kind.from_pretrained(
-            None,
-            config=kind.config_class.from_pretrained(folder, local_files_only=True),
-            state_dict=stored_tensors(files, dtype),
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with spent_on("weights"):
+            model, report = kind.from_pretrained(
+                None,
+                config=kind.config_class.from_pretrained(folder, local_files_only=True),
+                state_dict=stored_tensors(files),
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
     return _checked(model, report, folder, kind).to(device)

@@ -22,6 +22,7 @@ from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.footprint import Footprint, check_memory
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.engine import profile
 from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
@@ -89,7 +90,8 @@ class DiffusionWorker:
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
             if self._ranks is None:
-                footprint = budget.footprint(pipeline, self._outbox.loading)
+                with spent_on("memory"):
+                    footprint = budget.footprint(pipeline, self._outbox.loading)
             bounds = Bounds(
                 rows=self._options.max_batch_rows,
                 jobs=self._options.max_running_jobs,
@@ -105,13 +107,15 @@ class DiffusionWorker:
                 branches,
                 self._tiles(pipeline, footprint),
             )
-            self._warm_up(pipeline.card)
+            with spent_on("warm-up"):
+                self._warm_up(pipeline.card)
             self._runner.room.footprint = footprint
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
-        self._loras = lora_control(
-            pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
-        )
+        with spent_on("adapters"):
+            self._loras = lora_control(
+                pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
+            )
         card = dataclasses.replace(
             pipeline.card,
             lora_targets=self._loras.targets,
