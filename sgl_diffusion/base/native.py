@@ -39,7 +39,7 @@ def load(file: Path) -> str:
         reason = f"the native library {file.name} is not built; run `pip install -e .` to build it"
     else:
         try:
-            torch.ops.load_library(file)
+            torch.ops.load_library(file)  # type: ignore[no-untyped-call]
             reason = ""
         except OSError as error:
             reason = f"the native library cannot be loaded ({error}); run `pip install -e .` again"
