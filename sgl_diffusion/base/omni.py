@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions, option
+from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions
+from sgl_diffusion.base.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
