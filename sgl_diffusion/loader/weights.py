@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.loader.absent import Piece, Stored, absent_parameter
 from sgl_diffusion.loader.files import DAMAGED, damaged, weight_files
+from sgl_diffusion.loader.ranges import RangeFile
 from sgl_diffusion.loader.rules import ALL, Rules, Target
 
 # Tools that keep a whole model in one file put the transformer under one of these, beside the rest.
@@ -69,12 +71,9 @@ def load_weights(
     """
     files = [source] if source.is_file() else weight_files(source, variant)
     copies = _plan(module, files, rules or Rules(), source)
-    keep = set(getattr(module, "KEEP_FP32", ()))
-    for name, old in list(module.named_parameters()):
-        kept = torch.float32 if keep & set(name.split(".")) else dtype
-        empty = torch.empty(old.shape, dtype=kept, device=device)
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(empty, requires_grad=False))
+    for owner, leaf, shape, kept in _parameters(module, dtype):
+        empty = torch.empty(shape, dtype=kept, device=device)
+        setattr(owner, leaf, nn.Parameter(empty, requires_grad=False))
     assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer has no value"
     for file in files:
         waiting = [copy for copy in copies if copy.file == file]
@@ -84,6 +83,43 @@ def load_weights(
                 while waiting and read < _MAPPED_BYTES:
                     read += _fill(module, waiting.pop(), handle)
     module.eval()
+
+
+def leave_weights(
+    module: nn.Module,
+    source: Path,
+    rules: Rules | None = None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None = None,
+) -> dict[str, Stored]:
+    """As `load_weights`, but the parameters become absent ones; returns where they come from."""
+    files = [source] if source.is_file() else weight_files(source, variant)
+    copies = _plan(module, files, rules or Rules(), source)
+    for owner, leaf, shape, kept in _parameters(module, dtype):
+        setattr(owner, leaf, absent_parameter(shape, kept, device))
+    assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer has no value"
+    opened = {file: RangeFile(file) for file in files}
+    pieces: dict[str, tuple[Piece, ...]] = {}
+    for copy in copies:
+        piece = Piece(opened[copy.file], copy.key, copy.rows, copy.swap)
+        pieces[copy.parameter] = (*pieces.get(copy.parameter, ()), piece)
+    module.eval()
+    return {name: Stored(found) for name, found in pieces.items()}
+
+
+def _parameters(
+    module: nn.Module, dtype: torch.dtype
+) -> list[tuple[nn.Module, str, torch.Size, torch.dtype]]:
+    """Owner, name, shape and dtype of every parameter as it is to be."""
+    keep = set(getattr(module, "KEEP_FP32", ()))
+    found = []
+    for name, old in module.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        kept = torch.float32 if keep & set(name.split(".")) else dtype
+        found.append((module.get_submodule(owner), leaf, old.shape, kept))
+    return found
 
 
 def _fill(module: nn.Module, copy: _Copy, handle: Any) -> int:

@@ -17,7 +17,7 @@ from sgl_diffusion.base.params import ModelCard, SamplingDefaults
 from sgl_diffusion.components.samplers import Spacing, make_solver
 from sgl_diffusion.loader.index import ModelIndex, read_config
 from sgl_diffusion.loader.rules import Rules
-from sgl_diffusion.loader.weights import load_weights
+from sgl_diffusion.loader.weights import leave_weights, load_weights
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -52,14 +52,25 @@ class Plan:
         with torch.device("meta"):
             model = kind(params)
         part = index.component(name)
-        load_weights(
-            model,
-            part.weights,
-            rules,
-            dtype=self.dit,
-            device=self.device,
-            variant=part.variant,
-        )
+        if part.absences is None:
+            load_weights(
+                model,
+                part.weights,
+                rules,
+                dtype=self.dit,
+                device=self.device,
+                variant=part.variant,
+            )
+        else:
+            stored = leave_weights(
+                model,
+                part.weights,
+                rules,
+                dtype=self.dit,
+                device=self.device,
+                variant=part.variant,
+            )
+            part.absences.add(name, model, stored)
         model.attention = AttentionContext.on_one_rank(self.attention)  # type: ignore[assignment]
         return model
 
