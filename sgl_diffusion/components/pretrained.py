@@ -9,113 +9,63 @@ from typing import Any
 import torch
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.absent import Absences, StoredPlaces
-from sgl_diffusion.loader.files import variant_of, weight_files
+from sgl_diffusion.loader.absent import Places, load_or_leave
+from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
-from sgl_diffusion.loader.rules import Rules
+from sgl_diffusion.loader.rules import Rule, Rules
 from sgl_diffusion.loader.stored import stored_tensors
-from sgl_diffusion.loader.weights import leave_weights
 
 _SHOWN = 8
 _EXPERT = re.compile(
     r"(?P<place>.*\.experts)\.(?P<index>\d+)\.(?P<kind>gate|up|down)_proj\.weight", re.ASCII
+)
+# What attention in VAEs was called in the first versions of diffusers.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_ATTENTION = "{part}.mid_block.attentions.{i}"
+_VAE_NAMES = Rules(
+    others=[Rules(*(Rule(f"{_ATTENTION}.{a}", f"{_ATTENTION}.{b}") for a, b in _OLD_NAMES.items()))]
 )
 
 
 def load_pretrained(
     kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """`kind.from_pretrained` for inference."""
-    from transformers import PreTrainedModel
+    """`kind.from_pretrained` for inference, of a class of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = part.folder
     read_config(folder)
     files = weight_files(folder, part.variant)
-    if part.absences is not None:
-        return _left_out(kind, part, files, part.absences, dtype=dtype, device=device)
+    places = None if part.absences is None else Places(files, dtype)
     try:
-        if issubclass(kind, PreTrainedModel):
-            # Left to itself the library keeps all files mapped until it is done.
-            model, report = kind.from_pretrained(
-                None,
-                config=kind.config_class.from_pretrained(folder, local_files_only=True),
-                state_dict=stored_tensors(files, dtype),
-                dtype=dtype,
-                output_loading_info=True,
-            )
-        else:
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                variant=variant_of(files[0].name),
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise _unfit(folder, kind, error) from error
-    return _checked(model, report, folder, kind).to(device)
-
-
-def _left_out(
-    kind: type[Any],
-    part: Component,
-    files: list[Path],
-    absences: Absences,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Any:
-    """The model without its weights, which stay where they are."""
-    from transformers import PreTrainedModel
-
-    folder = part.folder
-    if not issubclass(kind, PreTrainedModel):
-        with torch.device("meta"):
-            model = kind.from_config(read_config(folder))
-        rules = Rules(ignore=_read_buffers(model, files, dtype, device))
-        stored = leave_weights(
-            model, folder, rules, dtype=dtype, device=device, variant=part.variant
-        )
-        absences.add(folder.name, model, stored)
-        return model
-    places = StoredPlaces(files, dtype)
-    try:
+        # Left to itself the library keeps all files mapped until it is done.
         model, report = kind.from_pretrained(
             None,
             config=kind.config_class.from_pretrained(folder, local_files_only=True),
-            state_dict=places.state,
+            state_dict=stored_tensors(files, dtype) if places is None else places.state,
             dtype=dtype,
             output_loading_info=True,
         )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
-    _checked(model, report, folder, kind)
-    absences.add(folder.name, model, places.put_down(model, device))
-    for name, buffer in list(model.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner)._buffers[leaf] = buffer.to(device)
-    return model
+    model = _checked(model, report, folder, kind)
+    if part.absences is not None and places is not None:
+        part.absences.add(folder.name, model, places.put_down(model, device))
+    return model.to(device)
 
 
-def _read_buffers(
-    model: Any, files: list[Path], dtype: torch.dtype, device: torch.device
-) -> set[str]:
-    """Fill the buffers that files hold beside the weights; returns the modules that have any."""
-    parameters = {name for name, _ in model.named_parameters()}
-    names = [name for name in model.state_dict() if name not in parameters]
-    stored = stored_tensors(files, dtype)
-    owners = set()
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        if name in stored:
-            value = stored[name][...].clone()
-            value = value.to(dtype) if value.is_floating_point() else value
-            model.get_submodule(owner)._buffers[leaf] = value.to(device)
-        owners.add(owner)
-    return owners
+def load_vae(kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The same of a class of diffusers, which left to itself has a model of random weights and all
+    of the file beside each other."""
+    config = read_config(part.folder)
+    try:
+        with torch.device("meta"):
+            model = kind.from_config(config)
+    except Exception as error:
+        raise _unfit(part.folder, kind, error) from error
+    load_or_leave(model, part, _VAE_NAMES, dtype=dtype, device=device)
+    return model.requires_grad_(False)
 
 
 def load_part(

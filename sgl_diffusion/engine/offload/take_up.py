@@ -119,6 +119,6 @@ def _fill_in(places: Iterable[Place], device: torch.device) -> None:
         absent = place.parameter
         if id(absent) not in made:
             value = torch.empty(absent.shape, dtype=absent.dtype)
-            place.stored.read(value)
+            place.home.read(value)
             made[id(absent)] = nn.Parameter(value.to(device), requires_grad=False)
         place.owner._parameters[place.leaf] = made[id(absent)]

@@ -110,7 +110,7 @@ class _Copied:
 
 def from_checkpoint(unit: Unit, buffer: Tensor) -> None:
     for place in unit.places:
-        place.stored.read(place.view(buffer))
+        place.home.read(place.view(buffer))
 
 
 class FromHost:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sgl_diffusion.loader.absent import AbsentModule, Stored
+from sgl_diffusion.loader.absent import AbsentModule, Home
 
+_SCRATCH = 32 << 20  # bytes of what is being converted
 _ALIGNED = 64  # bytes, as torch's own tensors are: kernels round the same way
 
 
@@ -19,7 +20,7 @@ class Place:
     owner: nn.Module
     leaf: str
     parameter: nn.Parameter  # the absent one
-    stored: Stored
+    home: Home
     start: int
 
     @property
@@ -41,17 +42,9 @@ class Unit:
     nbytes: int
 
     @property
-    def scratch(self) -> int:
-        """The largest tensor that is read in another dtype than it is used in."""
-        pieces = ((place, piece) for place in self.places for piece in place.stored.pieces)
-        return max(
-            (
-                piece.nbytes
-                for place, piece in pieces
-                if piece.dtype != place.parameter.dtype or piece.swap
-            ),
-            default=0,
-        )
+    def converts(self) -> bool:
+        """Whether numbers are read in another precision than they are used in."""
+        return any(place.home.converts(place.parameter.dtype) for place in self.places)
 
 
 @dataclass(frozen=True)
@@ -72,11 +65,8 @@ class Split:
     @property
     def buffers(self) -> int:
         """Bytes that bringing takes: two of the largest unit of each ring."""
-        return sum(2 * largest(ring) for ring in self.rings) + self.scratch
-
-    @property
-    def scratch(self) -> int:
-        return max((unit.scratch for ring in self.rings for unit in ring), default=0)
+        converts = any(unit.converts for ring in self.rings for unit in ring)
+        return sum(2 * largest(ring) for ring in self.rings) + (_SCRATCH if converts else 0)
 
 
 def largest(ring: Sequence[Unit]) -> int:
@@ -88,7 +78,7 @@ def split(absent: AbsentModule) -> Split:
     blocks they belong to (`BESIDE_BLOCKS` of a class) are units of another ring, but norms stay:
     they are small, and read without being called."""
     parameters = dict(absent.module.named_parameters())  # a tied one once
-    layout = _Layout({id(parameters[name]): stored for name, stored in absent.stored.items()})
+    layout = _Layout({id(parameters[name]): home for name, home in absent.homes.items()})
     beside = set(getattr(absent.module, "BESIDE_BLOCKS", ()))
     blocks: list[Unit] = []
     others: list[Unit] = []
@@ -116,8 +106,8 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 class _Layout:
     """Gives every parameter of a module to the first unit that asks for it."""
 
-    def __init__(self, stored: Mapping[int, Stored]) -> None:
-        self._stored = stored  # by the identity of the absent parameter
+    def __init__(self, homes: Mapping[int, Home]) -> None:
+        self._homes = homes  # by the identity of the absent parameter
         self._owners: dict[int, nn.Module] = {}  # of those given, the module that asked
 
     def unit(self, name: str, module: nn.Module) -> Unit:
@@ -141,6 +131,6 @@ class _Layout:
                 start = starts.setdefault(id(parameter), end)
                 if start == end:
                     end += -(-parameter.nbytes // _ALIGNED) * _ALIGNED
-                stored = self._stored[id(parameter)]
-                found.append(Place(owner, leaf, parameter, stored, start))
+                home = self._homes[id(parameter)]
+                found.append(Place(owner, leaf, parameter, home, start))
         return tuple(found)

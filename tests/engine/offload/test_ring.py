@@ -16,8 +16,8 @@ from sgl_diffusion.engine.offload.ring import Ring
 from sgl_diffusion.engine.offload.take_up import take_up
 from sgl_diffusion.engine.offload.tiers import Arrival, FromHost, Reader, from_checkpoint
 from sgl_diffusion.engine.offload.units import Split, Unit, split
-from sgl_diffusion.loader.absent import Absences, AbsentParameter
-from sgl_diffusion.loader.weights import leave_weights, load_weights
+from sgl_diffusion.loader.absent import Absences, AbsentParameter, leave_weights
+from sgl_diffusion.loader.weights import load_weights
 
 BLOCKS, WIDTH = 5, 16
 CPU = torch.device("cpu")
@@ -64,8 +64,8 @@ def absent(folder: Path, name: str = "transformer") -> tuple[Stack, Absences]:
     with torch.device("meta"):
         model = Stack()
     absences = Absences()
-    stored = leave_weights(model, folder, dtype=torch.bfloat16, device=CPU)
-    absences.add(name, model, stored)
+    homes = leave_weights(model, folder, dtype=torch.bfloat16, device=CPU)
+    absences.add(name, model, homes)
     return model, absences
 
 
@@ -129,7 +129,7 @@ def ring_around(model: Stack, parts: Split, carrier: Reader, *, keep: bool = Tru
     ring.watch(model)
     for place in parts.rest:
         value = torch.empty(place.parameter.shape, dtype=place.parameter.dtype)
-        place.stored.read(value)
+        place.home.read(value)
         place.owner._parameters[place.leaf] = nn.Parameter(value, requires_grad=False)
     return ring
 
