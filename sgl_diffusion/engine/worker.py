@@ -30,7 +30,6 @@ from sgl_diffusion.engine.footprint.budget import Budget
 from sgl_diffusion.engine.footprint.usage import Usage
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
-from sgl_diffusion.engine.offload import check_offload
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
@@ -75,8 +74,6 @@ class DiffusionWorker:
         dispatch.named()
         library.absent()
         device = pick_device(self._options.device)
-        if note := check_offload(self._options, device):
-            self._outbox.loading(note)
         budget, footprint = Budget(self._options, device), None
         try:
             pipeline = self._open(self._outbox.loading)
@@ -97,6 +94,7 @@ class DiffusionWorker:
                 jobs=self._options.max_running_jobs,
                 prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
                 overlap=self._options.overlap,
+                packing=self._options.packing,
             )
             self._runner = StepRunner(
                 pipeline,
@@ -109,7 +107,7 @@ class DiffusionWorker:
             )
             with spent_on("warm-up"):
                 self._warm_up(pipeline.card)
-            self._runner.room.footprint = footprint
+            self._runner.sizes.room.footprint = footprint
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
         with spent_on("adapters"):

@@ -31,6 +31,7 @@ _CALL = 1 << 30  # bytes of one native call: in between, signals are heard
 _THREADS = min(max(2 * (os.cpu_count() or 1), 8), 32)
 # `Number` in csrc/include/sgld/convert.h; numbers that stay as they are go as bytes.
 _BYTES = 0
+_CACHED = -1  # in the place of a descriptor that passes by the page cache
 _NUMBERS = {torch.float64: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 
 
@@ -50,15 +51,18 @@ class Piece:
         return self.target.numel() * self.dtype.itemsize
 
 
-def read_pieces(pieces: Sequence[Piece]) -> None:
-    """Fill all targets; a file that ends too early or cannot be read is an error with its name."""
+def read_pieces(pieces: Sequence[Piece], *, again: bool = False) -> None:
+    """Fill all targets; a file that ends too early or cannot be read is an error with its name.
+
+    What will be read `again` goes through the page cache, so that it may be there the next time.
+    """
     if reason := native.absent():
         _tell_once(reason)
         for piece in pieces:
             _read_alone(piece)
         return
     for call in _calls(pieces):
-        _read_together(call)
+        _read_together(call, again)
 
 
 @functools.cache
@@ -79,11 +83,13 @@ def _calls(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield call
 
 
-def _read_together(pieces: Sequence[Piece]) -> None:
+def _read_together(pieces: Sequence[Piece], again: bool) -> None:
     files = {piece.file: piece for piece in pieces}
     with ExitStack() as stack:
         buffered = [stack.enter_context(_opened(piece)) for piece in files.values()]
-        direct = [stack.enter_context(_opened_directly(file)) for file in files]
+        direct = [
+            _CACHED if again else stack.enter_context(_opened_directly(file)) for file in files
+        ]
         place = {file: index for index, file in enumerate(files)}
         failure = torch.ops.sgld.read_weights(
             [piece.target for piece in pieces],
@@ -114,11 +120,11 @@ def _opened(piece: Piece) -> Iterator[int]:
 
 @contextmanager
 def _opened_directly(file: Path) -> Iterator[int]:
-    """A descriptor that passes by the page cache; -1 where the file system has no such thing."""
+    """A descriptor that passes by the page cache, where the file system has such a thing."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
-        yield -1
+        yield _CACHED
         return
     try:
         yield descriptor

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,27 @@ def test_the_slow_way_is_told(
         for _ in range(2):
             read_pieces(list(pieces(file, None).values()))
     assert caplog.text.count("read by one thread: it is not built for this test") == 1
+
+
+@needs_library
+@pytest.mark.parametrize("again", [True, False])
+def test_only_what_is_read_once_passes_by_the_cache(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directly: list[Path] = []
+    opened = reading._opened_directly
+
+    def noted(file: Path) -> AbstractContextManager[int]:
+        directly.append(file)
+        return opened(file)
+
+    monkeypatch.setattr(reading, "_opened_directly", noted)
+    file = tmp_path / "a.safetensors"
+    save_file({"a": torch.arange(9)}, file)
+    found = pieces(file, None)
+    read_pieces(list(found.values()), again=again)
+    assert torch.equal(found["a"].target, torch.arange(9))
+    assert directly == ([] if again else [file])
 
 
 @needs_library
