@@ -77,6 +77,12 @@ class EngineOptions:
     )
     packing: bool = option(True, "Pictures of different sizes may share denoise steps.")
     overlap: bool = option(True, "Encode prompts and decode pictures beside the denoise steps.")
+    cuda_graphs: str = option(
+        "auto",
+        "Denoise steps as CUDA graphs: where a GPU waits for the host (auto), always, or never.",
+        choices=("auto", "on", "off"),
+    )
+    cuda_graph_memory: float = option(1.0, "GiB that they may take.", least=0)
     vae_tile_size: int = option(
         0,
         "Pixels along the edge of the tiles that pictures are decoded in, such as 512; 0: whole.",
