@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
@@ -28,10 +27,9 @@ from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.footprint.budget import Budget
 from sgl_diffusion.engine.footprint.usage import Usage
-from sgl_diffusion.engine.graphs.passes import check_graphs
+from sgl_diffusion.engine.graphs.passes import chosen_graphs
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
-from sgl_diffusion.engine.offload import check_offload
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
@@ -44,7 +42,6 @@ from sgl_diffusion.orchestrator.stage import Outbox
 log = get_logger(__name__)
 
 _WARM_UP = "warm-up"
-_GRAPHS: dict[str, Literal["", "auto", "on"]] = {"off": "", "auto": "auto", "on": "on"}
 _STATM = Path("/proc/self/statm")
 
 
@@ -77,9 +74,6 @@ class DiffusionWorker:
         dispatch.named()
         library.absent()
         device = pick_device(self._options.device)
-        if note := check_offload(self._options, device):
-            self._outbox.loading(note)
-        check_graphs(self._options, device)
         budget, footprint = Budget(self._options, device), None
         try:
             pipeline = self._open(self._outbox.loading)
@@ -90,6 +84,7 @@ class DiffusionWorker:
                 "The model does not fit into the memory of the device.",
                 hint="Use a smaller model, or lower precisions: --dit-precision bf16.",
             ) from error
+        graphs = chosen_graphs(self._options, pipeline)
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
             if self._ranks is None:
@@ -100,7 +95,7 @@ class DiffusionWorker:
                 prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
                 overlap=self._options.overlap,
                 packing=self._options.packing,
-                graphs=_GRAPHS[self._options.cuda_graphs],
+                graphs=graphs,
                 graph_bytes=int(self._options.cuda_graph_memory * 2**30),
             )
             self._runner = StepRunner(

@@ -7,7 +7,7 @@ for it. A pass that cannot be captured stays eager.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,31 +21,44 @@ from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.graphs.arguments import signature
 from sgl_diffusion.engine.graphs.capture import CapturedPass, Graph, Pass
 from sgl_diffusion.engine.graphs.plan import Plan
-from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
 
 log = get_logger(__name__)
 
 Capture = Callable[[Pass, Tensor, Tensor, Any, int], Graph]
 
 
-def check_graphs(options: EngineOptions, device: torch.device) -> None:
-    """Whoever asks for graphs gets them, or is told why not."""
-    if options.cuda_graphs != "on":
-        return
-    reason = "the model runs on the CPU" if device.type != "cuda" else ""
+def chosen_graphs(
+    options: EngineOptions, pipeline: Pipeline | WholePipeline
+) -> Literal["", "auto", "on"]:
+    """When steps become graphs; whoever asks for them gets them, or is told why not."""
+    reason = _obstacle(options, pipeline)
+    if options.cuda_graphs == "on":
+        if reason:
+            raise ConfigError(
+                f"--cuda-graphs on cannot be followed: {reason}.",
+                hint="Use --cuda-graphs auto.",
+                param="cuda_graphs",
+            )
+        return "on"
+    return "" if reason or options.cuda_graphs == "off" else "auto"
+
+
+def _obstacle(options: EngineOptions, pipeline: Pipeline | WholePipeline) -> str:
+    if not isinstance(pipeline, Pipeline):
+        return "the model runs through diffusers"
+    if pipeline.device.type != "cuda":
+        return "the model runs on the CPU"
     if options.num_gpus > 1:
-        reason = "several ranks exchange data within a step"
-    if reason:
-        raise ConfigError(
-            f"--cuda-graphs on cannot be followed: {reason}.",
-            hint="Use --cuda-graphs auto.",
-            param="cuda_graphs",
-        )
+        return "several ranks exchange data within a step"
+    if any(part.component.startswith("transformer") for part in pipeline.card.offload):
+        return "the weights of the transformer come and go"
+    return ""
 
 
 def graphed_passes(pipeline: Pipeline, bounds: Bounds, counters: Counters) -> GraphedPasses | None:
     """Of a runner whose steps may become graphs."""
-    if not bounds.graphs or pipeline.device.type != "cuda":
+    if not bounds.graphs:
         return None
     always, budget = bounds.graphs == "on", bounds.graph_bytes
     return GraphedPasses(pipeline.velocity, counters, budget=budget, always=always)

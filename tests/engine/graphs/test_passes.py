@@ -5,8 +5,11 @@ A pass that is run again on the static inputs stands for the replay; tests/gpu h
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +18,14 @@ from torch import Tensor
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.footprint import Offloaded
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.graphs.arguments import rebuilt, signature, tensors
 from sgl_diffusion.engine.graphs.capture import Pass, StaticInputs
-from sgl_diffusion.engine.graphs.passes import GraphedPasses, check_graphs
+from sgl_diffusion.engine.graphs.passes import GraphedPasses, chosen_graphs
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,22 @@ def test_the_kernels_of_a_step_are_counted(pipeline: Pipeline) -> None:
     assert len(kernels) == 2 and all(50 < number < 5000 for number in kernels)
 
 
-def test_asked_for_where_there_can_be_none() -> None:
-    check_graphs(EngineOptions(), CPU)
-    with pytest.raises(ConfigError, match="runs on the CPU"):
-        check_graphs(EngineOptions(cuda_graphs="on"), CPU)
-    with pytest.raises(ConfigError, match="several ranks"):
-        check_graphs(EngineOptions(cuda_graphs="on", num_gpus=2), torch.device("cuda"))
+def test_who_asks_for_graphs_is_told_why_there_are_none(pipeline: Pipeline) -> None:
+    wanted = EngineOptions(cuda_graphs="on")
+    on_gpu = copy.copy(pipeline)
+    on_gpu.device = torch.device("cuda")
+    away = Offloaded(component="transformer", away=1, resident=1, buffers=1)
+    offloaded = copy.copy(on_gpu)
+    offloaded.card = dataclasses.replace(pipeline.card, offload=(away,))
+    cases: list[tuple[EngineOptions, Any, str]] = [
+        (wanted, pipeline, "runs on the CPU"),
+        (replace(wanted, num_gpus=2), on_gpu, "several ranks"),
+        (wanted, offloaded, "come and go"),
+        (wanted, SimpleNamespace(), "through diffusers"),
+    ]
+    for options, served, reason in cases:
+        with pytest.raises(ConfigError, match=reason):
+            chosen_graphs(options, served)
+        assert chosen_graphs(replace(options, cuda_graphs="auto"), served) == ""
+    for mode, chosen in (("on", "on"), ("auto", "auto"), ("off", "")):
+        assert chosen_graphs(EngineOptions(cuda_graphs=mode), on_gpu) == chosen  # type: ignore[arg-type]
