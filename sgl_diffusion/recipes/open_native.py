@@ -34,6 +34,8 @@ def open_native(
 ) -> Pipeline:
     """The model of `recipe`, with as much of it in the memory as there is to be."""
     device, forced = pick_device(options.device), asked(options)
+    if options.pin_cpu_memory and device.type == "cpu":
+        note("--pin-cpu-memory: the model runs on the CPU, so there is nothing to pin")
     # What jobs take on several ranks is not counted.
     planned = options.memory_budget is not None and options.num_gpus == options.dp_size
     if not forced and not planned:
