@@ -82,7 +82,7 @@ def compare(
         with DiffGenerator.from_pretrained(**arm.engine) as generator:
             facts, name = machine.facts(generator.card.device), generator.card.name
             drawn[title] = [_draw(generator, *task, arm, say) for task in tasks]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt": prompt,
             "seed": seed,

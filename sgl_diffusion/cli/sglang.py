@@ -37,6 +37,7 @@ PROGRAM = Program(
             "bench:main",
             "bench:parser",
             words=("kernels", "quality"),
+            parsers={"quality": "quality:parser"},
         ),
         "completion": Command(
             "complete these commands in bash, zsh or fish",
