@@ -29,7 +29,7 @@ def saved_bytes(model: nn.Module) -> int:
     return sum(layer.weight.nbytes - quantised_bytes(layer) for _, layer in quantised_layers(model))
 
 
-def quantise(model: nn.Module, weights: Mapping[Linear, Place], name: str) -> None:
+def quantise(model: nn.Module, weights: Mapping[nn.Module, Place], name: str) -> None:
     """Put in the layers of a model whose other parameters are there, weight by weight."""
     for path, layer in list(quantised_layers(model)):
         place = weights[layer]

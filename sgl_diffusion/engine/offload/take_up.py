@@ -95,7 +95,7 @@ def _bring_all(absent: AbsentModule, device: torch.device) -> None:
 def _bring_quantised(absent: AbsentModule, device: torch.device, name: str) -> None:
     parts = split(absent)
     places = [*parts.rest, *(p for ring in parts.rings for unit in ring for p in unit.places)]
-    chosen = {layer for _, layer in quantised_layers(absent.module)}
+    chosen: set[nn.Module] = {layer for _, layer in quantised_layers(absent.module)}
     weights = {p.owner: p for p in places if p.leaf == "weight" and p.owner in chosen}
     _fill_in([p for p in places if weights.get(p.owner) is not p], device)
     quantise(absent.module, weights, name)
