@@ -64,6 +64,11 @@ class EngineOptions:
     )
     pin_cpu_memory: bool = option(False, "Pin the memory of what is kept on the host for a GPU.")
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
+    quantization: str = option(
+        "none",
+        "Weights of the transformer's blocks in one byte (docs/memory.md).",
+        choices=("none", "fp8", "int8"),
+    )
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(
         "auto", "Precision of the text encoder.", choices=PRECISIONS
