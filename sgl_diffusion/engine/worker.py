@@ -27,6 +27,7 @@ from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.footprint.budget import Budget
 from sgl_diffusion.engine.footprint.usage import Usage
+from sgl_diffusion.engine.graphs.passes import chosen_graphs
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.parallel.ranks import Ranks
@@ -83,6 +84,7 @@ class DiffusionWorker:
                 "The model does not fit into the memory of the device.",
                 hint="Use a smaller model, or lower precisions: --dit-precision bf16.",
             ) from error
+        graphs = chosen_graphs(self._options, pipeline)
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
             if self._ranks is None:
@@ -93,6 +95,8 @@ class DiffusionWorker:
                 prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
                 overlap=self._options.overlap,
                 packing=self._options.packing,
+                graphs=graphs,
+                graph_bytes=int(self._options.cuda_graph_memory * 2**30),
             )
             self._runner = StepRunner(
                 pipeline,
