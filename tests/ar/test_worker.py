@@ -23,7 +23,8 @@ def test_a_prompt_read_before_is_not_read_again(tiny_omni: Path, media: dict[str
         assert tokens_of(outbox, name) == oracle(tiny_omni).answer(params)
     cached = [outbox.meta[name]["usage"]["cached_tokens"] for name in ("first", "second", "again")]
     assert cached[0] == 0 and cached[1] > 100 and cached[2] >= cached[1]
-    assert {m.name: m.value for m in worker.metrics()}["media_reused_total"] == 2
+    told = {m.name: m.value for m in worker.metrics()}
+    assert told["media_reused_total"] == 2 and told["prefix_reused_tokens_total"] == sum(cached)
 
 
 def test_a_slab_that_grew_takes_over_what_was_read_before(tiny_qwen3_omni: Path) -> None:
