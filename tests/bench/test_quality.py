@@ -75,8 +75,8 @@ def test_a_missed_bar_is_status_1(
     tiny_flux_a: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["quality", "--model-path", str(tiny_flux_a), "--enable-teacache"]
-    words += ["--teacache-threshold", "10", "--size", "32x32", "--num-inference-steps", "4"]
+    words += ["--teacache-threshold", "1.0", "--size", "32x32", "--num-inference-steps", "4"]
     words += ["--prompt", "a cat", "--seeds", "2", "--data-dir", str(tmp_path), "--device", "cpu"]
     assert bench.main([*words, "--min-psnr", "98.9"]) == 1
     out = capsys.readouterr().out
-    assert "is below 98.9" in out and "teacache_threshold 10" in out and "worst" in out
+    assert "is below 98.9" in out and "teacache_threshold 1.0" in out and "worst" in out
