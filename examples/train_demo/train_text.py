@@ -1,5 +1,5 @@
-"""Trains the text encoder to understand: every token of a sentence comes to say what the whole scene
-is like. The transformer then has to learn to draw, and not to read, too."""
+"""Trains the text encoder to understand: every token of a sentence comes to say what the whole
+scene is like. The transformer then has to learn to draw, and not to read, too."""
 
 from __future__ import annotations
 
