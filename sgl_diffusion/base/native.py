@@ -12,6 +12,7 @@ import sgl_diffusion
 from sgl_diffusion.base import env
 from sgl_diffusion.base.errors import ConfigError
 
+_NEWEST = "read_weights"  # a library without this op is older than the code
 _lock = threading.RLock()
 _absent: str | None = None
 
@@ -40,7 +41,8 @@ def load(file: Path) -> str:
     else:
         try:
             torch.ops.load_library(file)  # type: ignore[no-untyped-call]
-            reason = ""
+            old = not hasattr(torch.ops.sgld, _NEWEST)
+            reason = f"{file.name} is older than this code; run `pip install -e .` again" * old
         except OSError as error:
             reason = f"the native library cannot be loaded ({error}); run `pip install -e .` again"
     if reason and env.get("SGLD_LIBRARY"):
