@@ -95,15 +95,15 @@ class CompiledBlocks:
         from torch._inductor import config as generating
         from torch.fx.experimental import _config as shapes
 
-        limits = {"recompile_limit": _MOST_FORMS, "accumulated_recompile_limit": 8 * _MOST_FORMS}
+        forms = {"recompile_limit": _MOST_FORMS, "accumulated_recompile_limit": 8 * _MOST_FORMS}
         self._compiling = True
         try:
             with (
-                tracing.patch(**limits),
+                tracing.patch(forms),
                 # No processes beside this one: nobody would watch over them.
                 generating.patch(compile_threads=1),
                 # Sizes that are equal by chance are not taken for one.
-                shapes.patch(use_duck_shape=False),
+                shapes.patch(use_duck_shape=False),  # type: ignore[attr-defined]
             ):
                 yield
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
