@@ -211,6 +211,7 @@ def test_a_worker_compiles_before_its_first_job(tiny_wan_a: Path) -> None:
     def worker(outbox: RecordingOutbox) -> DiffusionWorker:
         return DiffusionWorker(lambda note: opened(tiny_wan_a), options, outbox)
 
+    torch._dynamo.reset()  # nothing is there from other tests
     with (
         fresh_cache(),
         config.patch({"cpp.cxx": (None, "no-such-compiler")}),
