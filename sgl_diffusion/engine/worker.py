@@ -34,6 +34,7 @@ from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
+from sgl_diffusion.engine.threads import step_lanes
 from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.whole import WholeRunner
 from sgl_diffusion.ops import dispatch, library
@@ -99,6 +100,7 @@ class DiffusionWorker:
                 packing=self._options.packing,
                 graphs=graphs,
                 graph_bytes=int(self._options.cuda_graph_memory * 2**30),
+                lanes=self._lanes(pipeline),
             )
             self._runner = StepRunner(
                 pipeline,
@@ -127,6 +129,10 @@ class DiffusionWorker:
         )
         self._card, self._usage = card, Usage(device, footprint)
         return {**dataclasses.asdict(card), "loras": self._loras.report()}
+
+    def _lanes(self, pipeline: Pipeline) -> int:
+        alone = self._ranks is None and self._options.max_running_jobs != 1
+        return step_lanes(pipeline) if alone and self._options.overlap else 1
 
     def _tiles(self, pipeline: Pipeline, footprint: Footprint | None) -> Tiles | None:
         edge = self._options.vae_tile_size if footprint is None else footprint.tile_edge
