@@ -82,6 +82,9 @@ class EngineOptions:
     )
     packing: bool = option(True, "Pictures of different sizes may share denoise steps.")
     overlap: bool = option(True, "Encode prompts and decode pictures beside the denoise steps.")
+    enable_torch_compile: bool = option(
+        False, "Compile the transformer's blocks at the start (docs/serving.md)."
+    )
     cuda_graphs: str = option(
         "auto",
         "Denoise steps as CUDA graphs: where a GPU waits for the host (auto), always, or never.",

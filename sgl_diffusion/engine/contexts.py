@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.parallel.branches import Branches
@@ -19,6 +21,7 @@ class Contexts:
         self._most = most
         self._known: dict[ShapeKey, dict[tuple[Row, ...], Context]] = {}
 
+    @torch.inference_mode()
     def of(self, key: ShapeKey, rows: tuple[Row, ...]) -> Context:
         known = self._known.setdefault(key, {})
         if rows in known:

@@ -25,6 +25,7 @@ from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.engine import profile
 from sgl_diffusion.engine.bounds import Bounds
+from sgl_diffusion.engine.compiled import CompiledBlocks, check_compile
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.footprint.budget import Budget
 from sgl_diffusion.engine.footprint.usage import Usage
@@ -36,6 +37,7 @@ from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
 from sgl_diffusion.engine.threads import step_lanes
 from sgl_diffusion.engine.tiles import Tiles
+from sgl_diffusion.engine.transformers import transformers
 from sgl_diffusion.engine.whole import WholeRunner
 from sgl_diffusion.ops import dispatch, library
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -70,6 +72,7 @@ class DiffusionWorker:
         self._load_error: SglError | None = None
         self._card: ModelCard | None = None
         self._usage: Usage | None = None
+        self._compiled: CompiledBlocks | None = None
 
     def load(self) -> Payload:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
@@ -87,11 +90,14 @@ class DiffusionWorker:
                 hint="Use a smaller model, or lower precisions: --dit-precision bf16.",
             ) from error
         graphs = chosen_graphs(self._options, pipeline)
+        check_compile(self._options, pipeline)
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
             if self._ranks is None:
                 with spent_on("memory"):
                     footprint = budget.footprint(pipeline, self._outbox.loading)
+            if self._options.enable_torch_compile:
+                self._compiled = CompiledBlocks(transformers(pipeline))
             bounds = Bounds(
                 rows=self._options.max_batch_rows,
                 jobs=self._options.max_running_jobs,
@@ -111,6 +117,10 @@ class DiffusionWorker:
                 branches,
                 self._tiles(pipeline, footprint),
             )
+            if self._compiled is not None:
+                self._outbox.loading("compiling the blocks")
+                with spent_on("compile"):
+                    self._compiled.warm_up(pipeline)
             with spent_on("warm-up"):
                 self._warm_up(pipeline.card)
             self._runner.sizes.room.footprint = footprint
@@ -213,6 +223,8 @@ class DiffusionWorker:
             calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))
         if self._usage is not None:
             calls += self._usage.metrics()
+        if self._compiled is not None:
+            calls += self._compiled.counters.metrics()
         return calls + self._active.counters.metrics()
 
     @property

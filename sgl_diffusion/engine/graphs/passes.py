@@ -53,6 +53,8 @@ def _obstacle(options: EngineOptions, pipeline: Pipeline | WholePipeline) -> str
         return "several ranks exchange data within a step"
     if any(part.component.startswith("transformer") for part in pipeline.card.offload):
         return "the weights of the transformer come and go"
+    if options.enable_torch_compile:
+        return "its blocks are compiled"
     return ""
 
 
