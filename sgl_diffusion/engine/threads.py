@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine.pipeline import Pipeline
 
 _MOST_LANES = (
@@ -14,11 +15,13 @@ _MOST_LANES = (
 )
 
 
-def step_lanes(pipeline: Pipeline) -> int:
-    """How many batches can take their steps at the same time: on a CPU with several threads, where
-    no weights come and go from step to step."""
+def step_lanes(options: EngineOptions, pipeline: Pipeline) -> int:
+    """How many batches of one process can take their steps at the same time: several on a CPU with
+    several threads. Compiled blocks are compiled for all of them; and a transformer whose weights
+    come and go has them for one step at a time."""
     away = any(part.component.startswith("transformer") for part in pipeline.card.offload)
-    if pipeline.device.type != "cpu" or away:
+    together = options.overlap and options.max_running_jobs != 1
+    if pipeline.device.type != "cpu" or away or options.enable_torch_compile or not together:
         return 1
     return min(torch.get_num_threads(), _MOST_LANES)
 

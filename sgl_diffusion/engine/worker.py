@@ -106,7 +106,7 @@ class DiffusionWorker:
                 packing=self._options.packing,
                 graphs=graphs,
                 graph_bytes=int(self._options.cuda_graph_memory * 2**30),
-                lanes=self._lanes(pipeline),
+                lanes=1 if self._ranks is not None else step_lanes(self._options, pipeline),
             )
             self._runner = StepRunner(
                 pipeline,
@@ -139,10 +139,6 @@ class DiffusionWorker:
         )
         self._card, self._usage = card, Usage(device, footprint)
         return {**dataclasses.asdict(card), "loras": self._loras.report()}
-
-    def _lanes(self, pipeline: Pipeline) -> int:
-        alone = self._ranks is None and self._options.max_running_jobs != 1
-        return step_lanes(pipeline) if alone and self._options.overlap else 1
 
     def _tiles(self, pipeline: Pipeline, footprint: Footprint | None) -> Tiles | None:
         edge = self._options.vae_tile_size if footprint is None else footprint.tile_edge

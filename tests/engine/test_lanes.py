@@ -49,17 +49,19 @@ def bench_of(pipeline: Pipeline, lanes: int = 2) -> Bench:
 
 
 class Watched:
-    """Calls of `velocity`: in which thread, with how many of torch's, and who goes on only when so
-    many are in it at the same time."""
+    """Calls of `velocity`: in which thread, with how many of torch's, how many at the same time. They
+    go on when the gate is open, and the first ones in lanes when they have met."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._velocity = pipeline.velocity
         self._meet: threading.Barrier | None = None
+        self.gate = threading.Event()
+        self.gate.set()
         self._lock = threading.Lock()
         self.threads: list[tuple[str, int]] = []
         self.inside = self.most = 0
 
-    def until(self, together: int) -> None:
+    def meet(self, together: int) -> None:
         self._meet = threading.Barrier(together, action=self._met)
 
     def _met(self) -> None:
@@ -74,6 +76,7 @@ class Watched:
         try:
             if meet is not None and threading.current_thread().name.startswith("sgld-denoise"):
                 meet.wait(PATIENCE)
+            assert self.gate.wait(PATIENCE)
             return self._velocity(*arguments)
         finally:
             with self._lock:
@@ -98,7 +101,7 @@ def test_two_jobs_take_steps_at_the_same_time(
 ) -> None:
     """Of one size, and of two."""
     bench = bench_of(pipeline)
-    watched.until(2)
+    watched.meet(2)
     bench.add("a", num_inference_steps=4, seed=1)
     bench.add("b", num_inference_steps=4, seed=2, num_frames=frames)
     bench.run()
@@ -141,12 +144,12 @@ def test_a_dropped_job_leaves_its_lane(
 ) -> None:
     monkeypatch.setattr(pulse, "EVERY_SECONDS", 0.0)
     bench = bench_of(pipeline)
-    stays = bench.add("stays", num_inference_steps=6, seed=1)
-    gone = bench.add("gone", num_inference_steps=6, seed=2)
-    until(bench, lambda: gone.step >= 2)
-    watched.until(2)
+    watched.gate.clear()
+    stays = bench.add("stays", num_inference_steps=4, seed=1)
+    gone = bench.add("gone", num_inference_steps=4, seed=2)
     until(bench, lambda: stays.in_lane and gone.in_lane)
     bench.runner.drop("gone")
+    watched.gate.set()
     bench.run()
     assert set(bench.outbox.outputs) == {"stays"} and not bench.errors
     assert bench.runner.running() == 0
@@ -195,25 +198,16 @@ def test_out_of_memory_ends_the_lanes_and_no_job(
     assert not bench.errors and len(bench.outbox.outputs) == 4
 
 
-def test_whoever_changes_weights_waits_for_the_steps(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_changes_weights_waits_for_the_steps(pipeline: Pipeline, watched: Watched) -> None:
     bench = bench_of(pipeline)
-    jobs = [bench.add(name, num_inference_steps=9) for name in "ab"]
-    until(bench, lambda: all(job.step >= 2 for job in jobs))
-    velocity, release = pipeline.velocity, threading.Event()
-
-    def held(*arguments: Any) -> torch.Tensor:
-        assert release.wait(PATIENCE)
-        return velocity(*arguments)
-
-    monkeypatch.setattr(pipeline, "velocity", held)
+    watched.gate.clear()
+    jobs = [bench.add(name, num_inference_steps=4) for name in "ab"]
     until(bench, lambda: all(job.in_lane for job in jobs))
-    before = [job.step for job in jobs]
-    release.set()
+    assert [job.step for job in jobs] == [0, 0]
+    watched.gate.set()
     bench.runner.settle()
+    assert [job.step for job in jobs] == [1, 1] and watched.inside == 0
     assert not any(job.in_lane for job in jobs)
-    assert [job.step for job in jobs] == [step + 1 for step in before]
     bench.run()
     assert set(bench.outbox.outputs) == {"a", "b"}
 
@@ -244,10 +238,6 @@ def test_a_short_job_gets_a_lane_while_a_long_step_is_under_way(
 ) -> None:
     """All of its steps are made within one of the clip's."""
     velocity, over = pipeline.velocity, threading.Event()
-    bench = bench_of(pipeline)
-    clip = bench.add("clip", num_frames=17, num_inference_steps=6)
-    other = bench.add("other", num_inference_steps=20)
-    until(bench, lambda: clip.step >= 2 and other.step >= 2)
 
     def held(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
         if latents.shape[2] == 5:
@@ -255,11 +245,13 @@ def test_a_short_job_gets_a_lane_while_a_long_step_is_under_way(
         return velocity(latents, *rest)
 
     monkeypatch.setattr(pipeline, "velocity", held)
+    bench = bench_of(pipeline)
+    clip = bench.add("clip", num_frames=17, num_inference_steps=3)
+    bench.add("other", num_inference_steps=5)
     until(bench, lambda: clip.in_lane)
-    at = clip.step
     bench.add("short", num_frames=1, num_inference_steps=3)
     until(bench, lambda: "short" in bench.outbox.outputs)
-    assert clip.step == at and clip.in_lane
+    assert clip.step == 0 and clip.in_lane
     over.set()
     bench.run()
     assert set(bench.outbox.outputs) == {"clip", "other", "short"} and not bench.errors

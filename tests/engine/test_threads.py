@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.threads import lane_threads, pool_of, step_lanes
 
@@ -40,25 +41,29 @@ def test_each_thread_of_a_pool_keeps_its_number(threads: int) -> None:
         assert pool.submit(torch.get_num_threads).result() == threads
 
 
-def pipeline_on(device: str, offload: tuple[str, ...] = ()) -> Pipeline:
+def lanes(device: str = "cpu", offload: tuple[str, ...] = (), **options: Any) -> int:
     parts = [SimpleNamespace(component=name) for name in offload]
     pipeline: Any = SimpleNamespace(
         device=torch.device(device), card=SimpleNamespace(offload=parts)
     )
-    return cast("Pipeline", pipeline)
+    return step_lanes(EngineOptions(**options), cast("Pipeline", pipeline))
 
 
 def test_there_are_as_many_lanes_as_threads_but_not_too_many() -> None:
-    assert step_lanes(pipeline_on("cpu")) == 4 and lane_threads(4) == 1
+    assert lanes() == 4 and lane_threads(4) == 1
     torch.set_num_threads(3)
-    assert step_lanes(pipeline_on("cpu")) == 3 and lane_threads(3) == 1
+    assert lanes() == 3 and lane_threads(3) == 1
     torch.set_num_threads(1)
-    assert step_lanes(pipeline_on("cpu")) == 1
+    assert lanes() == 1
     torch.set_num_threads(16)
-    assert step_lanes(pipeline_on("cpu")) == 4 and lane_threads(4) == 4
+    assert lanes() == 4 and lane_threads(4) == 4
 
 
-def test_a_gpu_and_weights_that_come_and_go_have_one_lane() -> None:
-    assert step_lanes(pipeline_on("cuda")) == 1
-    assert step_lanes(pipeline_on("cpu", ("transformer_2",))) == 1
-    assert step_lanes(pipeline_on("cpu", ("text_encoder", "vae"))) == 4
+def test_one_lane_where_more_cannot_be() -> None:
+    assert lanes("cuda") == 1
+    assert lanes(offload=("transformer_2",)) == 1
+    assert lanes(offload=("text_encoder", "vae")) == 4
+    assert lanes(enable_torch_compile=True) == 1
+    assert lanes(overlap=False) == 1
+    assert lanes(max_running_jobs=1) == 1
+    assert lanes(max_running_jobs=2) == 4
