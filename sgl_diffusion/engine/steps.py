@@ -78,17 +78,15 @@ class StepRunner:
         self.sizes = BatchSizes(bounds.rows, bounds.lanes)
         self._packing = bounds.packing and branches is None
         self.trace = Trace(pipeline.device)
-        self._forwards = Forwards(
-            pipeline, bounds, self.counters, self._watch, self.trace, branches
-        )
-        self.graphs, self.adapters = self._forwards.graphs, self._forwards.adapters
+        self.forwards = Forwards(pipeline, bounds, self.counters, self._watch, self.trace, branches)
+        self.adapters = self.forwards.adapters
         self._pace = Pace(pipeline.device, outbox.poll)
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
         self._errands = Errands(pipeline, prompts, outbox, self._decoded, tiles)
         self.shares_decoding = tiles is not None and tiles.shared
         self._denoising = Denoising(
-            self._forwards,
+            self.forwards,
             self.sizes,
             self._accounts,
             outbox,
@@ -150,8 +148,9 @@ class StepRunner:
     def step(self) -> bool:
         """One unit of work, for the group that is most behind, or its begin in a lane."""
         self._catch_up()
-        if self.graphs is not None and (self._overlap is None or not self._overlap.busy):
-            self.graphs.make()
+        graphs = self.forwards.graphs
+        if graphs is not None and (self._overlap is None or not self._overlap.busy):
+            graphs.make()
         unit = self.choose()
         if isinstance(unit, Batch) and unit.lanes > 1:
             self._denoising.begin(unit, self._offers[unit.job.group].weight)
@@ -227,7 +226,7 @@ class StepRunner:
         """The unit before this one is over."""
         self._pace.wait()
         self._stop_clock()
-        self._forwards.keep(self._jobs)
+        self.forwards.keep(self._jobs)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """A step of these rows, which must fit together."""
@@ -296,5 +295,5 @@ class StepRunner:
             self._turns.spent(job.group, seconds, self._offers[job.group].weight)
         if isinstance(unit, Batch):
             self._denoising.took(unit, seconds)
-            if self.graphs is not None:
-                self.graphs.took(seconds)
+            if self.forwards.graphs is not None:
+                self.forwards.graphs.took(seconds)

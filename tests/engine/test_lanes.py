@@ -49,7 +49,7 @@ def bench_of(pipeline: Pipeline, lanes: int = 2) -> Bench:
 
 
 class Watched:
-    """Calls of `velocity`: in which thread, with how many of torch's, how many at the same time. They
+    """Calls of `velocity`: in which thread, with how many of torch's, how many at a time. They
     go on when the gate is open, and the first ones in lanes when they have met."""
 
     def __init__(self, pipeline: Pipeline) -> None:
