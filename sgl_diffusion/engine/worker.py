@@ -160,6 +160,8 @@ class DiffusionWorker:
             while self._active.step():
                 pass
         self._active.counters.clear()
+        if self._compiled is not None:
+            self._compiled.counters.clear()
         if self._load_error is not None:
             raise self._load_error
 
