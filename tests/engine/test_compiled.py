@@ -177,6 +177,7 @@ def test_a_compiler_that_fails_ends_the_start(tiny_wan_a: Path) -> None:
 
 
 @pytest.mark.slow  # a compiler at work for minutes
+@pytest.mark.filterwarnings("default")  # it has its own
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", COMPILED)
 @pytest.mark.parametrize(
@@ -199,10 +200,9 @@ def test_generated_code_gives_what_blocks_give(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 @pytest.mark.timeout(600)
-def test_a_worker_compiles_before_its_first_job(
-    tiny_wan_a: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_compiles_before_its_first_job(tiny_wan_a: Path) -> None:
     from torch._inductor import config
     from torch._inductor.utils import fresh_cache
 
@@ -211,6 +211,7 @@ def test_a_worker_compiles_before_its_first_job(
     def worker(outbox: RecordingOutbox) -> DiffusionWorker:
         return DiffusionWorker(lambda note: opened(tiny_wan_a), options, outbox)
 
+    torch._dynamo.reset()  # nothing is there from other tests
     with (
         fresh_cache(),
         config.patch({"cpp.cxx": (None, "no-such-compiler")}),
