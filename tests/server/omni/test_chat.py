@@ -94,6 +94,11 @@ def test_log_probabilities(omni: OmniApi) -> None:
     assert len(content) == 3 and all(len(entry["top_logprobs"]) == 2 for entry in content)
     assert content[0]["top_logprobs"][0]["logprob"] == content[0]["logprob"] < 0
     assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+    (long,) = omni.chat(logprobs=True, max_tokens=24).json()["choices"]
+    pieces = [bytes(entry["bytes"]) for entry in long["logprobs"]["content"]]
+    # Parts of characters: put together they are the text, one by one they are not.
+    assert b"".join(pieces).decode(errors="replace") == long["message"]["content"]
+    assert any(not piece.isascii() for piece in pieces)
     chunks = omni.chunks(logprobs=True, top_logprobs=2, max_tokens=3)
     scores = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     assert [entry for each in scores if each for entry in each["content"]] == content
@@ -199,6 +204,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": "hello"}, "invalid_type", "messages"),
     ({"messages": [{"content": "a"}]}, "missing_parameter", "messages.0.role"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages.0.role"),
+    ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "missing_parameter",
+     "messages.0.audio.transcript"),
     (user(None), "invalid_type", "messages.0.content"),
     (user(["a"]), "invalid_value", "messages.0.content.0.type"),
     (part("image", "x"), "invalid_value", "messages.0.content.0.type"),
