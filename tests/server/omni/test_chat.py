@@ -84,7 +84,8 @@ def test_sampling_stop_seed_and_choices(omni: OmniApi) -> None:
     cut = omni.chat(stop=[whole[3:6]]).json()["choices"][0]
     assert cut["message"]["content"] == whole[: whole.index(whole[3:6])]
     assert cut["finish_reason"] == "stop"
-    stage = {"stage_sampling": {"thinker": {"max_tokens": 3, "temperature": 0}}}
+    stage = {"stage_sampling": {"thinker": {"max_tokens": 3, "temperature": 0, "top_p": None}}}
+    stage["stage_params"] = {"talker": None}
     assert omni.chat(temperature=1.9, **stage).json()["usage"]["completion_tokens"] == 3
 
 
@@ -248,6 +249,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({**user("a"), "stage_sampling": {"thinkr": {}}}, "unknown_parameter", "stage_sampling.thinkr"),
     ({**user("a"), "stage_sampling": {"thinker": {"temp": 1}}}, "unknown_parameter", "stage_samp"),
     ({**user("a"), "stage_sampling": {"thinker": 4}}, "invalid_type", "stage_sampling.thinker"),
+    ({**user("a"), "stage_sampling": {"talker": []}}, "invalid_type", "stage_sampling.talker"),
+    ({**user("a"), "stage_sampling": {"talker": {"max_tokens": 1 << 20}}}, "invalid_value",
+     "stage_sampling.talker.max_tokens"),
+    ({**user("a"), "talker_top_p": 2}, "invalid_value", "stage_sampling.talker.top_p"),
+    ({**user("a"), "stage_params": {"talker": 0}}, "invalid_type", "stage_params.talker"),
     ({**user("a"), "stage_params": {"thinker": {"x": 1}}}, "unknown_parameter", "stage_params."),
     ({**user("a"), "model": "gpt-4o"}, "model_not_found", "model"),
 ]  # fmt: skip
