@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 
 #include "lora_pack.h"
 #include "lora_units.h"
@@ -16,7 +17,13 @@ namespace sgld {
 namespace {
 
 constexpr int64_t kSampledPanels = 8;
-constexpr int64_t kCheckedNumbers = int64_t{1} << 15;  // that are looked at as one task
+constexpr int64_t kNumbersOfPart = int64_t{1} << 15;   // of factors that are one task
+constexpr int64_t kNumbersOfBatch = int64_t{1} << 26;  // of weights and factors
+constexpr int64_t kPanelsOfTask = 32;                  // at least, for a thread of its own
+
+struct Free {
+  void operator()(char* p) const { std::free(p); }
+};
 
 struct Matrix {
   char* weight = nullptr;
@@ -83,79 +90,154 @@ std::vector<Matrix> bind(const char* op, const Tensors& weights, const Tensors& 
   return matrices;
 }
 
+// Rows of something, about as many numbers as there are in other parts, so that no thread waits long for another.
+struct Part {
+  int64_t index = 0, begin = 0, end = 0;
+};
+
+// Parts of `index`, which has `rows` rows of `width` numbers.
+void cut(std::vector<Part>& parts, int64_t index, int64_t rows, int64_t width) {
+  const int64_t step = std::max<int64_t>(kNumbersOfPart / std::max<int64_t>(width, 1), 1);
+  for (int64_t row = 0; row < rows; row += step)
+    parts.push_back({index, row, std::min(row + step, rows)});
+}
+
+template <class F>
+void over_parts(const std::vector<Part>& parts, F f) {
+  torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1,
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i) f(parts[i]);
+                              });
+}
+
 // Before the first weight changes: an update that is not finite could not be told from a wrong one.
 void check_finite(const char* op, const std::vector<Matrix>& matrices) {
-  // Some rows of a factor. Parts are about equal, so that no thread waits long for another.
-  struct Part {
+  struct Rows {
     const char* data;
     DType dtype;
-    int64_t stride, rows, cols, matrix;
+    int64_t stride, width, matrix;
   };
+  std::vector<Rows> all;
   std::vector<Part> parts;
   std::atomic<int64_t> bad{-1};
-  const auto cut = [&parts](const void* data, DType dtype, int64_t stride, int64_t rows,
-                            int64_t cols, int64_t matrix) {
-    const int64_t step = std::max<int64_t>(kCheckedNumbers / std::max<int64_t>(cols, 1), 1);
-    for (int64_t row = 0; row < rows; row += step)
-      parts.push_back({static_cast<const char*>(data) + row * stride * size_of(dtype), dtype,
-                       stride, std::min(step, rows - row), cols, matrix});
+  const auto add = [&](const void* data, DType dtype, int64_t stride, int64_t rows, int64_t width,
+                       int64_t matrix) {
+    cut(parts, static_cast<int64_t>(all.size()), rows, width);
+    all.push_back({static_cast<const char*>(data), dtype, stride, width, matrix});
   };
   for (size_t i = 0; i < matrices.size(); ++i)
     for (const LoraAdapter& a : matrices[i].adapters) {
       const auto matrix = static_cast<int64_t>(i);
       if (!std::isfinite(a.scale)) bad = matrix;
-      cut(a.down, a.down_dtype, a.down_stride, a.rank, matrices[i].cols, matrix);
-      cut(a.up, a.up_dtype, a.up_stride, a.rows, a.rank, matrix);
+      add(a.down, a.down_dtype, a.down_stride, a.rank, matrices[i].cols, matrix);
+      add(a.up, a.up_dtype, a.up_stride, a.rows, a.rank, matrix);
     }
-  const auto count = static_cast<int64_t>(parts.size());
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Part& p = parts[i];
-      if (!rows_finite(p.data, p.dtype, p.stride, p.rows, p.cols)) bad = p.matrix;
-    }
+  over_parts(parts, [&](const Part& p) {
+    const Rows& r = all[p.index];
+    const char* first = r.data + p.begin * r.stride * size_of(r.dtype);
+    if (!rows_finite(first, r.dtype, r.stride, p.end - p.begin, r.width)) bad = r.matrix;
   });
   if (bad >= 0) fail(op, "an adapter of weight ", bad.load(), " is not finite");
 }
 
-// Packed factors of one matrix after another, in memory that is used again.
+// Some matrices one after another that are worked on together: threads meet after each kind of work, and a matrix
+// alone is too little between two meetings.
+struct Batch {
+  const Matrix* matrices = nullptr;
+  int64_t count = 0;
+  std::vector<int> bits;                         // of a code; 0: a copy
+  std::vector<std::vector<LoraFactor>> factors;  // of each matrix, packed
+  std::vector<int64_t> first_panel;              // of each matrix, and behind the last one
+};
+
+int64_t panels_of(const Matrix& m) { return ceil_div(m.cols, kLoraPanel); }
+
+// The next batch from matrix `from` on: as much as it may be, but one matrix at least.
+Batch next_batch(const std::vector<Matrix>& matrices, size_t from) {
+  Batch batch;
+  batch.matrices = matrices.data() + from;
+  batch.first_panel.push_back(0);
+  int64_t numbers = 0;
+  for (size_t i = from; i < matrices.size(); ++i) {
+    const Matrix& m = matrices[i];
+    numbers += m.rows * m.cols;
+    for (const LoraAdapter& a : m.adapters) numbers += a.rank * (m.cols + a.rows);
+    if (batch.count > 0 && numbers > kNumbersOfBatch) break;
+    batch.first_panel.push_back(batch.first_panel.back() + m.blocks() * panels_of(m));
+    ++batch.count;
+  }
+  batch.bits.resize(batch.count);
+  batch.factors.resize(batch.count);
+  return batch;
+}
+
+// f(matrix, first block, last block) of runs of blocks. Each thread has about as many panels as the others, in the
+// order in which they lie in memory.
+template <class F>
+void over_blocks(const Batch& batch, F f) {
+  torch::stable::parallel_for(
+      0, batch.first_panel.back(), kPanelsOfTask, [&](int64_t begin, int64_t end) {
+        for (int64_t i = 0; i < batch.count; ++i) {
+          const int64_t first = batch.first_panel[i], last = batch.first_panel[i + 1];
+          if (first == last || last <= begin || end <= first) continue;
+          // A block is done where its first panel is.
+          const int64_t panels = panels_of(batch.matrices[i]);
+          const int64_t from = ceil_div(std::max<int64_t>(begin - first, 0), panels);
+          const int64_t to = ceil_div(std::min(end, last) - first, panels);
+          if (from < to) f(i, from, to);
+        }
+      });
+}
+
+// Packs the factors of one batch after another, into memory that is used again.
 class Packer {
  public:
-  const std::vector<LoraFactor>& pack(const Matrix& m, const LoraKernels& kernels) {
-    const bool split = kernels.split_bf16 && m.dtype == DType::bf16;
-    factors_.clear();
+  // Matrices that are kept as copies are left out unless `all` are asked for.
+  void pack(Batch& batch, const LoraKernels& kernels, bool all) {
+    std::vector<Target> targets;
+    std::vector<Part> parts;
     int64_t bytes = 0;
-    const auto take = [&bytes](int64_t n) {
-      const int64_t offset = bytes;
-      bytes += ceil_div(n, 64) * 64;
-      return offset;
+    const auto add = [&](Target target, int64_t size, int64_t rows, int64_t width) {
+      cut(parts, static_cast<int64_t>(targets.size()), rows, width);
+      target.offset = bytes;
+      targets.push_back(target);
+      bytes += ceil_div(size, 64) * 64;
     };
-    std::vector<std::pair<int64_t, int64_t>> offsets;
-    for (const LoraAdapter& a : m.adapters) {
-      factors_.push_back(plan_factor(a, kernels, m.rows));
-      const int64_t down = take(down_bytes(factors_.back(), m.cols));
-      offsets.emplace_back(down, take(up_bytes(factors_.back())));
+    for (int64_t i = 0; i < batch.count; ++i) {
+      const Matrix& m = batch.matrices[i];
+      if (!all && batch.bits[i] == 0) continue;
+      for (size_t n = 0; n < m.adapters.size(); ++n) {
+        const LoraFactor f = plan_factor(m.adapters[n], kernels, m.rows);
+        add({i, n, false}, down_bytes(f, m.cols), m.groups(), f.rank * kLoraGroup);
+        if (!f.up)
+          add({i, n, true}, up_bytes(f), (f.block_end - f.block_begin) * kLoraRows, f.rank);
+        batch.factors[i].push_back(f);
+      }
     }
     reserve(bytes);
-    for (size_t i = 0; i < factors_.size(); ++i) {
-      const LoraAdapter& a = m.adapters[i];
-      LoraFactor& f = factors_[i];
-      char *down = memory_.get() + offsets[i].first, *up = memory_.get() + offsets[i].second;
-      f.down = down;
-      torch::stable::parallel_for(0, m.groups(), 16, [&](int64_t begin, int64_t end) {
-        pack_down(a, f, m.cols, split, begin, end, down);
-      });
-      if (f.up) continue;
-      f.up = up;
-      const int64_t rows = (f.block_end - f.block_begin) * kLoraRows;
-      torch::stable::parallel_for(
-          0, rows, 512, [&](int64_t begin, int64_t end) { pack_up(a, f, begin, end, up); });
+    for (const Target& t : targets) {
+      LoraFactor& f = batch.factors[t.matrix][t.adapter];
+      (t.up ? f.up : f.down) = memory_.get() + t.offset;
     }
-    return factors_;
+    over_parts(parts, [&](const Part& p) {
+      const Target& t = targets[p.index];
+      const Matrix& m = batch.matrices[t.matrix];
+      const LoraAdapter& a = m.adapters[t.adapter];
+      const LoraFactor& f = batch.factors[t.matrix][t.adapter];
+      char* to = memory_.get() + t.offset;
+      if (t.up) return pack_up(a, f, p.begin, p.end, to);
+      const bool split = kernels.split_bf16 && m.dtype == DType::bf16;
+      pack_down(a, f, m.cols, split, p.begin, p.end, to);
+    });
   }
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
+  // Where a factor of the batch is packed to.
+  struct Target {
+    int64_t matrix;
+    size_t adapter;
+    bool up;
+    int64_t offset = 0;
   };
 
   void reserve(int64_t bytes) {
@@ -165,7 +247,6 @@ class Packer {
     size_ = bytes;
   }
 
-  std::vector<LoraFactor> factors_;
   std::unique_ptr<char, Free> memory_;
   int64_t size_ = 0;
 };
@@ -183,20 +264,30 @@ LoraBlock block_of(const Matrix& m, const std::vector<LoraFactor>& factors, int6
   return b;
 }
 
-// The number of bits that suits this matrix, from panels that are merged as a trial, on copies.
-int plan_bits(const Matrix& m, const std::vector<LoraFactor>& factors, const LoraKernels& kernels) {
-  const int64_t panels = ceil_div(m.cols, kLoraPanel), all = m.blocks() * panels;
-  const int64_t count = std::min(kSampledPanels, all);
-  std::vector<LoraSample> samples(count);
+// The number of bits that suits each matrix, from panels that are merged as a trial, on copies.
+void plan_bits(Batch& batch, const LoraKernels& kernels) {
+  struct Trial {
+    int64_t matrix, panel;
+    LoraSample found;
+  };
+  std::vector<Trial> trials;
+  for (int64_t i = 0; i < batch.count; ++i) {
+    const int64_t all = batch.first_panel[i + 1] - batch.first_panel[i];
+    const int64_t count = std::min(kSampledPanels, all);
+    for (int64_t n = 0; n < count; ++n) trials.push_back({i, n * all / count, {}});
+  }
+  const auto count = static_cast<int64_t>(trials.size());
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     constexpr int64_t kCells = kLoraRows * kLoraPanel;
     const std::unique_ptr<char[]> weights(new char[kCells * 4]);
     const std::unique_ptr<char[]> escapes(new char[(kCells + kLoraGroup) * 4]);
     const std::unique_ptr<uint32_t[]> words(new uint32_t[kCells / kLoraGroup * kLoraMaxBits]);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = i * all / count;
-      LoraBlock b = block_of(m, factors, at / panels);
-      b.column_begin = at % panels * kLoraPanel;
+      Trial& t = trials[i];
+      const Matrix& m = batch.matrices[t.matrix];
+      const int64_t panels = panels_of(m);
+      LoraBlock b = block_of(m, batch.factors[t.matrix], t.panel / panels);
+      b.column_begin = t.panel % panels * kLoraPanel;
       b.column_end = std::min(b.column_begin + kLoraPanel, m.cols);
       const int64_t width = b.column_end - b.column_begin, groups = ceil_div(width, kLoraGroup);
       for (int64_t row = 0; row < b.rows; ++row)
@@ -209,67 +300,118 @@ int plan_bits(const Matrix& m, const std::vector<LoraFactor>& factors, const Lor
       b.code_stride = groups * b.bits;
       b.escapes = escapes.get();
       kernels.merge(b);
-      count_codes(words.get(), b.rows * groups, samples[i]);
+      count_codes(words.get(), b.rows * groups, t.found);
     }
   });
-  LoraSample total;
-  for (const LoraSample& sample : samples) {
-    total.weights += sample.weights;
+  std::vector<LoraSample> totals(batch.count);
+  for (const Trial& t : trials) {
+    LoraSample& total = totals[t.matrix];
+    total.weights += t.found.weights;
     for (int bits = kLoraMinBits; bits <= kLoraMaxBits; ++bits)
-      total.escapes[bits] += sample.escapes[bits];
+      total.escapes[bits] += t.found.escapes[bits];
   }
-  return choose_bits(total, m.dtype);
+  for (int64_t i = 0; i < batch.count; ++i)
+    batch.bits[i] = totals[i].weights ? choose_bits(totals[i], batch.matrices[i].dtype) : 0;
 }
 
-struct Merged {
-  Tensor codes, escapes, ends;
-  int64_t checksum;
+// The escapes of a run of blocks, as they come.
+class Found {
+ public:
+  // Where the next may be written, and as many bytes there.
+  char* room(int64_t bytes) {
+    if (size_ + bytes > capacity_) {
+      capacity_ = std::max(size_ + bytes, 2 * capacity_);
+      void* more = std::realloc(memory_.get(), capacity_);
+      if (!more) throw std::bad_alloc();
+      static_cast<void>(memory_.release());
+      memory_.reset(static_cast<char*>(more));
+    }
+    return memory_.get() + size_;
+  }
+  void keep(int64_t bytes) { size_ += bytes; }
+  const char* data() const { return memory_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<char, Free> memory_;
+  int64_t size_ = 0, capacity_ = 0;
 };
 
-Merged merge_one(const Tensor& weight, const Matrix& m, const std::vector<LoraFactor>& factors,
-                 const LoraKernels& kernels) {
-  const int64_t blocks = m.blocks();
-  const int bits = m.rows * m.cols == 0 ? 0 : plan_bits(m, factors, kernels);
-  const int64_t words = m.groups() * bits;
-  Tensor codes = torch::stable::new_empty(weight, {m.rows, words}, ScalarType::Int);
-  Tensor ends = torch::stable::new_empty(weight, {blocks + 1}, ScalarType::Long);
-  auto* code = static_cast<uint32_t*>(codes.mutable_data_ptr());
-  auto* end_of = static_cast<int64_t*>(ends.mutable_data_ptr());
-  Tensor copy = torch::stable::new_empty(weight, {bits ? 0 : m.rows * m.cols});
-  auto* copied = static_cast<char*>(copy.mutable_data_ptr());
-  std::vector<std::vector<char>> escapes(blocks);
-  std::atomic<uint32_t> checksum{0};
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    const int64_t room = bits ? (kLoraRows * m.cols + kLoraGroup) * m.item() : 0;
-    const std::unique_ptr<char[]> found(new char[room]);
+void merge_batch(const Batch& batch, const Tensor* weights, const LoraKernels& kernels,
+                 LoraRecords& records) {
+  struct Run {
+    int64_t matrix, first;  // of its blocks
+    Found escapes;
+  };
+  struct Kept {
+    uint32_t* codes;
+    int64_t* ends;
+    char* escapes;
+    std::atomic<uint32_t> checksum{0};
+  };
+  auto& [codes, escapes, ends, checksums] = records;
+  const size_t before = codes.size();
+  std::vector<Kept> kept(batch.count);
+  for (int64_t i = 0; i < batch.count; ++i) {
+    const Matrix& m = batch.matrices[i];
+    const Tensor& weight = weights[i];
+    codes.push_back(
+        torch::stable::new_empty(weight, {m.rows, m.groups() * batch.bits[i]}, ScalarType::Int));
+    ends.push_back(torch::stable::new_empty(weight, {m.blocks() + 1}, ScalarType::Long));
+    escapes.push_back(torch::stable::new_empty(weight, {batch.bits[i] ? 0 : m.rows * m.cols}));
+    kept[i].codes = static_cast<uint32_t*>(codes.back().mutable_data_ptr());
+    kept[i].ends = static_cast<int64_t*>(ends.back().mutable_data_ptr());
+    kept[i].escapes = static_cast<char*>(escapes.back().mutable_data_ptr());
+    std::fill(kept[i].ends, kept[i].ends + m.blocks() + 1, 0);
+  }
+  std::vector<Run> runs;
+  std::mutex adding;
+  over_blocks(batch, [&](int64_t i, int64_t begin, int64_t end) {
+    const Matrix& m = batch.matrices[i];
+    const int bits = batch.bits[i];
+    const int64_t words = m.groups() * bits, row_bytes = m.cols * m.item();
+    const int64_t room = bits ? kLoraRows * row_bytes + kLoraGroup * m.item() : 0;
+    Run run{i, begin, {}};
+    uint32_t checksum = 0;
     for (int64_t index = begin; index < end; ++index) {
-      LoraBlock b = block_of(m, factors, index);
-      const int64_t first = index * kLoraRows, row_bytes = m.cols * m.item();
+      LoraBlock b = block_of(m, batch.factors[i], index);
+      const int64_t first = index * kLoraRows;
       if (bits == 0)
         for (int64_t row = first; row < first + b.rows; ++row)
-          std::memcpy(copied + row * row_bytes, m.row(row), row_bytes);
+          std::memcpy(kept[i].escapes + row * row_bytes, m.row(row), row_bytes);
       b.bits = bits;
-      b.codes = code + first * words;
+      b.codes = kept[i].codes + first * words;
       b.code_stride = words;
-      b.escapes = found.get();
+      b.escapes = run.escapes.room(room);
       const LoraPassed passed = kernels.merge(b);
-      const int64_t count = bits ? passed.escapes : b.rows * m.cols;
-      if (bits) escapes[index].assign(found.get(), found.get() + count * m.item());
-      end_of[index + 1] = count;
+      run.escapes.keep(bits ? passed.escapes * m.item() : 0);
+      kept[i].ends[index + 1] = bits ? passed.escapes : b.rows * m.cols;
       checksum += passed.checksum;
     }
+    kept[i].checksum += checksum;
+    if (bits == 0) return;
+    const std::lock_guard<std::mutex> lock(adding);
+    runs.push_back(std::move(run));
   });
-  end_of[0] = 0;
-  for (int64_t i = 0; i < blocks; ++i) end_of[i + 1] += end_of[i];
-  if (bits) {
-    copy = torch::stable::new_empty(weight, {end_of[blocks]});
-    copied = static_cast<char*>(copy.mutable_data_ptr());
-    torch::stable::parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        std::memcpy(copied + end_of[i] * m.item(), escapes[i].data(), escapes[i].size());
-    });
+  for (int64_t i = 0; i < batch.count; ++i) {
+    const int64_t blocks = batch.matrices[i].blocks();
+    int64_t* end_of = kept[i].ends;
+    for (int64_t n = 0; n < blocks; ++n) end_of[n + 1] += end_of[n];
+    checksums.push_back(batch.bits[i] ? int64_t{kept[i].checksum.load()} : 0);
+    if (batch.bits[i] == 0) continue;
+    Tensor& own = escapes[before + i];
+    own = torch::stable::new_empty(weights[i], {end_of[blocks]});
+    kept[i].escapes = static_cast<char*>(own.mutable_data_ptr());
   }
-  return {codes, copy, ends, bits ? int64_t{checksum.load()} : 0};
+  torch::stable::parallel_for(
+      0, static_cast<int64_t>(runs.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+          const Run& run = runs[n];
+          const Kept& k = kept[run.matrix];
+          std::memcpy(k.escapes + k.ends[run.first] * batch.matrices[run.matrix].item(),
+                      run.escapes.data(), run.escapes.size());
+        }
+      });
 }
 
 // The bits of a record's codes; throws where it cannot be one of this matrix.
@@ -299,29 +441,37 @@ void copy_rows(const Matrix& m, int64_t first, int64_t count, const char* from) 
     std::memcpy(m.row(first + row), from + row * row_bytes, row_bytes);
 }
 
-// The checksum of what was restored; 0 for a copy.
-uint32_t unmerge_one(const Matrix& m, const std::vector<LoraFactor>& factors,
-                     const LoraKernels& kernels, int bits, const Tensor& codes,
-                     const Tensor& escapes, const Tensor& ends) {
-  const auto* code = static_cast<const uint32_t*>(codes.const_data_ptr());
-  const auto* escape = static_cast<const char*>(escapes.const_data_ptr());
-  const auto* end_of = static_cast<const int64_t*>(ends.const_data_ptr());
-  std::atomic<uint32_t> checksum{0};
-  torch::stable::parallel_for(0, m.blocks(), 1, [&](int64_t begin, int64_t end) {
+// What a record keeps of a matrix.
+struct Recorded {
+  const uint32_t* codes;
+  const char* escapes;
+  const int64_t* ends;
+};
+
+// The checksums of what was restored; 0 for a copy.
+void unmerge_batch(const Batch& batch, const Recorded* records, const LoraKernels& kernels,
+                   std::vector<int64_t>& checksums) {
+  std::vector<std::atomic<uint32_t>> sums(batch.count);
+  over_blocks(batch, [&](int64_t i, int64_t begin, int64_t end) {
+    const Matrix& m = batch.matrices[i];
+    const Recorded& r = records[i];
+    uint32_t checksum = 0;
     for (int64_t index = begin; index < end; ++index) {
-      LoraBlock b = block_of(m, factors, index);
-      if (bits == 0) {
-        copy_rows(m, index * kLoraRows, b.rows, escape + end_of[index] * m.item());
+      LoraBlock b = block_of(m, batch.factors[i], index);
+      b.bits = batch.bits[i];
+      const char* escapes = r.escapes + r.ends[index] * m.item();
+      if (b.bits == 0) {
+        copy_rows(m, index * kLoraRows, b.rows, escapes);
         continue;
       }
-      b.bits = bits;
-      b.code_stride = m.groups() * bits;
-      b.codes = const_cast<uint32_t*>(code) + index * kLoraRows * b.code_stride;
-      b.escapes = const_cast<char*>(escape) + end_of[index] * m.item();
+      b.code_stride = m.groups() * b.bits;
+      b.codes = const_cast<uint32_t*>(r.codes) + index * kLoraRows * b.code_stride;
+      b.escapes = const_cast<char*>(escapes);
       checksum += kernels.unmerge(b).checksum;
     }
+    sums[i] += checksum;
   });
-  return checksum;
+  for (const auto& sum : sums) checksums.push_back(sum.load());
 }
 
 }  // namespace
@@ -337,13 +487,12 @@ LoraRecords lora_merge_cpu(const Tensors& weights, const Tensors& downs, const T
   const LoraKernels kernels = lora_units().kernels;
   Packer packer;
   LoraRecords records;
-  auto& [codes, escapes, ends, checksums] = records;
-  for (size_t i = 0; i < matrices.size(); ++i) {
-    Merged merged = merge_one(weights[i], matrices[i], packer.pack(matrices[i], kernels), kernels);
-    codes.push_back(std::move(merged.codes));
-    escapes.push_back(std::move(merged.escapes));
-    ends.push_back(std::move(merged.ends));
-    checksums.push_back(merged.checksum);
+  for (size_t from = 0; from < matrices.size();) {
+    Batch batch = next_batch(matrices, from);
+    packer.pack(batch, kernels, true);
+    plan_bits(batch, kernels);
+    merge_batch(batch, weights.data() + from, kernels, records);
+    from += batch.count;
   }
   return records;
 }
@@ -359,16 +508,22 @@ std::vector<int64_t> lora_unmerge_cpu(const Tensors& weights, const Tensors& dow
   if (codes.size() != count || escapes.size() != count || ends.size() != count)
     fail(kLoraUnmerge, "the lists differ in length");
   std::vector<int> bits;
-  for (size_t i = 0; i < count; ++i)
+  std::vector<Recorded> records;
+  for (size_t i = 0; i < count; ++i) {
     bits.push_back(check_record(matrices[i], weights[i], codes[i], escapes[i], ends[i]));
+    records.push_back({static_cast<const uint32_t*>(codes[i].const_data_ptr()),
+                       static_cast<const char*>(escapes[i].const_data_ptr()),
+                       static_cast<const int64_t*>(ends[i].const_data_ptr())});
+  }
   const LoraKernels kernels = lora_units().kernels;
   Packer packer;
   std::vector<int64_t> checksums;
-  for (size_t i = 0; i < count; ++i) {
-    const Matrix& m = matrices[i];
-    static const std::vector<LoraFactor> none;
-    const auto& factors = bits[i] ? packer.pack(m, kernels) : none;
-    checksums.push_back(unmerge_one(m, factors, kernels, bits[i], codes[i], escapes[i], ends[i]));
+  for (size_t from = 0; from < count;) {
+    Batch batch = next_batch(matrices, from);
+    std::copy_n(bits.begin() + from, batch.count, batch.bits.begin());
+    packer.pack(batch, kernels, false);
+    unmerge_batch(batch, records.data() + from, kernels, checksums);
+    from += batch.count;
   }
   return checksums;
 }
