@@ -17,9 +17,10 @@ namespace sgld {
 namespace {
 
 constexpr int64_t kSampledPanels = 8;
-constexpr int64_t kNumbersOfPart = int64_t{1} << 15;   // of factors that are one task
-constexpr int64_t kNumbersOfBatch = int64_t{1} << 26;  // of weights and factors
-constexpr int64_t kPanelsOfTask = 32;                  // at least, for a thread of its own
+constexpr int64_t kNumbersOfPart = int64_t{1} << 15;  // of factors that are one task
+// Of weights and factors: more would push packed factors out of L2 before their matrix has its turn.
+constexpr int64_t kNumbersOfBatch = int64_t{1} << 23;
+constexpr int64_t kPanelsOfTask = 32;  // at least, for a thread of its own
 
 struct Free {
   void operator()(char* p) const { std::free(p); }

@@ -53,7 +53,16 @@ def wan_vae(folder: Path) -> None:
     _replace(folder, AutoencoderKLWan.from_config({**small, "base_dim": 96}))
 
 
-VAES: dict[str, Callable[[Path], None]] = {
+def sd3_transformer(folder: Path) -> None:
+    """Places for a picture of 768 pixels; the rest stays small."""
+    from diffusers import SD3Transformer2DModel
+
+    small = SD3Transformer2DModel.load_config(folder)
+    _replace(folder, SD3Transformer2DModel.from_config({**small, "pos_embed_max_size": 48}))
+
+
+COMPONENTS: dict[str, Callable[[Path], None]] = {
+    "SD3Transformer2DModel": sd3_transformer,
     "AutoencoderKL": picture_vae,
     "AutoencoderKLFlux2": flux2_vae,
     "AutoencoderKLQwenImage": qwen_vae,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sgl_diffusion.loader.index import read_index
-from tests.engine.footprint.large import VAES
+from tests.engine.footprint.large import COMPONENTS
 from tests.own_process import found_by
 
 PICTURE = {"width": 768, "height": 640, "num_frames": 1, "num_inference_steps": 1}
@@ -38,8 +38,11 @@ def test_a_gigabyte_is_foretold(
 ) -> None:
     """With the channels of the published VAEs, where most families have their peak."""
     path = Path(shutil.copytree(request.getfixturevalue(family), tmp_path / "model"))
-    part = read_index(path).component("vae")
-    VAES[part.class_name](part.folder)
+    parts = [read_index(path).component(name) for name in ("transformer", "vae")]
+    assert parts[1].class_name in COMPONENTS
+    for part in parts:
+        if part.class_name in COMPONENTS:
+            COMPONENTS[part.class_name](part.folder)
     wish = json.dumps(CASES[family])
     found = found_by("tests.engine.footprint.peak_of", str(path), "{}", wish)
     assert found["peak"] >= 10**9, found
