@@ -33,7 +33,7 @@ def e2e(device: str = "cuda") -> list[Row]:
     On a GPU both run in bf16 and diffusers in fp32 says what is right; random weights make much of
     every rounding, so ours may be as far from it as diffusers' bf16 is, and a little more.
     """
-    from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+    from tests.checkpoints.random_wan import build_tiny_wan
 
     on_gpu = device == "cuda"
     flags = ["--device", device, "--dit-precision", "bf16" if on_gpu else "fp32"]

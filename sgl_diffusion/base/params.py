@@ -162,6 +162,7 @@ class ModelCard:
     previews: bool = False
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
+    adapters: tuple[str, ...] = ()  # files that came with the model; their names are nicknames
 
     @property
     def makes_video(self) -> bool:

@@ -15,7 +15,7 @@ from sgl_diffusion.attention import BACKENDS, AttentionContext
 from sgl_diffusion.base.errors import ConfigError, SetupError
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.ops import library
-from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+from tests.checkpoints.random_wan import build_tiny_wan
 from tests.fixtures_wan import load_transformer
 from tests.isa import at_level
 
