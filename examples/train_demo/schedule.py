@@ -18,6 +18,7 @@ class Steps:
     def __init__(self, name: str, count: int, note: Callable[[str], None]) -> None:
         self._name, self._count, self._note = name, count, note
         self._taken, self._began = 0, time.monotonic()
+        self._losses: list[float] = []
 
     @property
     def over(self) -> bool:
@@ -31,11 +32,14 @@ class Steps:
     def took(self, loss: torch.Tensor) -> None:
         """One more is done; now and then it says how it goes."""
         self._taken += 1
+        self._losses.append(loss.item())
         if self._taken % max(1, self._count // 100) == 0 or self.over:
             minutes = (time.monotonic() - self._began) / 60
+            mean = sum(self._losses) / len(self._losses)
+            self._losses.clear()
             self._note(
                 f"{self._name}: step {self._taken} of {self._count}, {minutes:.1f} minutes, "
-                f"loss {loss.item():.4f}"
+                f"loss {mean:.4f}"
             )
 
 

@@ -17,12 +17,13 @@ from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import UsageError, parser_for, read
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.loader.hub import local_model
+from sgl_diffusion.recipes import demo
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import ModelCard
     from sgl_diffusion.client.types import Generation
 
-DESCRIPTION = "Make images or videos from a prompt, without a server."
+DESCRIPTION = 'Make images or videos without a server: sglang generate "a red circle".'
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
@@ -33,7 +34,7 @@ _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 class GenerateOptions(EngineOptions):
     """`sglang generate`."""
 
-    prompt: str | None = option(None, "What to make. Required.")
+    prompt: str | None = option(None, "What to make; also as the first word after generate.")
     negative_prompt: str | None = option(None, "What to keep away from.")
     image: tuple[str, ...] = option(
         (), "Picture to work on: PNG, JPEG or WebP. Repeatable where the model takes several."
@@ -65,9 +66,9 @@ class GenerateOptions(EngineOptions):
 
 def main(argv: list[str]) -> int:
     parser = parser_for(GenerateOptions, "sglang generate", DESCRIPTION)
-    options = read(GenerateOptions, parser, argv).value
+    options = read(GenerateOptions, parser, _with_prompt(argv)).value
     if options.prompt is None:
-        raise UsageError("--prompt is missing.", hint='For example --prompt "a cat".')
+        raise UsageError("There is no prompt.", hint='For example: sglang generate "a red circle".')
     log.set_up(options.log_level)
     for given in (*options.image, *filter(None, [options.mask])):
         if not Path(given).is_file():  # known before the model is loaded
@@ -86,11 +87,11 @@ def main(argv: list[str]) -> int:
     from sgl_diffusion.client.generator import DiffGenerator
 
     started = time.monotonic()
-    progress.say(f"loading {options.model_path or 'the tiny random model'}")
+    progress.say(f"loading {options.model_path or demo.NAME}")
     with DiffGenerator.from_pretrained(**engine) as generator:
         progress.say(f"loaded in {time.monotonic() - started:.1f} s on {generator.card.device}")
         if options.model_path is None:
-            progress.say("its weights are random: expect patterns, not pictures of the prompt")
+            progress.say(f"no --model-path: {demo.NOTE}")
         started = time.monotonic()
         try:
             result = generator.generate(options.prompt, on_progress=progress.show, **wishes)
@@ -104,6 +105,18 @@ def main(argv: list[str]) -> int:
         frames = f"{params.num_frames} frames  " if params.num_frames > 1 else ""
         print(f"{path}  {size}  {frames}seed {params.seeds[index]}  {seconds:.2f} s", flush=True)
     return 0
+
+
+def _with_prompt(argv: list[str]) -> list[str]:
+    """The flags, where the prompt may come first and without one."""
+    if not argv or argv[0].startswith("-"):
+        return argv
+    if any(word.partition("=")[0] == "--prompt" for word in argv):
+        raise UsageError(
+            f"There are two prompts: {argv[0]!r}, and that of --prompt.",
+            hint="A prompt of several words stands in quotation marks.",
+        )
+    return ["--prompt", *argv]
 
 
 def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
@@ -157,9 +170,9 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
     """A model that does whatever any model does; without --model-path, in the sizes of Wan."""
     from sgl_diffusion.base.params import ModelCard, SamplingDefaults
 
-    tiny = options.model_path is None
+    own = options.model_path is None
     return ModelCard(
-        name="the tiny model" if tiny else str(options.model_path),
+        name=options.model_path or demo.NAME,
         path="",
         family="",
         pipeline_class="",
@@ -174,9 +187,9 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
             true_cfg_scale=1.0,
             guidance_scale_2=1.0,
         ),
-        size_multiple=16 if tiny else 2,
+        size_multiple=16 if own else 2,
         frame_multiple=1,
-        max_frames=241 if tiny else 10**5,
+        max_frames=241 if own else 10**5,
         edits="native" if options.strength is None else "image-to-image",
         max_images=2**10,
         masks=True,

@@ -71,7 +71,7 @@ def test_no_command_shows_the_help():
         (["serve", "--log-level", "loud"], ["no log level 'loud'"]),
         (["serve", "--public-base-url", "x"], ["public_base_url"]),
         (["serve", "--max-batch-rows", "0"], ["max_batch_rows is 0", "at least 1"]),
-        (["generate"], ["--prompt is missing"]),
+        (["generate"], ["There is no prompt"]),
         (["generate", "--prompt", "x", "--size", "1024"], ["not WIDTHxHEIGHT"]),
         (["generate", "--prompt", "x", "--output-path", "a.gif"], ["unknown ending", ".webp"]),
         (["generate", "--prompt", "x", "--output-path", "a.png", "--num-frames=5"], ["5 frames"]),
