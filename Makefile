@@ -56,7 +56,7 @@ test-slow: $(READY)  ## what the default suite leaves out
 # The CPU kernels of smaller machines: what depends on them, with no better level than these.
 test-isa: export OMP_WAIT_POLICY = PASSIVE
 test-isa: $(READY)  ## ops, attention and model parity with the kernels of older CPUs
-	for level in avx2 scalar; do SGLD_CPU_ISA=$$level $(BIN)/python -m pytest tests/ops tests/kernels \
+	for level in avx2 scalar; do SGLD_CPU_ISA=$$level $(BIN)/python -m pytest tests/ops \
 		tests/attention tests/models tests/recipes/test_wan.py tests/engine/test_denoise.py \
 		--timeout 600 $(ARGS) || exit 1; done
 
