@@ -221,10 +221,7 @@ def main() -> int:
     if trace is not None:
         trace.save()
         print(f"wrote {trace.path}: open it in ui.perfetto.dev", file=sys.stderr)
-    if given.save:
-        path = harness.RESULTS / f"{given.device}-{facts['date']}-denoise.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    harness.finish(record, given.save, given.device)
     return 0
 
 

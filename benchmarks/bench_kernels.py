@@ -10,7 +10,6 @@ docs/measured.md and docs/kernels.svg, of a quiet machine only; --busy keeps oth
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -39,13 +38,10 @@ def main() -> int:
     if given.save and others > QUIET and not given.busy:
         print(f"not saved: other processes used {others} cores", file=sys.stderr)
         return 1
+    path = harness.finish(record, given.save)
     if given.save:
-        date = record["machine"]["date"]
-        path = harness.RESULTS / f"cpu-{date}-kernels.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
         kernels_page.write(record, path)
         kernels_picture.write(record)
-    print(json.dumps(record))
     return 0
 
 

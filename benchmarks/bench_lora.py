@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import lora_page
-from benchmarks.harness import RESULTS, Busy, machine
+from benchmarks.harness import Busy, finish, machine
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.bench.timing import keep_freed_memory
 from sgl_diffusion.engine.lora.manager import Loras
@@ -218,11 +217,9 @@ def main() -> None:
     facts["seconds"] = round(time.perf_counter() - begin)
     facts["other_cores"] = other.cores()
     record = {"benchmark": "lora", "machine": facts, "rows": rows}
+    path = finish(record, options.save)
     if options.save:
-        path = RESULTS / f"cpu-{facts['date']}-lora.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
         lora_page.write(record, path)
-    print(json.dumps(record))
 
 
 def _shown(value: Any) -> str:

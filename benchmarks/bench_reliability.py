@@ -16,7 +16,6 @@ livez       a probe while videos run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -29,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import RESULTS, Busy, machine
+from benchmarks.harness import Busy, finish, machine
 from tests.faults.harness import FaultServer
 from tests.faults.test_client_faults import idle, leave
 
@@ -180,11 +179,7 @@ def main() -> None:
     facts["cores_of_other_processes"] = busy.cores()
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     record = {"benchmark": "reliability", "machine": facts, "rows": rows}
-    if given.save:
-        path = RESULTS / f"cpu-{facts['date']}-reliability.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"saved {path.name}", file=sys.stderr)
-    print(json.dumps(record))
+    finish(record, given.save)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import re
 import statistics
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.harness import RESULTS, Busy, machine
+from benchmarks.harness import Busy, finish, machine
 from benchmarks.server_process import Server, serving
 from benchmarks.traced_server import fake_app, model_app
 from sgl_diffusion.base.params import SamplingParams
@@ -211,11 +210,7 @@ def main() -> None:
         )
         print(f"{name:20} {shown}")
     record = {"benchmark": "server", "machine": facts, "rows": rows}
-    if options.save:
-        path = RESULTS / f"cpu-{facts['date']}-server.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"saved {path.name}", file=sys.stderr)
-    print(json.dumps(record))
+    finish(record, options.save)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import serving_load as load
-from benchmarks.harness import RESULTS, Busy, machine
+from benchmarks.harness import Busy, finish, machine
 from benchmarks.processes import serving
 from tests.checkpoints.random_wan import build_tiny_wan
 
@@ -141,10 +140,7 @@ def main() -> None:
     for key, value in found.items():
         print(f"{key:24} {value:.2f}" + (f"  (bar {BARS[key]:g})" if key in BARS else ""))
     record = {"benchmark": "serving", "machine": facts, "peer": plain, "rows": rows, "bars": found}
-    if options.save:
-        path = RESULTS / f"cpu-{facts['date']}-serving.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    finish(record, options.save)
 
 
 def _shown(value: Any) -> str:

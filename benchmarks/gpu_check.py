@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import shutil
 import statistics
 import subprocess
@@ -159,13 +158,7 @@ def report(part: str, rows: list[Row], save: bool) -> None:
     for row in rows:
         print("  ".join(_cell(value) for value in row.values()))
     record = {"benchmark": part, "machine": facts, "rows": rows}
-    if save:
-        gpu = facts["gpu"].lower().replace(" ", "-")
-        path = harness.RESULTS / f"{gpu}-{facts['date']}-{part}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"saved {path.relative_to(ROOT)}", file=sys.stderr)
-    print(json.dumps(record))
+    harness.finish(record, save, facts["gpu"].lower().replace(" ", "-"))
 
 
 def _cell(value: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,17 @@ def commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
     return done.stdout.strip() or "none"
+
+
+def finish(record: dict[str, Any], save: bool, where: str = "cpu") -> Path:
+    """Print a record as the last line; with `save` it is also kept, under the name returned."""
+    path = RESULTS / f"{where}-{record['machine']['date']}-{record['benchmark']}.json"
+    if save:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"saved {path.name}", file=sys.stderr)
+    print(json.dumps(record))
+    return path
 
 
 class Busy:

@@ -5,7 +5,6 @@ python benchmarks/kernels_page.py RESULT.json
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable
@@ -13,9 +12,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "measured.md"
-BEGIN, END = "<!-- kernels: begin -->\n", "<!-- kernels: end -->\n"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import measured_page
+from benchmarks.measured_page import PAGE
+
 UNKNOWN = "no reason is known yet: add it to docs/measured.md"
 
 Row = dict[str, Any]
@@ -89,12 +90,8 @@ def _met(rows: list[Row]) -> str:
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"{PAGE} has lost its marks"
-    source = path.absolute().relative_to(ROOT).as_posix()
-    PAGE.write_text(before + BEGIN + block(record, source) + END + after)
+    measured_page.write("kernels", block, record, path)
 
 
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[1]))
+    measured_page.main("kernels", block)

@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.kernels_page import ROOT, groups
+from benchmarks.kernels_page import groups
+from benchmarks.measured_page import ROOT
 
 PICTURE = ROOT / "docs" / "kernels.svg"
 LEFT, RIGHT, TOP, LINE, WIDTH = 330, 70, 64, 22, 900

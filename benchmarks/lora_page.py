@@ -5,14 +5,13 @@ python benchmarks/lora_page.py RESULT.json
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "measured.md"
-BEGIN, END = "<!-- lora: begin -->\n", "<!-- lora: end -->\n"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import measured_page
 
 # By rank: at least so many times as fast as PEFT, at most so many copies of the weights.
 BARS = {16: (5.0, 1.5), 64: (3.0, 2.5), 128: (3.0, 2.5)}
@@ -55,12 +54,8 @@ def _line(row: Row) -> str:
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"{PAGE} has lost its marks"
-    source = path.absolute().relative_to(ROOT).as_posix()
-    PAGE.write_text(before + BEGIN + block(record, source) + END + after)
+    measured_page.write("lora", block, record, path)
 
 
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[1]))
+    measured_page.main("lora", block)

@@ -39,6 +39,8 @@ def train_adapter(
     attention = attend_plainly(transformer)
     own = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(own, lr=1.0, weight_decay=0.0)
+    # Compiling the blocks anew with an adapter in them would take longer than these steps.
+    torch.compiler.set_stance("force_eager")
     while not steps.over:
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * steps.share(warm=0.05)
@@ -47,6 +49,7 @@ def train_adapter(
         loss.backward()
         optimizer.step()
         steps.took(loss)
+    torch.compiler.set_stance("default")
     weights = get_peft_model_state_dict(transformer, adapter_name=style)
     transformer.unload_lora()
     return {name: value.to(torch.bfloat16) for name, value in weights.items()}

@@ -17,12 +17,14 @@ from examples.train_demo.unrolled import decode, encode, unroll
 
 # Width, height, frames, how many at once: about the same work each.
 BATCHES = (
-    (96, 96, 1, 16),
-    (64, 128, 1, 16),
-    (96, 96, 17, 2),
-    (192, 192, 1, 4),
-    (96, 96, 1, 16),
+    (64, 64, 1, 24),
     (64, 64, 9, 6),
+    (96, 96, 1, 12),
+    (96, 96, 17, 2),
+    (64, 64, 17, 4),
+    (96, 96, 1, 12),
+    (64, 64, 9, 6),
+    (192, 192, 1, 3),
 )
 _KL = 1e-4
 _SHAKE = 0.15  # of the latents' spread: the decoder forgives what the transformer gets wrong

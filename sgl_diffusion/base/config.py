@@ -81,6 +81,11 @@ class EngineOptions:
         0, "Most jobs worked on at a time; 0: as many as there are.", least=0
     )
     prompt_cache_memory: float = option(0.5, "GiB that encoded prompts may take.", least=0)
+    memory_budget: str | None = option(
+        None,
+        "Memory that the model and its jobs may take: 8g, 6000m, or a share of what is free "
+        "such as 0.5. Without it nearly all that is free.",
+    )
     lora_path: tuple[str, ...] = option(
         (), "Adapter (LoRA) to begin with: a .safetensors file, a folder or a hub id. Repeatable."
     )

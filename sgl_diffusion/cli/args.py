@@ -18,7 +18,13 @@ from sgl_diffusion.cli.groups import grouped
 C = TypeVar("C")
 
 # Options whose default the environment may change.
-_VARIABLES = {"log_level": "SGLD_LOG_LEVEL", "data_dir": "SGLD_DATA_DIR"}
+_VARIABLES = {
+    "log_level": "SGLD_LOG_LEVEL",
+    "data_dir": "SGLD_DATA_DIR",
+    "s3_bucket": "SGLD_S3_BUCKET",
+    "s3_endpoint_url": "SGLD_S3_ENDPOINT_URL",
+    "s3_region": "SGLD_S3_REGION",
+}
 
 
 class UsageError(ConfigError):
@@ -90,16 +96,22 @@ def _add(parser: argparse._ArgumentGroup, field: dataclasses.Field[Any], hint: A
 
 
 def read(kind: type[C], parser: Parser, argv: list[str]) -> Resolved[C]:
+    """The options of a command line."""
+    return merge(kind, vars(parser.parse_strict(argv)))
+
+
+def merge(kind: type[C], flags: dict[str, Any]) -> Resolved[C]:
     """Defaults, then the configuration file, then the environment, then flags."""
-    flags = vars(parser.parse_strict(argv))
     sources: list[tuple[str, dict[str, Any]]] = []
-    config = flags.pop("config", None)
+    config = flags.get("config")
     if config is not None:
         sources.append((f"file {config}", load_file(Path(config))))
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for option, variable in _VARIABLES.items():
-        if env.get(variable):
+        if option in known and env.get(variable):
             sources.append((variable, {option: env.get(variable)}))
-    sources.append(("flag", flags))
+    given = {name: value for name, value in flags.items() if name != "config"}
+    sources.append(("flag", given))
     return resolve(kind, sources)
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
-from sgl_diffusion.base.errors import ConfigError, RequestError
 from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import UsageError, parser_for, read
+from sgl_diffusion.cli.args import Parser, UsageError, parser_for, read
 from sgl_diffusion.cli.progress import Progress
+from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
 from sgl_diffusion.recipes import demo
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION = 'Make images or videos without a server: sglang generate "a red circle".'
 
-_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
@@ -64,9 +63,12 @@ class GenerateOptions(EngineOptions):
     log_level: str = option("warning", "debug, info, warning or error.")
 
 
+def parser() -> Parser:
+    return parser_for(GenerateOptions, "sglang generate", DESCRIPTION)
+
+
 def main(argv: list[str]) -> int:
-    parser = parser_for(GenerateOptions, "sglang generate", DESCRIPTION)
-    options = read(GenerateOptions, parser, _with_prompt(argv)).value
+    options = read(GenerateOptions, parser(), _with_prompt(argv)).value
     if options.prompt is None:
         raise UsageError("There is no prompt.", hint='For example: sglang generate "a red circle".')
     log.set_up(options.log_level)
@@ -78,33 +80,43 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--{name} needs a picture to work on.", hint="Name it with --image.")
     if options.model_path is not None:
         local_model(options.model_path)
-    target = _Target.of(options)
+    target = Target.of(options.output_path, options.output_compression)
     wishes = _wishes(options, target)
     _check(options, wishes)
+    produce(engine_of(options), options.prompt, wishes, target, metadata=options.metadata)
+    return 0
+
+
+def engine_of(options: EngineOptions) -> dict[str, Any]:
+    """The options of the engine, with a data folder that can be used."""
     engine = {name: getattr(options, name) for name in _ENGINE}
-    engine["data_dir"] = str(data_folder(options.data_dir))
-    progress = Progress(sys.stderr)
+    return {**engine, "data_dir": str(data_folder(options.data_dir))}
+
+
+def produce(
+    engine: dict[str, Any], prompt: str, wishes: dict[str, Any], target: Target, *, metadata: bool
+) -> Generation:
+    """Load the model, make what is wished for and write it; a line for each file."""
     from sgl_diffusion.client.generator import DiffGenerator
 
-    started = time.monotonic()
-    progress.say(f"loading {options.model_path or demo.NAME}")
+    progress, started = Progress(sys.stderr), time.monotonic()
+    progress.say(f"loading {engine['model_path'] or demo.NAME}")
     with DiffGenerator.from_pretrained(**engine) as generator:
         progress.say(f"loaded in {time.monotonic() - started:.1f} s on {generator.card.device}")
-        if options.model_path is None:
+        if engine["model_path"] is None:
             progress.say(f"no --model-path: {demo.NOTE}")
         started = time.monotonic()
         try:
-            result = generator.generate(options.prompt, on_progress=progress.show, **wishes)
+            result = generator.generate(prompt, on_progress=progress.show, **wishes)
         finally:
             progress.end()
-    seconds = time.monotonic() - started
-    model = generator.card.name if options.metadata else None
+    seconds, params = time.monotonic() - started, result.params
+    model = generator.card.name if metadata else None
     for index, path in enumerate(target.write(result, model)):
-        params = result.params
         size = f"{params.width}x{params.height}"
         frames = f"{params.num_frames} frames  " if params.num_frames > 1 else ""
         print(f"{path}  {size}  {frames}seed {params.seeds[index]}  {seconds:.2f} s", flush=True)
-    return 0
+    return result
 
 
 def _with_prompt(argv: list[str]) -> list[str]:
@@ -119,23 +131,18 @@ def _with_prompt(argv: list[str]) -> list[str]:
     return ["--prompt", *argv]
 
 
-def _wishes(options: GenerateOptions, target: _Target) -> dict[str, Any]:
+def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:
     width, height = options.width, options.height
     if options.size is not None:
         match = _SIZE.fullmatch(options.size)
         if match is None:
             raise UsageError(f"--size {options.size!r} is not WIDTHxHEIGHT.", hint="As in 512x512.")
         width, height = width or int(match[1]), height or int(match[2])
-    frames = options.num_frames
-    if target.kind not in (None, "mp4"):
-        if frames not in (None, 1):
-            raise UsageError(f"{frames} frames do not fit into a .{target.kind} file.")
-        frames = 1
     return {
         "negative_prompt": options.negative_prompt,
         "width": width,
         "height": height,
-        "num_frames": frames,
+        "num_frames": target.frames(options.num_frames),
         "fps": options.fps,
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
@@ -194,74 +201,3 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
         max_images=2**10,
         masks=True,
     )
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where the outputs go. `kind` is None for a folder: the result decides."""
-
-    path: Path
-    kind: str | None
-    quality: int | None
-
-    @classmethod
-    def of(cls, options: GenerateOptions) -> _Target:
-        """Checked and made before the model is loaded: nobody waits minutes for a typing error."""
-        path = Path(options.output_path).expanduser()
-        suffix = path.suffix.lower()
-        kind = None if path.is_dir() else _KINDS.get(suffix)
-        if kind is None and suffix and not path.is_dir():
-            raise UsageError(
-                f"--output-path {options.output_path!r} has an unknown ending.",
-                hint=f"Use one of {' '.join(_KINDS)}, or a folder.",
-            )
-        quality = options.output_compression
-        if quality is not None and not 0 <= quality <= 100:
-            raise RequestError("output_compression must be from 0 to 100.")
-        try:
-            (path if kind is None else path.parent).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"Cannot write to {path}: {error.strerror}.") from None
-        return cls(path, kind, quality)
-
-    def write(self, result: Generation, model: str | None) -> list[Path]:
-        """`model` is the name that the files carry with their settings, None to leave them out."""
-        from sgl_diffusion.server import media
-        from sgl_diffusion.server.files import write_file
-        from sgl_diffusion.server.metadata import settings_text
-
-        params = result.params
-        kind = self.kind or ("mp4" if params.num_frames > 1 else "png")
-        written = []
-        for index, clip in enumerate(result.clips):
-            path = self._name(index, kind, result)
-
-            settings = None if model is None else settings_text(params, model, index)
-
-            def write(part: Path, clip: Any = clip, settings: str | None = settings) -> None:
-                if kind == "mp4":
-                    quality = media.VIDEO_QUALITY if self.quality is None else self.quality
-                    media.encode_video(
-                        clip, part, fps=params.fps, quality=quality, settings=settings
-                    )
-                else:
-                    quality = media.IMAGE_QUALITY if self.quality is None else self.quality
-                    part.write_bytes(media.encode_image(clip[0], kind, quality, settings))
-
-            write_file(path, write)
-            written.append(path)
-        return written
-
-    def _name(self, index: int, kind: str, result: Generation) -> Path:
-        if self.kind is not None:
-            if len(result.clips) == 1:
-                return self.path
-            return self.path.with_name(f"{self.path.stem}-{index}{self.path.suffix}")
-        words = "-".join(re.findall(r"\w+", result.params.prompt.lower()))[:60] or "output"
-        stem = f"{words}-{result.params.seeds[index]}"
-        path = self.path / f"{stem}.{kind}"
-        count = 2
-        while path.exists():  # an earlier output is never overwritten
-            path = self.path / f"{stem}-{count}.{kind}"
-            count += 1
-        return path

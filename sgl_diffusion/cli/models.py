@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base.config import option
-from sgl_diffusion.cli.args import parser_for, read
+from sgl_diffusion.cli.args import Parser, parser_for, read
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import SamplingDefaults
@@ -25,9 +25,12 @@ class ModelsOptions:
     json: bool = option(False, "One JSON object instead of tables.")
 
 
+def parser() -> Parser:
+    return parser_for(ModelsOptions, "sglang models", DESCRIPTION)
+
+
 def main(argv: list[str]) -> int:
-    parser = parser_for(ModelsOptions, "sglang models", DESCRIPTION)
-    options = read(ModelsOptions, parser, argv).value
+    options = read(ModelsOptions, parser(), argv).value
     from sgl_diffusion.loader.cache import cached_models, hub_cache
     from sgl_diffusion.recipes.catalog import CATALOG
     from sgl_diffusion.recipes.registry import NATIVE

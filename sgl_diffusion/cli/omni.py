@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
-from sgl_diffusion import __version__
 from sgl_diffusion.base import log
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.omni import OmniServeOptions
-from sgl_diffusion.base.registry import suggest
-from sgl_diffusion.cli.args import UsageError, parser_for, read
-from sgl_diffusion.cli.sglang import guarded
+from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for, read
+from sgl_diffusion.cli.program import Command, Program
 from sgl_diffusion.loader.hub import local_model
 
-COMMANDS = {
-    "serve": "serve an omni model over HTTP",
-    "config": "show the options that a serve command would use",
-}
-HELP = f"""usage: sgl-omni COMMAND [options]
-
-commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
-
-  sgl-omni COMMAND --help   the options of one command
-  sgl-omni --version        the version
-"""
 DESCRIPTION = "Serve a model of text, pictures, films and sound over an OpenAI-compatible HTTP API."
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+def parser() -> Parser:
+    return parser_for(OmniServeOptions, "sgl-omni serve", DESCRIPTION)
 
 
-def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
-        print(f"sgl-omni (sgl_diffusion) {__version__}")
-        return 0
-    name, rest = argv[0], argv[1:]
-    if name == "serve":
-        return _serve(rest)
-    if name == "config":
-        return _show_config(rest)
-    what = "option" if name.startswith("-") else "command"
-    raise UsageError(f"sgl-omni has no {what} {name!r}.", hint=suggest(name, COMMANDS))
-
-
-def _serve(argv: list[str]) -> int:
-    parser = parser_for(OmniServeOptions, "sgl-omni serve", DESCRIPTION)
-    options = read(OmniServeOptions, parser, argv).value
+def serve(argv: list[str]) -> int:
+    options = read(OmniServeOptions, parser(), argv).value
     log.set_up(options.log_level)
     if not options.model_path:
         raise ConfigError(
@@ -60,22 +29,45 @@ def _serve(argv: list[str]) -> int:
             param="model_path",
         )
     local_model(options.model_path)
-    from sgl_diffusion.server.omni.run import serve
+    from sgl_diffusion.server.omni.run import serve as run
 
-    return serve(options)
+    return run(options)
 
 
-def _show_config(argv: list[str]) -> int:
+def config_parser() -> Parser:
+    made = parser_for(OmniServeOptions, "sgl-omni config show", "The value of each option.")
+    made.add_argument(
+        "--origin", action="store_true", default=argparse.SUPPRESS, help="And where it came from."
+    )
+    return made
+
+
+def show_config(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print("usage: sgl-omni config show [--origin] [--config FILE] [options of sgl-omni serve]")
         return 0
     if argv[:1] != ["show"]:
         raise UsageError("Only `sgl-omni config show` exists.", hint="See sgl-omni config --help.")
-    rest = [word for word in argv[1:] if word != "--origin"]
-    parser = parser_for(OmniServeOptions, "sgl-omni config show", "The value of each option.")
-    for line in read(OmniServeOptions, parser, rest).lines(origin=len(rest) < len(argv) - 1):
+    flags = vars(config_parser().parse_strict(argv[1:]))
+    origin = flags.pop("origin", False)
+    for line in merge(OmniServeOptions, flags).lines(origin=origin):
         print(line)
     return 0
+
+
+PROGRAM = Program(
+    "sgl-omni",
+    {
+        "serve": Command("serve an omni model over HTTP", "omni:serve", "omni:parser"),
+        "config": Command(
+            "show the options that a serve command would use",
+            "omni:show_config",
+            "omni:config_parser",
+            words=("show",),
+        ),
+    },
+)
+main = PROGRAM.main
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import UsageError, parser_for, read
+from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for, read
 from sgl_diffusion.loader.hub import local_model
 
 DESCRIPTION = "Serve a diffusion model over an OpenAI-compatible HTTP API."
 
 
+def parser() -> Parser:
+    return parser_for(ServeOptions, "sglang serve", DESCRIPTION)
+
+
 def main(argv: list[str]) -> int:
-    options = read(ServeOptions, parser_for(ServeOptions, "sglang serve", DESCRIPTION), argv).value
+    options = read(ServeOptions, parser(), argv).value
     log.set_up(options.log_level)
     options = dataclasses.replace(options, data_dir=str(data_folder(options.data_dir)))
     if options.model_path is not None:
@@ -24,14 +29,25 @@ def main(argv: list[str]) -> int:
     return serve(options)
 
 
+def config_parser() -> Parser:
+    made = parser_for(ServeOptions, "sglang config show", "Each option and where it came from.")
+    made.add_argument(
+        "--origin",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Accepted; it is always shown.",
+    )
+    return made
+
+
 def show_config(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print("usage: sglang config show [--origin] [--config FILE] [options of sglang serve]")
         return 0
     if argv[:1] != ["show"]:
         raise UsageError("Only `sglang config show` exists.", hint="See sglang config --help.")
-    parser = parser_for(ServeOptions, "sglang config show", "Each option and where it came from.")
-    given = [word for word in argv[1:] if word != "--origin"]  # it is always shown
-    for line in read(ServeOptions, parser, given).lines():
+    flags = vars(config_parser().parse_strict(argv[1:]))
+    flags.pop("origin", None)  # it is always shown
+    for line in merge(ServeOptions, flags).lines():
         print(line)
     return 0

@@ -81,7 +81,7 @@ _MIGRATIONS = (
 )
 
 # Write-ahead logging shares memory between connections, which these cannot.
-_NETWORK = frozenset(
+NETWORK_FILE_SYSTEMS = frozenset(
     "9p afs ceph cifs fuse.glusterfs fuse.sshfs gfs2 lustre ncpfs nfs nfs4 ocfs2 smb3 smbfs".split()
 )
 
@@ -126,7 +126,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 def _journal_mode(path: Path) -> str:
     kind = filesystem_of(path)
-    if kind not in _NETWORK:
+    if kind not in NETWORK_FILE_SYSTEMS:
         return "WAL"
     log.warning(
         "%s is on a network file system (%s): the slower rollback journal is used. "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
 from sgl_diffusion.base.errors import OutOfMemoryError
-from sgl_diffusion.base.memory import free_memory
+from sgl_diffusion.base.memory import memory_budget
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.loader.sizes import weight_count
 
@@ -26,7 +28,7 @@ def weight_bytes(
     device = pick_device(options.device)
     sizes = {}
     for name, part in index.components.items():
-        option = next((_PRECISIONS[start] for start in _PRECISIONS if name.startswith(start)), None)
+        option = _precision(name)
         if option is None or not part.folder.is_dir():
             continue
         precision = options.dit_precision if whole else getattr(options, option)
@@ -35,22 +37,53 @@ def weight_bytes(
 
 
 def check_fits(index: ModelIndex, options: EngineOptions, *, whole: bool = False) -> None:
-    """Refuse a model whose weights alone are larger than the memory that is free."""
+    """Refuse a model whose weights alone are larger than the memory it may take."""
     device = pick_device(options.device)
-    free = free_memory(device)
+    most = memory_budget(options.memory_budget, device)
     sizes = weight_bytes(index, options, whole=whole)
     need = sum(sizes.values())
-    if free is None or need <= free:
+    if most is None or need <= most:
         return
-    parts = ", ".join(
-        f"{name} {size / 1e9:.1f}"
-        for name, size in sorted(sizes.items(), key=lambda item: -item[1])
-    )
+    largest = sorted(sizes.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in largest)
     precision = dtype_name(pick_dtype(options.dit_precision, device))
-    smaller = "lower precisions (--dit-precision bf16 --text-encoder-precision bf16)"
+    there = f"{device.type} has {most / 1e9:.1f} GB for it"
+    if options.memory_budget is not None:
+        there = f"--memory-budget {options.memory_budget} leaves {most / 1e9:.1f} GB"
     raise OutOfMemoryError(
         f"The weights of {index.pipeline} take {need / 1e9:.1f} GB ({parts}; the transformer in "
-        f"{precision}), and {device.type} has {free / 1e9:.1f} GB free.",
-        hint=f"Use {smaller if precision == 'fp32' else 'a smaller model'}, or a device with more "
-        "memory.",
+        f"{precision}), and {there}.",
+        hint=_advice(_savings(sizes, options, whole=whole), need - most),
     )
+
+
+def _savings(
+    sizes: Mapping[str, int], options: EngineOptions, *, whole: bool
+) -> list[tuple[str, int]]:
+    """Options that make weights smaller, and by how much; what saves most comes first."""
+    device = pick_device(options.device)
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        option = "dit_precision" if whole else _precision(name)
+        if option and pick_dtype(getattr(options, option), device).itemsize == 4:
+            flag = f"--{option.replace('_', '-')} bf16"
+            found[flag] = found.get(flag, 0) + size // 2
+    return sorted(found.items(), key=lambda item: -item[1])
+
+
+def _advice(savings: Sequence[tuple[str, int]], missing: int) -> str:
+    """As many of the savings as it takes."""
+    chosen = []
+    for flag, saved in savings:
+        chosen.append(f"{flag} (-{saved / 1e9:.1f} GB)")
+        missing -= saved
+        if missing <= 0:
+            return f"Try {', '.join(chosen)}."
+    if chosen:
+        return f"Not even {' and '.join(chosen)} would do: use a smaller model, or more memory."
+    return "Use a smaller model, or a device with more memory."
+
+
+def _precision(name: str) -> str | None:
+    """The option that says in which precision a component is; None for what has no weights."""
+    return next((_PRECISIONS[start] for start in _PRECISIONS if name.startswith(start)), None)

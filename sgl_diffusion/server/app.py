@@ -25,6 +25,7 @@ from sgl_diffusion.server import (
     videos,
 )
 from sgl_diffusion.server.admission import Admission
+from sgl_diffusion.server.auth import PUBLIC_PATHS
 from sgl_diffusion.server.background import VideoRunner
 from sgl_diffusion.server.context import ServerContext, Settings
 from sgl_diffusion.server.fetch import Fetcher
@@ -78,19 +79,19 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     if settings.s3 is not None:
         uploads = Uploads(Bucket(settings.s3), jobs, files.folder)
     context = ServerContext(
-        client,
-        files,
-        inputs,
-        runner,
-        settings,
-        threads,
-        probe,
-        jobs,
-        admission,
-        keeper,
-        Flights(),
-        gauges,
-        uploads,
+        client=client,
+        files=files,
+        inputs=inputs,
+        runner=runner,
+        settings=settings,
+        threads=threads,
+        probe=probe,
+        jobs=jobs,
+        admission=admission,
+        keeper=keeper,
+        flights=Flights(),
+        gauges=gauges,
+        uploads=uploads,
     )
 
     @asynccontextmanager
@@ -120,7 +121,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         openapi_url=None,  # server/openapi.py knows the bodies, the framework does not
         redirect_slashes=False,
         dependencies=[Depends(check_query)],
-        middleware=middleware_of(settings, context.rejected),
+        middleware=middleware_of(settings, context.rejected, PUBLIC_PATHS | playground.PATHS),
     )
     app.state.context = context
     errors.install(app, routes())

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
 from sgl_diffusion.base.config import JobOptions, LimitOptions
-from sgl_diffusion.base.errors import NotFoundError, UnavailableError
+from sgl_diffusion.base.errors import NotFoundError
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.fetch import FetchRules
 from sgl_diffusion.server.inputs import InputRules
 from sgl_diffusion.server.keys import Keys
+from sgl_diffusion.server.shared import AppContext
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.client import Client
@@ -28,14 +24,10 @@ if TYPE_CHECKING:
     from sgl_diffusion.server.background import VideoRunner
     from sgl_diffusion.server.files import Files
     from sgl_diffusion.server.flights import Flights
-    from sgl_diffusion.server.gauges import Gauges
-    from sgl_diffusion.server.inputs import Inputs
     from sgl_diffusion.server.keeper import Keeper
     from sgl_diffusion.server.probe import Probe
     from sgl_diffusion.server.storage import S3Settings
     from sgl_diffusion.server.uploads import Uploads
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,40 +56,27 @@ class Settings:
     s3: S3Settings | None = None
 
 
-@dataclass
-class ServerContext:
+@dataclass(kw_only=True)
+class ServerContext(AppContext[ModelCard]):
     client: Client
     files: Files
-    inputs: Inputs
     runner: VideoRunner
-    settings: Settings
-    threads: ThreadPoolExecutor
     probe: Probe
     jobs: JobStore
     admission: Admission
     keeper: Keeper
     flights: Flights
-    gauges: Gauges
     uploads: Uploads | None = None
-    started_at: int = field(default_factory=lambda: int(time.time()))
-    draining: bool = False
     readiness: str = ""  # as a poller was told last
-    rejected: Counter[str] = field(default_factory=Counter)
 
     def samples(self) -> list[Metric]:
         uploads = [] if self.uploads is None else self.uploads.metrics()
-        rejected = [
-            Metric("rejected_total", count, {"code": code})
-            for code, count in sorted(self.rejected.items())
-        ]
         return [
-            *self.client.metrics(),
+            *super().samples(),
             *self.admission.metrics(),
             *self.keeper.metrics(),
             *self.jobs.metrics(),
-            *self.gauges.metrics(),
             *uploads,
-            *rejected,
         ]
 
     def remote_url(self, entry: dict[str, Any]) -> str | None:
@@ -107,22 +86,6 @@ class ServerContext:
     def redirect_url(self, entry: dict[str, Any]) -> str | None:
         """Where to send a client whose file is not here any more."""
         return None if self.uploads is None else self.uploads.redirect(entry)
-
-    def card(self) -> ModelCard:
-        """The served model; UnavailableError until a worker has told it."""
-        card = self.client.card()
-        if card is None:
-            health = self.client.health()
-            reason = f": {health.reason}" if health.reason else "."
-            raise UnavailableError(f"The model is not ready{reason}", hint="GET /readyz says when.")
-        return card
-
-    def model_name(self, card: ModelCard) -> str:
-        return self.settings.served_model_name or card.name
-
-    def check_open(self) -> None:
-        if self.draining:
-            raise UnavailableError("The server is shutting down.", code="draining")
 
     def check_model(self, name: str | None, card: ModelCard) -> str | None:
         """A request may name the served model or its path, or leave the name out. After a colon
@@ -141,9 +104,6 @@ class ServerContext:
             code="model_not_found",
             param="model",
         )
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
 
 async def _of_request(request: Request) -> ServerContext:

@@ -78,13 +78,19 @@ class Files:
 
     def copy_inputs(self, source_id: str, job_id: str) -> None:
         """Give a job the pictures of another; NotFoundError when they are gone."""
+        source, target = self._inputs(source_id), self._inputs(job_id)
         try:
-            shutil.copytree(self._inputs(source_id), self._inputs(job_id))
-        except OSError:
+            target.mkdir(mode=0o700)
+            for picture in source.iterdir():
+                shutil.copyfile(picture, target / picture.name)
+        except FileNotFoundError:
             self.drop_inputs(job_id)
             raise NotFoundError(
                 "The input pictures of this video are gone.", code="video_expired"
             ) from None
+        except OSError as error:
+            self.drop_inputs(job_id)
+            raise _cannot_write(error) from None
 
     def drop_inputs(self, job_id: str) -> None:
         shutil.rmtree(self._inputs(job_id), ignore_errors=True)

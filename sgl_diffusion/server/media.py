@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -34,6 +35,7 @@ PRESETS = (
 )  # fmt: skip
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
+_ASCII = b"ASCII\0\0\0"  # what the comment begins with: its character set
 _MAX_COMMENT = 65_000  # a segment of a JPEG has 16 bits for its length
 _BT709 = 1
 _LIMITED_RANGE = 1
@@ -73,8 +75,14 @@ def _user_comment(settings: str | None) -> dict[str, Any]:
     if len(text) > _MAX_COMMENT:
         return {}
     exif = Image.Exif()
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"ASCII\0\0\0" + text
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text
     return {"exif": exif}
+
+
+def exif_comment(exif: Image.Exif) -> str:
+    """The settings in the EXIF of a JPEG or WebP; "" where there are none."""
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    return comment.removeprefix(_ASCII).decode("ascii") if isinstance(comment, bytes) else ""
 
 
 def rate_factor(quality: int) -> float:

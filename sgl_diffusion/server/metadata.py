@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion import __version__
+from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.server.media import SETTINGS_KEY, exif_comment
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import ResolvedParams
@@ -22,6 +25,46 @@ def settings_text(params: ResolvedParams, model: str, index: int = 0) -> str:
         "software": f"sgl_diffusion {__version__}",
         "model": model,
         **given,
+        **_pictures(params),
         "seed": params.seeds[index],
     }
     return json.dumps(settings, ensure_ascii=False)
+
+
+def _pictures(params: ResolvedParams) -> dict[str, Any]:
+    """What somebody who makes the file again has to have at hand."""
+    return {
+        **({"images": len(params.images)} if params.images else {}),
+        **({"mask": True} if params.mask is not None else {}),
+    }
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What `settings_text` put into a file of ours."""
+    try:
+        text = _video_text(path) if path.suffix.lower() == ".mp4" else _image_text(path)
+        settings = json.loads(text)
+    except (OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict) or not {"software", "model", "prompt"} <= set(settings):
+        raise RequestError(
+            f"{path} carries no settings of this program.",
+            hint="Files made with --no-metadata, or stored again by another program, have none.",
+        )
+    return settings
+
+
+def _image_text(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+        picture.load()  # a PNG may have its text after the pixels
+        text = getattr(picture, "text", {}).get(SETTINGS_KEY)
+        return exif_comment(picture.getexif()) if text is None else str(text)
+
+
+def _video_text(path: Path) -> str:
+    import av
+
+    with av.open(str(path)) as container:
+        return container.metadata.get("comment", "")

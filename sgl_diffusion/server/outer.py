@@ -7,15 +7,17 @@ from collections import Counter
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from sgl_diffusion.server import playground
-from sgl_diffusion.server.auth import PUBLIC_PATHS, KeyGuard
+from sgl_diffusion.server.auth import KeyGuard
 from sgl_diffusion.server.context import Settings
 from sgl_diffusion.server.limits import BodyClock
 from sgl_diffusion.server.middleware import HeaderGuard, Outermost
 
 
-def middleware_of(settings: Settings, rejected: Counter[str]) -> list[Middleware]:
-    """From the outside to the inside: names and the net, browsers, keys, slow bodies."""
+def middleware_of(
+    settings: Settings, rejected: Counter[str], public: frozenset[str]
+) -> list[Middleware]:
+    """From the outside to the inside: names and the net, browsers, keys, slow bodies. The paths in
+    `public` want no key."""
     cors = Middleware(
         CORSMiddleware,
         allow_origins=sorted(settings.cors_origins),
@@ -23,7 +25,7 @@ def middleware_of(settings: Settings, rejected: Counter[str]) -> list[Middleware
         allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
         expose_headers=["x-request-id", "retry-after", "openai-poll-after-ms"],
     )
-    public = PUBLIC_PATHS | playground.PATHS | ({"/metrics"} if settings.public_metrics else set())
+    metrics = {"/metrics"} if settings.public_metrics else set()
     return [
         Middleware(Outermost),
         Middleware(
@@ -34,6 +36,6 @@ def middleware_of(settings: Settings, rejected: Counter[str]) -> list[Middleware
             rejected=rejected,
         ),
         *([cors] if settings.cors_origins else []),
-        Middleware(KeyGuard, keys=settings.keys, public=public, rejected=rejected),
+        Middleware(KeyGuard, keys=settings.keys, public=public | metrics, rejected=rejected),
         Middleware(BodyClock, pause=settings.limits.body_timeout),
     ]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernels_page, kernels_picture
+from benchmarks import harness, kernels_page, kernels_picture, measured_page
+from benchmarks.measured_page import PAGE, ROOT
 from sgl_diffusion import ops
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.bench import run, table
@@ -178,14 +179,43 @@ def test_the_page_and_the_picture() -> None:
 
 
 def test_the_page_of_this_repository_is_that_of_its_result() -> None:
-    page = kernels_page.PAGE.read_text()
+    page = PAGE.read_text()
     named = re.findall(r"`(benchmarks/results/cpu-[-\d]+-kernels\.json)`", page)
     (source,) = set(named)
-    record = json.loads((kernels_page.ROOT / source).read_text())
+    record = json.loads((ROOT / source).read_text())
     assert kernels_page.block(record, source) in page
     assert kernels_picture.PICTURE.read_text() == kernels_picture.picture(record)
     missed = {kernels_page.label(row) for row in record["rows"] if row["met"] is False}
     assert missed <= set(kernels_page.reasons(page)), "a missed bar has no reason"
+
+
+def test_a_part_of_the_page_is_replaced_between_its_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, result = tmp_path / "measured.md", tmp_path / "results" / "a.json"
+    page.write_text("before\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n")
+    monkeypatch.setattr(measured_page, "ROOT", tmp_path)
+    monkeypatch.setattr(measured_page, "PAGE", page)
+    measured_page.write("x", lambda record, source: f"{record['a']} {source}\n", {"a": 1}, result)
+    assert page.read_text() == (
+        "before\n<!-- x: begin -->\n1 results/a.json\n<!-- x: end -->\nafter\n"
+    )
+    with pytest.raises(AssertionError, match="lost its marks"):
+        measured_page.write("y", lambda record, source: "", {}, result)
+
+
+def test_a_record_is_the_last_line_and_kept_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    record = {"benchmark": "x", "machine": {"date": "2026-01-02"}, "rows": [1]}
+    path = harness.finish(record, save=False)
+    assert json.loads(capsys.readouterr().out) == record and not path.exists()
+    assert harness.finish(record, save=True, where="h100") == tmp_path / "results" / (
+        "h100-2026-01-02-x.json"
+    )
+    assert json.loads((tmp_path / "results" / "h100-2026-01-02-x.json").read_text()) == record
+    assert capsys.readouterr().err == "saved h100-2026-01-02-x.json\n"
 
 
 def test_a_place_makes_what_it_says() -> None:

@@ -208,3 +208,10 @@ def test_what_needs_a_picture_says_so_before_loading(tmp_path, name):
     value = {"mask": str(tmp_path / "file"), "strength": "0.5"}[name]
     result = sglang("generate", "--prompt", "x", f"--{name}", value)
     assert result.returncode == 2 and f"--{name} needs a picture" in result.stderr
+
+
+def test_variables_of_options_that_a_command_lacks_do_not_disturb_it():
+    done = sglang("models", "--json", SGLD_LOG_LEVEL="debug", SGLD_S3_BUCKET="b")
+    assert done.returncode == 0, done.stderr
+    shown = sglang("config", "show", SGLD_S3_BUCKET="films").stdout
+    assert "s3_bucket = 'films'  (SGLD_S3_BUCKET)" in shown

@@ -61,3 +61,23 @@ def test_a_job_that_has_not_begun_shows_nothing():
     out = Terminal()
     Progress(out).show(Snapshot("x", "queued", 0, 0, 0, "", 1, 3))
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("columns", [30, 120])
+def test_bytes_of_a_download(monkeypatch, columns):
+    out = Terminal()
+    out.fileno = lambda: 7
+    monkeypatch.setattr("os.get_terminal_size", {7: os.terminal_size((columns, 24))}.__getitem__)
+    report = Progress(out).bytes_of("org/wan")
+    for done in (0, 10**6, 4 * 10**6):
+        report(done, 4 * 10**6)
+    *_, last = out.getvalue().split("\r\x1b[K")
+    assert "4.0 MB of 4.0 MB" in last and len(last) < columns
+    assert ("[####" in last) == (columns == 120)
+
+
+def test_bytes_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr("sgl_diffusion.loader.progress.EVERY_SECONDS", 0.0)
+    out = io.StringIO()
+    Progress(out).bytes_of("org/wan")(10**6, 2 * 10**9)
+    assert out.getvalue() == "downloading org/wan: 1.0 MB of 2.00 GB\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
-from sgl_diffusion.loader.hub import choose_files, resolve_model
+from sgl_diffusion.loader.hub import check_sums, choose_files, resolve_model
 from tests.loader.tiny_hub import COMMIT, TinyHub, serving
 
 WEIGHTS = bytes(range(256)) * 4096
@@ -249,3 +249,45 @@ def test_a_long_download_says_how_far_it_is(
     resolve_model("org/wan-tiny", cache_dir=cache, note=notes.append)
     assert notes[-1].startswith("downloading org/wan-tiny: 1.0 MB of 1.")
     assert all(" of " in note and note.endswith("MB") for note in notes)
+
+
+WEIGHT = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def test_what_the_disk_cannot_take_is_refused_before_a_byte_comes(
+    hub: TinyHub, cache: Path
+) -> None:
+    hub.sizes[WEIGHT] = 10**18
+    with pytest.raises(SetupError, match=r"needs 1000000000\.00 GB more in .* are free"):
+        resolve_model("org/wan-tiny", cache_dir=cache)
+    assert not hub.bytes_asked(WEIGHT)
+
+
+def test_a_second_attempt_says_where_it_goes_on(hub: TinyHub, cache: Path) -> None:
+    shards = {f"transformer/m-0000{i}-of-00002.safetensors": WEIGHTS[i:] for i in (1, 2)}
+    hub.repos["org/sharded"] = {"model_index.json": b"{}", **shards}
+    resolve_model("org/sharded", cache_dir=cache, allow=["*-00001-of-*"])  # and there it ended
+    notes: list[str] = []
+    numbers: list[tuple[int, int]] = []
+    folder = resolve_model(
+        "org/sharded",
+        cache_dir=cache,
+        note=notes.append,
+        report=lambda done, total: numbers.append((done, total)),
+    )
+    assert notes == ["resuming org/sharded at 1.0 MB of 2.1 MB"]
+    assert all((folder / name).read_bytes() == data for name, data in shards.items())
+    assert len(hub.bytes_asked("m-00001-of-00002.safetensors")) == 1
+    assert (
+        numbers[-1][0] == numbers[-1][1] >= len(shards["transformer/m-00002-of-00002.safetensors"])
+    )
+
+
+def test_checksums(hub: TinyHub, cache: Path) -> None:
+    folder = resolve_model("org/wan-tiny", cache_dir=cache)
+    assert check_sums("org/wan-tiny", folder) == 1
+    (folder / WEIGHT).resolve().write_bytes(WEIGHTS[:-1] + b"x")
+    with pytest.raises(SetupError, match=f"{WEIGHT} arrived damaged"):
+        check_sums("org/wan-tiny", folder)
+    assert (resolve_model("org/wan-tiny", cache_dir=cache) / WEIGHT).read_bytes() == WEIGHTS
+    assert check_sums("org/wan-tiny", folder) == 1

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
@@ -21,6 +22,7 @@ class TinyHub:
         self.repos = repos
         self.gated: set[str] = set()
         self.breaks: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  # of weights, where it says another than the true one
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
         self.tokens: set[str] = set()
         self.url = ""
@@ -82,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.served.repos[repo]
         if tree:
             listing = [
-                {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
+                {"type": "file", "path": name, "size": len(data), "oid": _etag(name, data)}
                 for name, data in files.items()
             ]
             return self._send(200, json.dumps(listing).encode())
@@ -90,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             "id": repo,
             "modelId": repo,
             "sha": COMMIT,
-            "siblings": [{"rfilename": name} for name in files],
+            "siblings": [self._sibling(name, data) for name, data in files.items()],
             "tags": [],
             "downloads": 0,
             "likes": 0,
@@ -98,11 +100,23 @@ class _Handler(BaseHTTPRequestHandler):
         }
         return self._send(200, json.dumps(info).encode())
 
+    def _sibling(self, name: str, data: bytes) -> dict[str, Any]:
+        told = {"rfilename": name, "size": len(data), "blobId": _etag(name, data)}
+        if name.endswith(".safetensors"):
+            size = self.served.sizes.get(name, len(data))
+            lfs = {"size": size, "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 128}
+            told |= {"size": size, "lfs": lfs}
+        return told
+
     def _file(self, repo: str, name: str, body: bool) -> None:
         data = self.served.repos.get(repo, {}).get(name)
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{_etag(name, data)}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
         if not body:
             return self._send(200, data, headers, body=False)
         start, status = 0, 200
@@ -134,5 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+def _etag(name: str, data: bytes) -> str:
+    """Weights have their checksum, other files the name that git gives them."""
+    kind = "sha256" if name.endswith(".safetensors") else "sha1"
+    return hashlib.new(kind, data).hexdigest()

@@ -41,15 +41,15 @@ def test_the_estimate_is_what_the_loaded_weights_take(
 def test_what_does_not_fit_is_refused_with_numbers(
     backend: str, tiny_flux_a: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "free_memory", lambda device: 100_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 100_000)
     options = EngineOptions(model_path=str(tiny_flux_a), backend=backend)
     with pytest.raises(
         OutOfMemoryError, match=r"FluxPipeline take 0\.0 GB \(transformer"
     ) as caught:
         open_pipeline(options, lambda note: None)
-    assert "cpu has 0.0 GB free" in caught.value.message
+    assert "cpu has 0.0 GB for it" in caught.value.message
     assert "--dit-precision bf16" in caught.value.hint
-    monkeypatch.setattr(fit, "free_memory", lambda device: None)
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
     assert open_pipeline(options, lambda note: None)
 
 
@@ -57,10 +57,28 @@ def test_large_weights_are_named_from_their_headers(
     tiny_flux_a: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "weight_count", lambda part: 6_000_000_000)
-    monkeypatch.setattr(fit, "free_memory", lambda device: 30 * 10**9)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 30 * 10**9)
     options = EngineOptions(model_path=str(tiny_flux_a), dit_precision="bf16")
-    with pytest.raises(OutOfMemoryError, match=r"84\.0 GB .*transformer 12\.0.* 30\.0 GB"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"84\.0 GB .*transformer 12\.0.* 28\.5 GB"
+    ) as caught:
         fit.check_fits(read_index(tiny_flux_a), options)
+    assert caught.value.hint.startswith("Not even --text-encoder-precision bf16 (-24.0 GB) and ")
+
+
+def test_the_advice_is_as_much_as_it_takes(
+    tiny_flux_a: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "weight_count", lambda part: 6_000_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 80 * 10**9)
+    with pytest.raises(OutOfMemoryError) as caught:
+        fit.check_fits(read_index(tiny_flux_a), EngineOptions())
+    advice = "--text-encoder-precision bf16 (-24.0 GB)"
+    assert caught.value.hint == f"Try {advice}."
+    options = EngineOptions(text_encoder_precision="bf16", memory_budget="60g")
+    with pytest.raises(OutOfMemoryError, match="--memory-budget 60g leaves 64.4 GB") as caught:
+        fit.check_fits(read_index(tiny_flux_a), options)
+    assert caught.value.hint == "Try --dit-precision bf16 (-12.0 GB)."
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

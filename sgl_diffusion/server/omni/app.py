@@ -12,6 +12,7 @@ from sgl_diffusion import __version__
 from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.client.chat import ChatClient
 from sgl_diffusion.server import errors
+from sgl_diffusion.server.auth import PUBLIC_PATHS
 from sgl_diffusion.server.context import Settings
 from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.gauges import Gauges
@@ -32,7 +33,14 @@ def create_omni_app(client: ChatClient, settings: Settings, options: OmniServeOp
     fetcher = Fetcher(settings.fetch)
     gauges = Gauges()
     inputs = Inputs(settings.inputs, fetcher, threads)
-    context = OmniContext(client, inputs, settings, options, threads, gauges)
+    context = OmniContext(
+        client=client,
+        inputs=inputs,
+        settings=settings,
+        options=options,
+        threads=threads,
+        gauges=gauges,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -51,7 +59,7 @@ def create_omni_app(client: ChatClient, settings: Settings, options: OmniServeOp
         openapi_url=None,
         redirect_slashes=False,
         dependencies=[Depends(check_query)],
-        middleware=middleware_of(settings, context.rejected),
+        middleware=middleware_of(settings, context.rejected, PUBLIC_PATHS),
     )
     app.state.context = context
     errors.install(app, routes())

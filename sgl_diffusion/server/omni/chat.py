@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, Request
@@ -9,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from sgl_diffusion.base.chat import ChatParams
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.client.chat import ChatAnswer, ChatHandle
+from sgl_diffusion.client.chat import ChatHandle
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.omni.chat_answer import ChatReply
@@ -18,7 +19,7 @@ from sgl_diffusion.server.omni.context import Context, OmniContext
 from sgl_diffusion.server.omni.media import RequestMedia
 from sgl_diffusion.server.omni.messages import messages_of
 from sgl_diffusion.server.omni.sound import choose
-from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, begun, unless_gone
+from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, streamed, unless_gone, whole
 from sgl_diffusion.server.omni.wishes import sampling_of, sound_format, speech_of
 from sgl_diffusion.server.schemas.chat import ChatRequest
 from sgl_diffusion.server.sse import EventStream
@@ -52,15 +53,11 @@ async def complete(request: Request, context: Context) -> Response:
     try:
         handle = await unless_gone(request, _submit(context, wanted, params, media, reply.id))
         if not wanted.stream:
-            answer = await unless_gone(request, _answer(handle))
+            answer = await whole(request, handle)
             data = await context.in_thread(partial(reply.body, answer))
             headers = {} if speech is None else {"x-audio-format": form}
             return JSONResponse(data, headers=headers)
-        try:
-            pieces = await unless_gone(request, begun(handle.pieces()))
-        except BaseException:
-            handle.cancel()
-            raise
+        pieces = await streamed(request, handle)
         taken = True
 
         def close() -> None:
@@ -83,22 +80,7 @@ async def _submit(
     job_id: str,
 ) -> ChatHandle:
     messages = await messages_of(wanted, media)
-    whole = ChatParams(
-        messages=messages,
-        sampling=params.sampling,
-        n=params.n,
-        stream=params.stream,
-        speech=params.speech,
-    )
-    return await context.submit(whole, job_id)
-
-
-async def _answer(handle: ChatHandle) -> ChatAnswer:
-    """The whole answer; giving up the wait ends the work."""
-    try:
-        return await handle.result()
-    finally:
-        handle.cancel()  # does nothing to a job that has ended
+    return await context.submit(replace(params, messages=messages), job_id)
 
 
 def _include_usage(wanted: ChatRequest) -> bool:

@@ -20,20 +20,18 @@ from sgl_diffusion.base.chat import (
     TextSampling,
 )
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.client.chat import ChatAnswer, ChatHandle, SoundPiece, TextPiece, Usage
+from sgl_diffusion.client.chat import ChatHandle, SoundPiece, Usage
 from sgl_diffusion.server.body import read_body
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.omni.context import Context, OmniContext
 from sgl_diffusion.server.omni.sound import FORMATS, SoundFile, choose, encode
-from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, begun, unless_gone
+from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, Pieces, streamed, whole
 from sgl_diffusion.server.omni.wishes import changed, new_seed, voice_name
 from sgl_diffusion.server.schemas.chat import SpeechRequest
 from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
 from sgl_diffusion.server.validate import fingerprint, parse
 
 router = APIRouter(prefix="/v1/audio")
-
-Pieces = AsyncIterator[TextPiece | SoundPiece]
 
 
 @router.get("/voices")
@@ -62,18 +60,14 @@ async def speak(request: Request, context: Context) -> Response:
     try:
         handle = await context.submit(params, new_id("speech"))
         if not params.stream:
-            answer = await unless_gone(request, _answer(handle))
+            answer = await whole(request, handle)
             work = partial(encode, answer.sounds[0], name, rate, speed=wanted.speed)
             data = await context.in_thread(work)
             headers["content-disposition"] = f'attachment; filename="speech.{name}"'
             return Response(
                 data, media_type=FORMATS[name].media_type, headers=headers | _told(answer.usage)
             )
-        try:
-            pieces = await unless_gone(request, begun(handle.pieces()))
-        except BaseException:
-            handle.cancel()
-            raise
+        pieces = await streamed(request, handle)
     except GoneError:
         return Response(status_code=CLIENT_GONE)
     file = SoundFile(name, rate, speed=wanted.speed)
@@ -111,24 +105,15 @@ def _params(wanted: SpeechRequest, context: OmniContext) -> ChatParams:
         max_frames=wanted.max_new_tokens,
     )
     asked = f"Read this aloud, word for word: {wanted.input}"
-    messages = [ChatMessage(role="user", parts=(Part(text=asked),))]
     if wanted.instructions:
         asked = f"{wanted.instructions}\n{asked}"
-        messages = [ChatMessage(role="user", parts=(Part(text=asked),))]
     return ChatParams(
-        messages=tuple(messages),
+        messages=(ChatMessage(role="user", parts=(Part(text=asked),)),),
         sampling=TextSampling(seed=new_seed() if wanted.seed is None else wanted.seed),
         stream=wanted.stream or wanted.stream_format is not None,
         speech=speech,
         script=wanted.input,
     )
-
-
-async def _answer(handle: ChatHandle) -> ChatAnswer:
-    try:
-        return await handle.result()
-    finally:
-        handle.cancel()  # does nothing to a job that has ended
 
 
 def _told(usage: Usage) -> dict[str, str]:

@@ -10,13 +10,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from sgl_diffusion.base.chat import ChatMessage, ChatParams, Part, TextSampling
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.client.chat import ChatAnswer, ChatHandle, SoundPiece, TextPiece
+from sgl_diffusion.client.chat import ChatAnswer, ChatHandle, SoundPiece
 from sgl_diffusion.server.body import Body, read_body
 from sgl_diffusion.server.ids import new_id
 from sgl_diffusion.server.omni.chat_answer import usage_of
 from sgl_diffusion.server.omni.context import Context, OmniContext
 from sgl_diffusion.server.omni.media import RequestMedia
-from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, begun, unless_gone
+from sgl_diffusion.server.omni.waiting import CLIENT_GONE, GoneError, Pieces, streamed, whole
 from sgl_diffusion.server.omni.wishes import new_seed
 from sgl_diffusion.server.schemas.chat import TranscriptionRequest
 from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
@@ -38,13 +38,9 @@ async def transcribe(request: Request, context: Context) -> Response:
         finally:
             await body.close()
         if not wanted.stream:
-            answer = await unless_gone(request, _answer(handle))
+            answer = await whole(request, handle)
             return _respond(wanted, answer)
-        try:
-            pieces = await unless_gone(request, begun(handle.pieces()))
-        except BaseException:
-            handle.cancel()
-            raise
+        pieces = await streamed(request, handle)
         taken = True
 
         def close() -> None:
@@ -99,13 +95,6 @@ async def _submit(
     return await context.submit(params, new_id("transcript"))
 
 
-async def _answer(handle: ChatHandle) -> ChatAnswer:
-    try:
-        return await handle.result()
-    finally:
-        handle.cancel()  # does nothing to a job that has ended
-
-
 def _respond(wanted: TranscriptionRequest, answer: ChatAnswer) -> Response:
     text = answer.choices[0].text
     if wanted.response_format == "text":
@@ -127,9 +116,7 @@ def _usage(answer: ChatAnswer) -> dict[str, Any]:
     }
 
 
-async def _events(
-    handle: ChatHandle, pieces: AsyncIterator[TextPiece | SoundPiece]
-) -> AsyncIterator[bytes]:
+async def _events(handle: ChatHandle, pieces: Pieces) -> AsyncIterator[bytes]:
     async for piece in with_pings(pieces):
         if piece is None:
             yield PING

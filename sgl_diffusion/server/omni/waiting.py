@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from sgl_diffusion.client.chat import ChatAnswer, ChatHandle, SoundPiece, TextPiece
+
+Pieces = AsyncIterator[TextPiece | SoundPiece]
+
 T = TypeVar("T")
 
 CLIENT_GONE = 499
@@ -32,6 +36,23 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         for each in (task, gone):
             each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def whole(request: Request, handle: ChatHandle) -> ChatAnswer:
+    """The whole answer; giving up the wait ends the work."""
+    try:
+        return await unless_gone(request, handle.result())
+    finally:
+        handle.cancel()  # does nothing to a job that has ended
+
+
+async def streamed(request: Request, handle: ChatHandle) -> Pieces:
+    """The answer in pieces, of which there is one; what fails before ends the work."""
+    try:
+        return await unless_gone(request, begun(handle.pieces()))
+    except BaseException:
+        handle.cancel()
+        raise
 
 
 async def begun(source: AsyncIterator[T]) -> AsyncIterator[T]:

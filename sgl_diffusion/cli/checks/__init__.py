@@ -1,0 +1,1 @@
+"""What `sglang doctor` looks at: one function per kind of thing, each gives its checks."""
