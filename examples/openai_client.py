@@ -18,13 +18,13 @@ warnings.filterwarnings("ignore", message="The Sora API", category=DeprecationWa
 
 def make_image(client: openai.OpenAI, folder: Path, size: str, extra: dict[str, object]) -> Path:
     answer = client.images.generate(
-        prompt="a red fox in the snow",
+        prompt="a red star on a white background",
         size=size,
         response_format="b64_json",
         extra_body={"seed": 7, **extra},
     )
     assert answer.data and answer.data[0].b64_json
-    path = folder / "fox.png"
+    path = folder / "star.png"
     path.write_bytes(base64.b64decode(answer.data[0].b64_json))
     return path
 
