@@ -33,7 +33,9 @@ def main() -> None:
             image.save(path)
             print(path)
 
-        clip = generator.generate("waves on a beach", num_frames=17, width=128, height=128)
+        clip = generator.generate(
+            "a blue ring moving right on a yellow background", num_frames=17, width=128, height=128
+        )
         print(clip.frames.shape, clip.frames.dtype, clip.seconds)  # frames, height, width, RGB
 
 

@@ -29,11 +29,11 @@ def test_the_sdk_example(server, tmp_path):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "fox.png" in done.stdout and "waves.mp4" in done.stdout
-    with Image.open(tmp_path / "fox.png") as picture:
+    assert "star.png" in done.stdout and "ring.mp4" in done.stdout
+    with Image.open(tmp_path / "star.png") as picture:
         assert picture.format == "PNG" and picture.size == (80, 64)
         assert len(np.unique(np.asarray(picture))) > 16  # a picture, not a flat area
-    with av.open(str(tmp_path / "waves.mp4")) as container:
+    with av.open(str(tmp_path / "ring.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (80, 64, 16)
         assert sum(1 for _ in container.decode(stream)) == 17
