@@ -33,9 +33,8 @@ def main() -> None:
             image.save(path)
             print(path)
 
-        clip = generator.generate(
-            "a blue ring moving right on a yellow background", num_frames=17, width=128, height=128
-        )
+        prompt = "a blue ring moving right on a yellow background"
+        clip = generator.generate(prompt, num_frames=17, width=96, height=96)
         print(clip.frames.shape, clip.frames.dtype, clip.seconds)  # frames, height, width, RGB
 
 

@@ -61,7 +61,7 @@ async def _serve(
         context: ServerContext = app.state.context
         server = http_server(app, settings, context.rejected)
         access = access_of(options.host, settings)
-        for line in _greeting(url_of(listener), options, access, settings.keys.required):
+        for line in _greeting(url_of(listener), options, access):
             say(line)
 
         def refuse() -> None:
@@ -79,21 +79,20 @@ async def _serve(
     return 0
 
 
-def _greeting(url: str, options: ServeOptions, access: str, key: bool) -> list[str]:
+def _greeting(url: str, options: ServeOptions, access: str) -> list[str]:
     """What an operator reads first: where it is, what it serves, and for a newcomer what to do."""
     name = options.served_model_name or options.model_path or demo.NAME
     lines = [f"{url}  model: {name}  {access}", f"playground: {url}/"]
     if options.model_path is None:
-        lines += [f"no --model-path: {demo.NOTE}. Try:", _example(url, key)]
+        lines += [f"no --model-path: {demo.NOTE}. Try:", _example(url)]
     return lines
 
 
-def _example(url: str, key: bool) -> str:
+def _example(url: str) -> str:
     """A line to paste into a shell, which leaves a picture."""
     body = '{"prompt": "a red circle on a blue background", "response_format": "b64_json"}'
-    bearer = ' -H "Authorization: Bearer $KEY"' if key else ""
     return (
-        f"  curl -s {url}/v1/images/generations{bearer} -H 'Content-Type: application/json' "
+        f"  curl -s {url}/v1/images/generations -H 'Content-Type: application/json' "
         f"-d '{body}' | python3 -c "
         '\'import base64, json, sys; open("circle.png", "wb").write('
         'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\''

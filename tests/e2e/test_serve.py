@@ -39,6 +39,18 @@ def test_the_sdk_example(server, tmp_path):
         assert sum(1 for _ in container.decode(stream)) == 17
 
 
+def test_the_line_to_paste_leaves_a_picture(server, tmp_path):
+    """A fresh server says where the playground is and what to type; both are true."""
+    said = [server.process.stdout.readline() for _ in range(3)]
+    assert said[0] == f"playground: {server.url}/\n" and "no --model-path" in said[1]
+    assert "<title>" in server.http.get("/").text
+    done = subprocess.run(
+        ["bash", "-c", said[2]], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    with Image.open(tmp_path / "circle.png") as picture:
+        assert picture.format == "PNG", done.stderr
+
+
 def image(server, **body):
     answer = server.http.post(
         "/v1/images/generations",
