@@ -80,6 +80,12 @@ class Batch:
         logits = self._thinker.prefill(row.slot, row.passage, min(_PIECE, row.left_to_read()))
         if row.left_to_read():
             return
+        if row.script:
+            row.states.extend(row.passage.last_states(len(row.script)))
+            text = row.recite(row.script)
+            self._leave(row)
+            self._on_token(row, text)
+            return
         for index, key in enumerate(row.keys):
             if key not in self._prefixes:
                 start = index * BLOCK
@@ -89,11 +95,15 @@ class Batch:
     def _write(self, rows: list[Row]) -> None:
         self.steps[len(rows)] += 1
         by_slot = sorted(self._rows, key=_index)
-        logits = self._thinker.decode(
+        logits, states = self._thinker.decode(
             [row.last for row in by_slot], [row.passage.shift for row in by_slot]
         )
         places = {row: _index(row) for row in rows}
         for row, place in places.items():
+            if row.slot is None:
+                continue  # its job failed with another row
+            if row.spoken and self._thinker.tells:
+                row.states.append(states[place])
             self._take(row, logits[place])
 
     def _take(self, row: Row, logits: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_diffusion.ar.senses import Sensed
+from sgl_diffusion.ar.senses import Medium
 from sgl_diffusion.base.chat import ChatMessage, Part
 from sgl_diffusion.base.errors import RequestError, SetupError
 
@@ -18,7 +19,7 @@ class Prompt:
     their first token."""
 
     tokens: list[int]
-    media: list[Sensed]
+    media: Sequence[Medium]
     marks: dict[int, bytes]
 
 
@@ -28,7 +29,7 @@ class Reader:
 
     def __init__(self, tokenizer: Any, places: dict[str, int]) -> None:
         self.tokenizer = tokenizer
-        self._kinds = {token: kind for kind, token in places.items()}
+        self._places = places
         added = tokenizer.added_tokens_decoder.values()
         self._control = [token.content for token in added if token.special]
 
@@ -51,29 +52,20 @@ class Reader:
         return cls(tokenizer, places)
 
     def read(
-        self, messages: Sequence[ChatMessage], media: list[Sensed], counts: list[int]
+        self, messages: Sequence[ChatMessage], media: Sequence[Medium], counts: Sequence[int]
     ) -> Prompt:
         """`media` of the messages in their order, and how many vectors each has."""
-        tokens = self.tokenizer.apply_chat_template(
+        return expand(self.tokens(messages), self._places, media, counts)
+
+    def tokens(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """With one placeholder for each medium."""
+        tokens: list[int] = self.tokenizer.apply_chat_template(
             [self._plain(index, message) for index, message in enumerate(messages)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
         )
-        waiting = list(zip(media, counts, strict=True))
-        expanded: list[int] = []
-        marks: dict[int, bytes] = {}
-        for token in tokens:
-            kind = self._kinds.get(token)
-            if kind is None:
-                expanded.append(token)
-                continue
-            sensed, count = waiting.pop(0)
-            assert sensed.kind == kind, "the chat template keeps the order of parts"
-            marks[len(expanded)] = sensed.digest
-            expanded += [token] * count
-        assert not waiting, "the chat template has a place for every part"
-        return Prompt(expanded, media, marks)
+        return tokens
 
     def words(self, text: str) -> list[int]:
         """The tokens of a text that stands for itself."""
@@ -102,3 +94,27 @@ class Reader:
                 code="control_token",
                 param=param,
             )
+
+
+def expand(
+    tokens: Sequence[int],
+    places: Mapping[str, int],
+    media: Sequence[Medium],
+    counts: Sequence[int],
+) -> Prompt:
+    """Each placeholder as often as its medium has vectors."""
+    kinds = {token: kind for kind, token in places.items()}
+    waiting = deque(zip(media, counts, strict=True))
+    expanded: list[int] = []
+    marks: dict[int, bytes] = {}
+    for token in tokens:
+        kind = kinds.get(token)
+        if kind is None:
+            expanded.append(token)
+            continue
+        medium, count = waiting.popleft()
+        assert medium.kind == kind, "the chat template keeps the order of parts"
+        marks[len(expanded)] = medium.digest
+        expanded += [token] * count
+    assert not waiting, "the chat template has a place for every part"
+    return Prompt(expanded, media, marks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,29 +12,26 @@ from torch import Tensor
 from sgl_diffusion.ar.kv import Slot
 from sgl_diffusion.ar.prompt import Prompt
 from sgl_diffusion.ar.sampling import Draw, Drawn
-from sgl_diffusion.ar.senses import Sensed
+from sgl_diffusion.ar.senses import Medium
 from sgl_diffusion.ar.thinker import Passage
 from sgl_diffusion.ar.towers import Felt
 from sgl_diffusion.ar.writing import Writing
-from sgl_diffusion.base.chat import ChatParams, Part
+from sgl_diffusion.base.chat import ChatParams
 
 
 @dataclass(eq=False)
 class ChatJob:
-    """A request: first its media are taken in one by one (`parts` are those left), then it has a
-    prompt, then rows, one for each choice."""
+    """A request with its media; it gets a prompt, then rows, one for each choice."""
 
     id: str
     params: ChatParams
-    parts: deque[Part] = field(default_factory=deque)
-    media: list[Sensed] = field(default_factory=list)
-    felt: list[Felt] = field(default_factory=list)
+    media: list[Medium]
+    felt: list[Felt]
     prompt: Prompt | None = None
     rows: list[Row] = field(default_factory=list)
-    cancelled: bool = False
 
     def done(self) -> bool:
-        return all(row.finish_reason is not None and row.silent for row in self.rows)
+        return all(row.finish_reason is not None for row in self.rows)
 
     def usage(self) -> dict[str, int]:
         assert self.prompt is not None
@@ -41,15 +39,16 @@ class ChatJob:
             "prompt_tokens": len(self.prompt.tokens),
             "completion_tokens": sum(len(row.drawn) for row in self.rows),
             "cached_tokens": max(row.reused for row in self.rows),
-            "audio_tokens": sum(row.frames for row in self.rows),
         }
 
 
 @dataclass(eq=False)
 class Row:
     """One choice of a job. `last` is drawn but not read by the model yet; None before the first.
-    Where it is spoken, `unsaid` are the tokens that the talker has not got, `silent` is False until
-    its sound has ended, and `sound` is kept here unless it is streamed."""
+    A `script` stands behind the prompt in the passage, and is read instead of written.
+
+    Where it is `spoken`, `unsaid` are the tokens whose text is not settled, `unspoken` those that
+    wait for what the talker needs of them, and `states` what the thinker made of the next ones."""
 
     job: ChatJob
     index: int
@@ -64,9 +63,11 @@ class Row:
     told: int = 0
     finish_reason: str | None = None
     unsaid: list[int] = field(default_factory=list)
-    sound: list[Tensor] = field(default_factory=list)
-    frames: int = 0
-    silent: bool = True
+    script: tuple[int, ...] = ()
+    spoken: bool = False
+    speaking: bool = False
+    unspoken: deque[int] = field(default_factory=deque)
+    states: deque[Tensor] = field(default_factory=deque)
 
     @property
     def last(self) -> int | None:
@@ -101,7 +102,7 @@ class Row:
         self.unsaid = []
         return words
 
-    def recite(self, tokens: list[int]) -> str:
+    def recite(self, tokens: Sequence[int]) -> str:
         """Take a given text as the answer; returns it."""
         for token in tokens:
             self.drawn.append(Drawn(token))

@@ -5,7 +5,9 @@ The processors of the repositories need torchvision; these use the parts that do
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,31 @@ from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.loader.index import read_json
 
 
-@dataclass(frozen=True, eq=False)
-class Sensed:
-    """One file. `features` are patches, [N, dim], or a spectrum, [mels, frames]; `grid` is
-    (time, height, width) in patches, `seconds` the time between two rows of it."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Medium:
+    """One file, without what is in it. `grid` is (time, height, width) in patches, `seconds` the
+    time between two rows of it, `frames` the length of a spectrum."""
 
     kind: str
-    features: Tensor
     digest: bytes
     grid: tuple[int, int, int] = (0, 0, 0)
     seconds: float = 1.0
+    frames: int = 0
+
+    def told(self) -> dict[str, Any]:
+        """What `medium_of` makes it of again."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(Medium)}
+
+
+def medium_of(told: Mapping[str, Any]) -> Medium:
+    return Medium(**{**told, "grid": tuple(told["grid"])})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sensed(Medium):
+    """`features` are patches, [N, dim], or a spectrum, [mels, frames]."""
+
+    features: Tensor
 
 
 class Senses:
@@ -101,4 +118,11 @@ def _sensed(
     features = features.contiguous()
     digest = hashlib.blake2b(f"{kind}{grid}{seconds}".encode(), digest_size=16)
     digest.update(features.numpy().tobytes())
-    return Sensed(kind, features, digest.digest(), grid, seconds)
+    return Sensed(
+        kind=kind,
+        digest=digest.digest(),
+        grid=grid,
+        seconds=seconds,
+        frames=features.shape[1] if kind == "audio" else 0,
+        features=features,
+    )

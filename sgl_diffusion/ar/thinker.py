@@ -9,7 +9,7 @@ Both families are built alike: `model.audio_tower`, `model.visual`, `model.langu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
 from sgl_diffusion.ar.prompt import Prompt
-from sgl_diffusion.ar.senses import Sensed
+from sgl_diffusion.ar.senses import Medium
 from sgl_diffusion.ar.towers import Felt
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.components.pretrained import load_part, load_pretrained
 from sgl_diffusion.loader.index import Component, read_config
 
 
@@ -45,8 +45,8 @@ FAMILIES = {
 class Passage:
     """A prompt as the decoder takes it: vectors [L, width], positions [3, L], what is added to the
     first layers at `visual` [L], and by how much later positions differ from the token's index.
-    Where the answer will be spoken, `states` keeps what layer `tap` of the thinker makes of the
-    media (at `media` [L]), by the positions that were read together."""
+    Where the answer will be spoken, `states` keeps what the tapped layer of the thinker makes of
+    the media (at `media` [L]) or of everything, by the positions that were read together."""
 
     vectors: Tensor
     positions: Tensor
@@ -55,6 +55,24 @@ class Passage:
     shift: int
     media: Tensor
     states: dict[int, Tensor] | None = None
+
+    def all_states(self) -> Tensor:
+        """Those that were kept, in their order."""
+        assert self.states is not None
+        kept = [self.states[start] for start in sorted(self.states)]
+        return torch.cat(kept) if kept else self.vectors[:0]
+
+    def last_states(self, count: int) -> Tensor:
+        return self.all_states()[-count:]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Which states of the thinker the talker wants: of the media behind a `layer`, or with
+    `everything` the last ones of all tokens."""
+
+    layer: int = 0
+    everything: bool = False
 
 
 def family_of(folder: Path) -> Family:
@@ -85,9 +103,35 @@ def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> A
     return load_pretrained(getattr(transformers, part.class_name), part, dtype=dtype, device=device)
 
 
-def places_of(thinker: Any) -> dict[str, int]:
+def thinker_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    family_of(folder)
+    return AutoConfig.from_pretrained(folder, local_files_only=True).thinker_config
+
+
+def load_towers(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A thinker that sees and hears and has no layers to think with."""
+    import transformers
+
+    config = thinker_config(folder)
+    config.text_config.num_hidden_layers = 0
+    config.text_config.vocab_size = 1
+    kind = getattr(transformers, family_of(folder).thinker)
+    shell = kind._from_config(config, dtype=dtype).to(device)
+    how: dict[str, Any] = {"dtype": dtype, "device": device}
+    inner = shell.model
+    inner.audio_tower = load_part(
+        type(inner.audio_tower), config.audio_config, folder, "thinker.audio_tower.", **how
+    )
+    inner.visual = load_part(
+        type(inner.visual), config.vision_config, folder, "thinker.visual.", **how
+    )
+    return shell.requires_grad_(False).eval()
+
+
+def places_of(config: Any) -> dict[str, int]:
     """The placeholder token of each kind of media."""
-    config = thinker.config
     return {
         "image": config.image_token_id,
         "video": config.video_token_id,
@@ -96,12 +140,13 @@ def places_of(thinker: Any) -> dict[str, int]:
 
 
 class Thinker:
-    def __init__(self, model: Any, rows: int, tap: int = 0) -> None:
+    def __init__(self, model: Any, rows: int, tap: Tap | None = None) -> None:
         self._model = model
         self._decoder = model.model.language_model
         self.kv = KvSlab(KvShape.of(self._decoder), rows)
         self.max_length = int(self._decoder.config.max_position_embeddings)
         self._tap = tap
+        self.tells = tap is not None and tap.everything
 
     @torch.inference_mode()
     def passage(self, prompt: Prompt, felt: list[Felt]) -> Passage:
@@ -141,12 +186,18 @@ class Thinker:
             states = self._forward(
                 passage.vectors[None, span], passage.positions[:, None, span], mask, deep
             )
+        if passage.states is not None and self._tap is not None and self._tap.everything:
+            passage.states[span.start] = states[0]
         return self._logits(states[:, -1])[0]
 
     @contextmanager
     def _tapped(self, passage: Passage, span: slice) -> Iterator[None]:
         """Keep the states of the media that are read within the block."""
-        if passage.states is None or not bool(passage.media[span].any()):
+        tap = self._tap
+        if tap is None or tap.everything or passage.states is None:
+            yield
+            return
+        if not bool(passage.media[span].any()):
             yield
             return
 
@@ -154,24 +205,23 @@ class Thinker:
             assert passage.states is not None
             passage.states[span.start] = states[0][passage.media[span]]
 
-        hook = self._decoder.layers[self._tap - 1].register_forward_hook(keep)
+        hook = self._decoder.layers[tap.layer - 1].register_forward_hook(keep)
         try:
             yield
         finally:
             hook.remove()
 
     @torch.inference_mode()
-    def decode(self, tokens: list[int | None], shifts: list[int]) -> Tensor:
+    def decode(self, tokens: list[int | None], shifts: list[int]) -> tuple[Tensor, Tensor]:
         """One token for each row in the slab, None for one that does not write yet; returns
-        [rows, vocabulary], fp32 on the CPU."""
+        [rows, vocabulary], fp32 on the CPU, and the states behind it."""
         device = self.kv.shape.device
         at = [slot.length + shift for slot, shift in zip(self.kv.slots, shifts, strict=True)]
         positions = torch.tensor(at, device=device)[None, :, None].expand(3, -1, -1)
         ids = torch.tensor([[token or 0] for token in tokens], device=device)
         mask = self.kv.decode([token is not None for token in tokens])
-        return self._logits(
-            self._forward(self._decoder.embed_tokens(ids), positions, mask, {})[:, -1]
-        )
+        states = self._forward(self._decoder.embed_tokens(ids), positions, mask, {})[:, -1]
+        return self._logits(states), states
 
     def _forward(
         self, vectors: Tensor, positions: Tensor, mask: Tensor, more: dict[str, Any]
@@ -192,14 +242,14 @@ class Thinker:
         return logits.float().cpu()
 
 
-def rope_positions(model: Any, media: list[Sensed], tokens: Tensor) -> tuple[Tensor, int]:
+def rope_positions(model: Any, media: Sequence[Medium], tokens: Tensor) -> tuple[Tensor, int]:
     """Positions, [3, L], of tokens [1, L] among which those of `media` are; and how far later ones
     are from their index."""
     grids: dict[str, list[tuple[int, int, int]]] = {"image": [], "video": []}
     for medium in media:
         if medium.kind in grids:
             grids[medium.kind].append(medium.grid)
-    sounds = [medium.features.shape[1] for medium in media if medium.kind == "audio"]
+    sounds = [medium.frames for medium in media if medium.kind == "audio"]
     seconds = [medium.seconds for medium in media if medium.kind == "video"]
     positions, shift = model.get_rope_index(
         tokens,

@@ -64,14 +64,14 @@ class TextSampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """How an answer is spoken. `temperature` and the cuts are for the codes of sound; at 0 the most
-    likely ones are taken. `max_frames` ends it, where its text has not."""
+    """How an answer is spoken. `temperature` and the cuts are for the codes of sound; what is None
+    is as the model is used to. `max_frames` ends it, where its text has not."""
 
     voice: str = DEFAULT_VOICE
-    temperature: float = 0.9
-    top_p: float = 1.0
-    top_k: int = 50
-    repetition_penalty: float = 1.05
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
     max_frames: int = 4096
 
     def check(self) -> None:
@@ -157,7 +157,7 @@ class ChatCard:
         return known[asked.lower()]
 
 
-def _within(param: str, value: float, least: float, most: float) -> None:
+def _within(param: str, value: float | None, least: float, most: float) -> None:
     # Written so that NaN does not pass.
-    if not least <= value <= most:
+    if value is not None and not least <= value <= most:
         raise RequestError(f"{param} is {value}; it goes from {least} to {most}.", param=param)

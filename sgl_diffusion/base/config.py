@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.lora import MERGE_MODES
 from sgl_diffusion.base.registry import suggest
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -91,8 +92,15 @@ class EngineOptions:
     )
     lora_nickname: tuple[str, ...] = option((), "Its nickname; default: default. Repeatable.")
     lora_scale: tuple[float, ...] = option((), "Its strength; default: 1. Repeatable.")
+    lora_alpha: tuple[float, ...] = option((), "Replaces the alpha of its file. Repeatable.")
     lora_weight_name: tuple[str, ...] = option(
         (), "The file to take where a folder or repository holds several. Repeatable."
+    )
+    lora_revision: tuple[str, ...] = option((), "Its branch, tag or commit on the hub. Repeatable.")
+    lora_merge_mode: str = option(
+        "auto",
+        "Adapters to begin with: merged into the weights, or computed in every step (dynamic).",
+        choices=MERGE_MODES,
     )
     max_lora_memory: float = option(4.0, "GiB that loaded adapters may take.", least=0)
     data_dir: str | None = option(None, "Folder of all state: jobs, files, models made here.")

@@ -13,35 +13,47 @@ from sgl_diffusion.base.errors import ConfigError, RequestError
 TARGETS = ("all", "transformer", "transformer_2", "critic")
 MERGE_MODES = ("auto", "merge", "dynamic")
 MAX_STRENGTH = 100.0
+MAX_ALPHA = 1e6
 MAX_USES = 16
 
 _NICKNAME = re.compile(r"[A-Za-z0-9][\w.+@ -]{0,127}", re.ASCII)
+# No dots in a row and no slash in front: it becomes part of a path in the cache.
+_REVISION = re.compile(r"(?=.{1,200}$)[\w+@-]+([./][\w+@-]+)*", re.ASCII)
 _MAX_PATH_CHARS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraUse:
-    """One adapter of one job. A path is needed where the nickname is new; `local` says that it is
-    one of this machine and no hub id, None that whoever reads it is to find out."""
+class LoraFile:
+    """Which adapter is meant: one known by its nickname, or a path and what else tells its file.
+
+    `alpha` replaces the one of the file; `weight_name` is the file to take where the path holds
+    several, `revision` the branch, tag or commit of a hub repository; `local` says that the path is
+    one of this machine and no hub id, None that whoever reads it is to find out.
+    """
 
     nickname: str
-    strength: float = 1.0
     path: str | None = None
+    alpha: float | None = None
+    weight_name: str | None = None
+    revision: str | None = None
     local: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSetting:
-    """One adapter of the set that all jobs have. `alpha` replaces the one of the file;
-    `weight_name` is the file to take where the path holds several."""
+class LoraUse(LoraFile):
+    """One adapter of one job. A job that was `accepted` has the file that it names, whatever its
+    nickname has come to stand for since."""
 
-    nickname: str
-    path: str | None = None
+    strength: float = 1.0
+    accepted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSetting(LoraFile):
+    """One adapter of the set that all jobs have."""
+
     target: str = "all"
     strength: float = 1.0
-    alpha: float | None = None
-    weight_name: str | None = None
-    local: bool | None = None
 
 
 def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
@@ -53,9 +65,8 @@ def check_uses(uses: Sequence[LoraUse], param: str = "lora") -> None:
             param=param,
         )
     for use in uses:
-        check_nickname(use.nickname, param)
+        _check_file(use, param)
         _check_number("strength", use.strength, param)
-        _check_path(use.path, param)
     names = [use.nickname for use in uses]
     for name in names:
         if names.count(name) > 1:
@@ -79,6 +90,7 @@ def line_up_settings(
     strength: float | Sequence[float] = 1.0,
     lora_alpha: float | Sequence[float | None] | None = None,
     lora_weight_name: str | Sequence[str | None] | None = None,
+    lora_revision: str | Sequence[str | None] | None = None,
 ) -> tuple[LoraSetting, ...]:
     """Settings from scalars and lists: lists have as many items as there are nicknames, and a
     single target or strength is everybody's."""
@@ -95,13 +107,18 @@ def line_up_settings(
     targets = _items("target", target, count, shared=True)
     strengths = _items("strength", strength, count, shared=True)
     files = _items("lora_weight_name", lora_weight_name, count, shared=lora_weight_name is None)
+    revisions = _items("lora_revision", lora_revision, count, shared=lora_revision is None)
     settings = tuple(
         LoraSetting(
-            nickname=name, path=path, target=where, strength=force, alpha=alpha, weight_name=file
+            nickname=names[i],
+            path=paths[i],
+            target=targets[i],
+            strength=strengths[i],
+            alpha=alphas[i],
+            weight_name=files[i],
+            revision=revisions[i],
         )
-        for name, path, where, force, alpha, file in zip(
-            names, paths, targets, strengths, alphas, files, strict=True
-        )
+        for i in range(count)
     )
     for setting in settings:
         _check_setting(setting)
@@ -111,16 +128,21 @@ def line_up_settings(
 
 def settings_to_begin_with(
     paths: Sequence[str],
-    nicknames: Sequence[str],
-    strengths: Sequence[float],
-    weight_names: Sequence[str],
+    nicknames: Sequence[str] = (),
+    strengths: Sequence[float] = (),
+    *,
+    alphas: Sequence[float] = (),
+    weight_names: Sequence[str] = (),
+    revisions: Sequence[str] = (),
 ) -> tuple[LoraSetting, ...]:
     """Settings from the flags of a command: --lora-path and those that go with it."""
     if not paths:
         for flag, given in (
             ("nickname", nicknames),
             ("scale", strengths),
+            ("alpha", alphas),
             ("weight-name", weight_names),
+            ("revision", revisions),
         ):
             if given:
                 raise ConfigError(f"--lora-{flag} is about an adapter; there is no --lora-path.")
@@ -132,7 +154,9 @@ def settings_to_begin_with(
             lora_nickname=nicknames,
             lora_path=paths,
             strength=strengths[0] if len(strengths) == 1 else strengths or 1.0,
+            lora_alpha=alphas or None,
             lora_weight_name=weight_names or None,
+            lora_revision=revisions or None,
         )
     except RequestError as error:
         raise ConfigError(f"--lora-path: {error.message}", hint=error.hint) from None
@@ -170,22 +194,41 @@ def _items(param: str, value: Any, count: int, *, shared: bool) -> list[Any]:
 
 
 def _check_setting(setting: LoraSetting) -> None:
-    check_nickname(setting.nickname)
+    _check_file(setting)
     check_target(setting.target)
     _check_number("strength", setting.strength, "strength")
-    if setting.alpha is not None:
-        if not math.isfinite(setting.alpha):
-            raise RequestError(
-                "lora_alpha is not a finite number.", code="not_finite", param="lora_alpha"
-            )
-        if not 0 < setting.alpha <= 1e6:
-            raise RequestError(
-                "lora_alpha must be more than 0 and at most 1000000.",
-                code="out_of_range",
-                param="lora_alpha",
-            )
-    _check_path(setting.path, "lora_path")
-    _check_path(setting.weight_name, "lora_weight_name")
+
+
+def _check_file(file: LoraFile, param: str = "") -> None:
+    """What is wrong is blamed on `param`, else on the argument of its own that each field has."""
+    check_nickname(file.nickname, param or "lora_nickname")
+    _check_alpha(file.alpha, param or "lora_alpha")
+    _check_path(file.path, param or "lora_path")
+    if file.weight_name is not None and not _is_path(file.weight_name):
+        raise RequestError(
+            "The weight name of an adapter is not the name of a file.",
+            param=param or "lora_weight_name",
+        )
+    if file.revision is not None and not _REVISION.fullmatch(file.revision):
+        raise RequestError(
+            "The revision of an adapter is not a branch, tag or commit of a hub.",
+            param=param or "lora_revision",
+        )
+
+
+def _check_alpha(alpha: float | None, param: str) -> None:
+    if alpha is None:
+        return
+    if not math.isfinite(alpha):
+        raise RequestError(
+            "The alpha of an adapter is not a finite number.", code="not_finite", param=param
+        )
+    if not 0 < alpha <= MAX_ALPHA:
+        raise RequestError(
+            f"The alpha of an adapter must be more than 0 and at most {MAX_ALPHA:.0f}.",
+            code="out_of_range",
+            param=param,
+        )
 
 
 def _check_number(name: str, value: float, param: str) -> None:
@@ -200,12 +243,14 @@ def _check_number(name: str, value: float, param: str) -> None:
 
 
 def _check_path(path: str | None, param: str) -> None:
-    if path is None:
-        return
-    if not path.strip() or "\0" in path or len(path) > _MAX_PATH_CHARS:
+    if path is not None and not _is_path(path):
         raise RequestError(
             f"{param} is not a path or hub id.", code="lora_path_not_allowed", param=param
         )
+
+
+def _is_path(text: str) -> bool:
+    return bool(text.strip()) and "\0" not in text and len(text) <= _MAX_PATH_CHARS
 
 
 def _check_twice(settings: Sequence[LoraSetting]) -> None:

@@ -17,6 +17,17 @@ class OmniOptions:
         None, "Name of the served model; default: qwen3-omni or qwen2.5-omni."
     )
     speech: bool = option(True, "Load what speaks; without it the answers are text.")
+    process: tuple[str, ...] = option(
+        (),
+        "Stages that get a process of their own together, as in talker,code2wav; the others share "
+        "one. There are preprocess, encoders, thinker, talker and code2wav. Repeatable.",
+    )
+    speech_look_ahead: int | None = option(
+        None,
+        "Qwen2.5 only: of the 36 passes of its decoder of speech, how many wait for the quarter of "
+        "a second that follows. Few bring sound sooner, without it sound is exact.",
+        least=0,
+    )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto", "Precision of the model.", choices=PRECISIONS)
     max_batch_rows: int = option(16, "Most answers written at the same time.", least=1)

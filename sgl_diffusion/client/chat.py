@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from sgl_diffusion.base.chat import ChatCard, ChatParams
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.client.door import Door
+from sgl_diffusion.orchestrator.coordinator import Coordinator
+from sgl_diffusion.orchestrator.desk import Desk
+from sgl_diffusion.orchestrator.graph import Graph
 from sgl_diffusion.orchestrator.job import JobHandle, JobOutput, Snapshot
+from sgl_diffusion.orchestrator.limits import Limits
+from sgl_diffusion.orchestrator.topology import App
 
 Sound = NDArray[np.float32]
+# Sound and words come in many small pieces.
+_CREDITS = 64
 
 
 @dataclass(frozen=True)
@@ -145,15 +152,34 @@ class ChatHandle:
         """The whole answer; raises the job's SglError. Giving up the wait cancels nothing."""
         output = await self._job.result()
         answer = msgspec.convert(output.meta, ChatAnswer)
-        return dataclasses.replace(answer, sounds=tuple(output.arrays))
+        usage = dataclasses.replace(answer.usage, audio_tokens=output.meta.get("frames", 0))
+        return dataclasses.replace(answer, usage=usage, sounds=tuple(output.arrays))
 
     def cancel(self) -> bool:
         """End the job now with CancelledError; False if it had ended before."""
         return self._job.cancel()
 
 
-class ChatClient(Door):
+class ChatClient(Door[Desk]):
     """Lives in one event loop; it never imports torch."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        in_process: bool = False,
+        max_queue: int = 128,
+        log_level: str = "info",
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(
+            Graph if len(app.stages) > 1 else Coordinator,
+            app,
+            in_process=in_process,
+            max_queue=max_queue,
+            log_level=log_level,
+            limits=dataclasses.replace(limits or Limits(), credits=_CREDITS),
+        )
 
     def card(self) -> ChatCard | None:
         """The served model; None until a worker was ready once."""

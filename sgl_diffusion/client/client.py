@@ -6,17 +6,20 @@ parameters into jobs and answers into frames; it never imports torch.
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.client.door import Door
 from sgl_diffusion.client.loras import LoraCalls
 from sgl_diffusion.client.types import GenerationHandle, Limits
+from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App
 
 
-class Client(Door):
+class Client(Door[Coordinator]):
     """The door to an app that makes pictures and videos."""
 
     def __init__(
@@ -30,7 +33,12 @@ class Client(Door):
         lora_timeout: float = 600.0,
     ) -> None:
         super().__init__(
-            app, in_process=in_process, max_queue=max_queue, log_level=log_level, limits=limits
+            Coordinator,
+            app,
+            in_process=in_process,
+            max_queue=max_queue,
+            log_level=log_level,
+            limits=limits,
         )
         self.loras = LoraCalls(self._coordinator, lora_timeout)
         self._card: ModelCard | None = None
@@ -63,7 +71,7 @@ class Client(Door):
         """Queue a generation. `deadline` is in seconds from now; after it the job fails with the
         code `deadline_exceeded`. `attempt` counts on where an earlier server's worker died under
         the job. Raises BusyError (with `retry_after`) and UnavailableError."""
-        await self.loras.prepare(params.loras)
+        params = dataclasses.replace(params, loras=await self.loras.prepare(params.loras))
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(
             payload, job_id=job_id, deadline=deadline, attempt=attempt, weight=_work(params)
@@ -75,3 +83,7 @@ def _work(params: ResolvedParams) -> float:
     """How much a job has to do, compared with others of the same model."""
     pixels = params.width * params.height * params.num_frames
     return float(pixels * len(params.seeds) * params.num_inference_steps)
+
+    async def control(self, action: str, payload: Payload | None = None) -> Payload:
+        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
+        return await self._coordinator.control(action, payload or {})

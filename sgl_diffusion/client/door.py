@@ -1,19 +1,26 @@
-"""What every client has: the stages of one app behind a coordinator."""
+"""What every client has: the stages of one app behind a desk that takes jobs."""
 
 from __future__ import annotations
 
-from sgl_diffusion.orchestrator.coordinator import Coordinator
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from sgl_diffusion.orchestrator.desk import Desk
 from sgl_diffusion.orchestrator.limits import Health, Limits
-from sgl_diffusion.orchestrator.messages import Metric, Payload
+from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.orchestrator.transport import ProcessTransport, ThreadTransport
 
+D = TypeVar("D", bound=Desk)
 
-class Door:
-    """`in_process` runs the stage in a thread of this process: for `generate` and for tests."""
+
+class Door(Generic[D]):
+    """`kind` makes the desk. `in_process` runs the stages in threads of this process: for
+    `generate` and for tests."""
 
     def __init__(
         self,
+        kind: Callable[..., D],
         app: App,
         *,
         in_process: bool = False,
@@ -21,7 +28,7 @@ class Door:
         log_level: str = "info",
         limits: Limits | None = None,
     ) -> None:
-        self._coordinator = Coordinator(
+        self._coordinator = kind(
             app,
             transport=ThreadTransport() if in_process else ProcessTransport(),
             max_jobs=max_queue,
@@ -52,7 +59,3 @@ class Door:
     def cancel(self, job_id: str) -> bool:
         """End a job now with CancelledError; False if there is no such unfinished job."""
         return self._coordinator.cancel(job_id)
-
-    async def control(self, action: str, payload: Payload | None = None) -> Payload:
-        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
-        return await self._coordinator.control(action, payload or {})

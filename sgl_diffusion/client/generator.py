@@ -155,6 +155,7 @@ class DiffGenerator:
         merge_mode: str = "auto",
         lora_alpha: float | list[float | None] | None = None,
         lora_weight_name: str | list[str | None] | None = None,
+        lora_revision: str | list[str | None] | None = None,
     ) -> dict[str, Any]:
         """Replace the adapters that every generation gets; a known nickname needs no path."""
         if merge_mode not in MERGE_MODES:
@@ -170,15 +171,16 @@ class DiffGenerator:
             strength=strength,
             lora_alpha=lora_alpha,
             lora_weight_name=lora_weight_name,
+            lora_revision=lora_revision,
         )
         return self._loop.run(self._client.loras.set(settings, merge_mode))
 
-    def unmerge_lora(self, target: str = "all") -> dict[str, Any]:
+    def unmerge_lora_weights(self, target: str = "all") -> dict[str, Any]:
         """Generate without adapters again; the weights are those that were loaded."""
         check_target(target)
         return self._loop.run(self._client.loras.unmerge(target))
 
-    def merge_lora(self, target: str = "all", strength: float = 1.0) -> dict[str, Any]:
+    def merge_lora_weights(self, target: str = "all", strength: float = 1.0) -> dict[str, Any]:
         """Put the adapters that were set back into use, all at this strength."""
         check_target(target)
         check_strength(strength)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
+import msgspec
+
 from sgl_diffusion.base.errors import SglError, UnavailableError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.orchestrator.coordinator import Coordinator
@@ -63,17 +65,15 @@ class LoraCalls:
 
     async def prepare(self, uses: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
         """Load the adapters that a job names and check that it could have them now. Returns them
-        with their paths: a job that runs later has these, or fails."""
+        with their files: a job that runs later has these, or fails."""
         if not uses:
             return ()
-        given = [dataclasses.asdict(use) for use in uses]
         try:
-            await self._load({"settings": given, "uses": given})
+            accepted = await self._load({"uses": [dataclasses.asdict(use) for use in uses]})
         except SglError as error:
             error.param = error.param and "lora"  # a job has no other argument for them
             raise
-        paths = {one["nickname"]: one["path"] for one in self._report["loaded_adapters"]}
-        return tuple(dataclasses.replace(use, path=paths[use.nickname]) for use in uses)
+        return tuple(msgspec.convert(accepted, list[LoraUse]))
 
     def known(self) -> Payload:
         """What is known here without asking the worker."""
@@ -91,14 +91,16 @@ class LoraCalls:
             for use in uses
         ]
 
-    async def _load(self, payload: Payload) -> None:
+    async def _load(self, payload: Payload) -> list[Any]:
+        """Wait until the adapters are read; returns those of a job as it is accepted with them."""
         until = time.monotonic() + self._timeout
         while True:
             answers = await self._coordinator.control_all("lora_prepare", payload)
             if all(answer["ready"] for answer in answers):
                 answers[0].pop("ready")
+                accepted: list[Any] = answers[0].pop("uses", [])
                 self._seen(answers[0])
-                return
+                return accepted
             if time.monotonic() > until:
                 raise UnavailableError(
                     f"The adapters were not loaded within {self._timeout:g} s.",

@@ -12,19 +12,22 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from numpy.typing import NDArray
 
 from sgl_diffusion.orchestrator import messages, relay
 from sgl_diffusion.orchestrator.frames import (
     MAX_BODY,
     ChannelClosedError,
+    ChannelError,
     Frame,
     FrameReader,
     FrameWriter,
 )
-from sgl_diffusion.orchestrator.messages import FromStage, Output, ToStage
+from sgl_diffusion.orchestrator.messages import Feed, FromStage, Output, Payload, ToStage
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -32,8 +35,20 @@ Arrays = Sequence[NDArray[Any]]
 _BACKLOG = 1 << 20
 
 
+@dataclass(frozen=True, eq=False)
+class Fed:
+    """A `Feed` with its arrays."""
+
+    job_id: str
+    meta: Payload
+    arrays: list[NDArray[Any]]
+
+
+Received = ToStage | Fed
+
+
 class Channel(Protocol):
-    def receive(self, timeout: float) -> list[ToStage]:
+    def receive(self, timeout: float) -> list[Received]:
         """Wait for messages, at most `timeout` seconds; may return early and empty."""
 
     def send(self, message: FromStage, arrays: Arrays = (), *, advisory: bool = False) -> None:
@@ -51,11 +66,11 @@ class SocketChannel:
         self._writer = FrameWriter(connection)
         self._poll = select.poll()
 
-    def receive(self, timeout: float) -> list[ToStage]:
+    def receive(self, timeout: float) -> list[Received]:
         self._wait(select.POLLIN, timeout)
-        received: list[ToStage] = []
+        received: list[Received] = []
         while self._reader.fill():
-            received += [messages.decode_to_stage(f.body) for f in self._reader.frames()]
+            received += map(_received, self._reader.frames())
         return received
 
     def send(self, message: FromStage, arrays: Arrays = (), *, advisory: bool = False) -> None:
@@ -95,22 +110,28 @@ class QueueChannel:
 
     def __init__(self, deliver: Callable[[bytes, list[NDArray[Any]]], None]) -> None:
         self._deliver = deliver
-        self._incoming: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._incoming: queue.SimpleQueue[tuple[bytes, list[NDArray[Any]]] | None]
+        self._incoming = queue.SimpleQueue()
 
-    def put(self, body: bytes | None) -> None:
-        """Called by the coordinator; None closes the channel."""
-        self._incoming.put(body)
+    def put(self, body: bytes, arrays: Arrays = ()) -> None:
+        """Called by the coordinator."""
+        self._incoming.put((body, list(arrays)))
 
-    def receive(self, timeout: float) -> list[ToStage]:
-        received: list[ToStage] = []
+    def close(self) -> None:
+        """Called by the coordinator: nothing more comes."""
+        self._incoming.put(None)
+
+    def receive(self, timeout: float) -> list[Received]:
+        received: list[Received] = []
         try:
             while True:
                 wait = timeout if timeout > 0 and not received else None
-                body = self._incoming.get(block=wait is not None, timeout=wait)
-                if body is None:
+                item = self._incoming.get(block=wait is not None, timeout=wait)
+                if item is None:
                     self._incoming.put(None)
                     raise ChannelClosedError("the coordinator is gone")
-                received.append(messages.decode_to_stage(body))
+                message = messages.decode_to_stage(item[0])
+                received.append(_fed(message, item[1]) if isinstance(message, Feed) else message)
         except queue.Empty:
             return received
 
@@ -122,6 +143,25 @@ class QueueChannel:
 
     def finish(self, seconds: float) -> None:
         """Nothing waits here: a message is delivered at once."""
+
+
+def _received(frame: Frame) -> Received:
+    try:
+        message = messages.decode_to_stage(frame.body)
+    except msgspec.MsgspecError:
+        frame.close()
+        raise
+    if isinstance(message, Feed) and len(frame.descriptors) <= 1:
+        descriptor = frame.descriptors[0] if frame.descriptors else None
+        return _fed(message, relay.unpack(message.arrays, descriptor, message.data))
+    if frame.descriptors:
+        frame.close()
+        raise ChannelError(f"a {type(message).__name__} with descriptors")
+    return message
+
+
+def _fed(message: Feed, arrays: list[NDArray[Any]]) -> Fed:
+    return Fed(message.job_id, message.meta, arrays)
 
 
 def socket_from_stdin() -> socket.socket:

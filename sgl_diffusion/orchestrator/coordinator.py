@@ -1,33 +1,22 @@
-"""Jobs between their submitters and the stage: admission, dispatch, retry, cancel, drain.
+"""Jobs between their submitters and the one stage of an app: dispatch, retry, changes.
 
-All state belongs to one event loop. Every admitted job goes to the stage as soon as that is ready:
-the engine batches, so it has to see them all. If it dies, unfinished jobs go to its successor.
+Every admitted job goes to the stage as soon as that is ready: the engine batches, so it has to see
+them all. If it dies, unfinished jobs go to its successor.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import time
-import uuid
 from typing import Any
 
 from numpy.typing import NDArray
 
-from sgl_diffusion.base.errors import (
-    ConflictError,
-    RequestError,
-    SglError,
-    UnavailableError,
-    from_wire,
-)
-from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.orchestrator import endings, messages
+from sgl_diffusion.base.errors import SglError, from_wire
+from sgl_diffusion.orchestrator import endings
 from sgl_diffusion.orchestrator.controls import Controls
-from sgl_diffusion.orchestrator.frames import MAX_BODY
+from sgl_diffusion.orchestrator.desk import Desk
 from sgl_diffusion.orchestrator.gate import Gate, GateState
-from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput, jobs_ahead
-from sgl_diffusion.orchestrator.limits import Health, Limits
+from sgl_diffusion.orchestrator.job import Job, JobOutput
+from sgl_diffusion.orchestrator.limits import Health, Limits, State
 from sgl_diffusion.orchestrator.messages import (
     Cancel,
     ControlDone,
@@ -39,18 +28,15 @@ from sgl_diffusion.orchestrator.messages import (
     Output,
     Payload,
     Progress,
-    Submit,
 )
 from sgl_diffusion.orchestrator.replicas import Replica, Replicas, assign
 from sgl_diffusion.orchestrator.suspects import accuse
-from sgl_diffusion.orchestrator.tally import Tally, gauges, restarts
+from sgl_diffusion.orchestrator.tally import gauges, restarts
 from sgl_diffusion.orchestrator.topology import App
 from sgl_diffusion.orchestrator.transport import ProcessTransport, Transport
 
-log = get_logger(__name__)
 
-
-class Coordinator:
+class Coordinator(Desk):
     """Make it anywhere, call everything else in one event loop."""
 
     def __init__(
@@ -62,84 +48,22 @@ class Coordinator:
         max_jobs: int = 128,
         log_level: str = "info",
     ) -> None:
-        assert len(app.stages) == 1, f"app {app.name}: jobs are routed through one stage"
+        assert len(app.stages) == 1, f"app {app.name}: a graph is for several stages"
+        super().__init__(max_jobs)
         self._limits = limits or Limits()
         self._replicas = Replicas(
             app.stages[0], transport or ProcessTransport(), self._limits, self, log_level
         )
         self.replicas = app.stages[0].replicas
-        self._max_jobs = max_jobs
-        self._jobs: dict[str, Job] = {}
         self._controls = Controls()
         self._gate = Gate(self._dispatch, lambda: len(self._let_in()))
-        self._tally = Tally()
-        self._drain_until: float | None = None
-        self._nudge = asyncio.Event()
-        self._stop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the stage; returns at once, it loads in the background."""
         self._replicas.start()
 
     async def ready(self) -> None:
-        """Wait until jobs can run; raises the stage's error if it cannot start."""
         if not await self._replicas.until_ready():
             raise self.unavailable()
-
-    async def stop(self, drain_seconds: float = 0.0) -> None:
-        """Refuse new jobs, wait for the unfinished ones, fail the rest, end the stage.
-
-        A second call waits for the same end; it may only shorten the drain.
-        """
-        until = time.monotonic() + drain_seconds
-        if self._drain_until is None or until < self._drain_until:
-            self._drain_until = until
-        self._nudge.set()
-        if self._stop is None:
-            self._stop = asyncio.create_task(self._drain_and_stop())
-        await asyncio.shield(self._stop)
-
-    async def submit(
-        self,
-        payload: Payload,
-        *,
-        job_id: str | None = None,
-        deadline: float | None = None,
-        attempt: int = 1,
-        weight: float = 1.0,
-    ) -> JobHandle:
-        """Admit a job; `deadline` is in seconds from now, `attempt` above 1 if it ran before,
-        `weight` is its work compared with that of others."""
-        if self._drain_until is not None or self._replicas.state in ("failed", "stopped"):
-            raise self.unavailable()
-        if len(self._jobs) >= self._max_jobs:
-            raise self._tally.refuse(len(self._jobs))
-        job = Job(
-            id=job_id or uuid.uuid4().hex,
-            payload=payload,
-            submitted_at=time.monotonic(),
-            position=lambda job: jobs_ahead(self._jobs.values(), job),
-            attempt=attempt,
-            weight=weight,
-        )
-        if job.id in self._jobs:
-            raise ConflictError(f"There is an unfinished job {job.id!r} already.")
-        if len(messages.encode(Submit(job.id, payload))) > MAX_BODY:
-            raise RequestError(f"The request is larger than {MAX_BODY >> 20} MiB.")
-        self._jobs[job.id] = job
-        if deadline is not None:
-            later = asyncio.get_running_loop().call_later
-            job.timer = later(deadline, self._call_off, job, endings.too_late(deadline))
-        self._gate.enter(job)
-        return JobHandle(job, self.cancel)
-
-    def cancel(self, job_id: str) -> bool:
-        """End a job now, with CancelledError; the stage drops it at the next step boundary."""
-        job = self._jobs.get(job_id)
-        if job is None:
-            return False
-        self._call_off(job, endings.cancelled())
-        return True
 
     async def control(self, action: str, payload: Payload) -> Payload:
         """Run an action in one replica, between steps. It is never retried."""
@@ -170,18 +94,9 @@ class Coordinator:
         return self._replicas.health()
 
     def card(self) -> Payload | None:
-        """What the stage said of itself when it was last ready."""
         return self._replicas.card
 
-    def unavailable(self) -> UnavailableError:
-        """Why no job can be taken now."""
-        if self._drain_until is not None:
-            return UnavailableError("The server is stopping.", hint="Try again later.")
-        health = self.health()
-        return UnavailableError(f"No worker is ready: {health.reason}", hint="Try again later.")
-
     def metrics(self) -> list[Metric]:
-        """Samples of the stage and of the coordinator; gauges as they stand now."""
         return [
             *self._replicas.metrics(),
             *self._tally.metrics(),
@@ -200,13 +115,14 @@ class Coordinator:
     ) -> None:
         match message:
             case Progress(job_id):
-                if job := self._begin(job_id):
+                if job := self._begun(job_id):
                     job.advance(message)
             case Output(job_id, meta, _, final):
                 # Credited here and not when it is read: whoever waits for another job first must
                 # not stop the stage from sending that one.
-                replica.send(Credit(1))
-                if job := self._begin(job_id):
+                if arrays:
+                    replica.send(Credit(1))
+                if job := self._begun(job_id):
                     if final:
                         self._complete(job, JobOutput(arrays, meta))
                     else:
@@ -235,6 +151,18 @@ class Coordinator:
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _state(self) -> State:
+        return self._replicas.state
+
+    def _enter(self, job: Job) -> None:
+        self._gate.enter(job)
+
+    def _begun(self, job_id: str) -> Job | None:
+        job = self._jobs.get(job_id)
+        if job is not None:
+            self._begin(job)
+        return job
+
     def _ready(self) -> list[Replica]:
         ready = self._replicas.ready()
         if not ready or self._drain_until is not None:
@@ -253,46 +181,17 @@ class Coordinator:
         self._gate.stage(ready=bool(self._replicas.ready()))
         self._controls.lost(replica, why)
 
-    def _begin(self, job_id: str) -> Job | None:
-        job = self._jobs.get(job_id)
-        if job is not None and not job.begun and job.attempt == 1:
-            self._tally.began(job.submitted_at)
-        return job
-
-    def _complete(self, job: Job, output: JobOutput) -> None:
-        self._end(job, "completed")
-        job.complete(output)
-
-    def _fail(self, job: Job, error: SglError) -> None:
-        self._end(job, error.code)
-        job.fail(error)
-
-    def _end(self, job: Job, outcome: str) -> None:
-        del self._jobs[job.id]
-        self._tally.ended(outcome, job.submitted_at)
-        self._gate.left(job)
-        self._nudge.set()
-        if job.suspect or any(other.suspect for other in self._jobs.values()):
-            self._dispatch()
-
-    def _call_off(self, job: Job, error: SglError) -> None:
+    def _withdraw(self, job: Job) -> None:
         if job.replica is not None:
             job.replica.send(Cancel(job.id))
             self._tally.cancelling(job.id)
-        self._fail(job, error)
 
-    async def _drain_and_stop(self) -> None:
-        while self._jobs and self._replicas.state != "failed":
-            assert self._drain_until is not None
-            left = self._drain_until - time.monotonic()
-            if left <= 0:
-                break
-            self._nudge.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudge.wait(), left)
-        error = endings.server_stopped()
-        for job in list(self._jobs.values()):
-            self._call_off(job, error)
+    def _left(self, job: Job) -> None:
+        self._gate.left(job)
+        if job.suspect or any(other.suspect for other in self._jobs.values()):
+            self._dispatch()
+
+    async def _end_stages(self, error: SglError) -> None:
         self._gate.close(error)
         await self._replicas.stop()
         self._gate.stage(ready=False)

@@ -1,7 +1,8 @@
 """The messages between the coordinator and a stage: typed, msgpack on the wire, never pickle.
 
 The orchestrator does not look into `payload`, `meta` and `card`: they belong to the app. Arrays
-travel beside an `Output` (one memfd per message), described by its `arrays`.
+travel beside an `Output` or a `Feed` (one memfd per message), described by its `arrays`; few bytes
+travel inside a `Feed`, as its `data`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 class Boot(Message, frozen=True):
     """First message: which worker to build ("module:function") and with what.
 
-    `heartbeat` is the longest silence of an idle stage in seconds, `credits` the most outputs that
-    may be on their way at a time.
+    `heartbeat` is the longest silence of an idle stage in seconds, `credits` the most outputs with
+    arrays that may be on their way at a time.
     """
 
     stage: str
@@ -39,6 +40,21 @@ class Submit(Message, frozen=True):
     job_id: str
     payload: Payload
     attempt: int = 1
+
+
+class ArraySpec(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Feed(Message, frozen=True):
+    """What another stage made of a job for this one; the first opens the job here."""
+
+    job_id: str
+    meta: Payload
+    arrays: list[ArraySpec]
+    data: bytes = b""
 
 
 class Cancel(Message, frozen=True):
@@ -102,19 +118,15 @@ class Progress(Message, frozen=True):
     phase: str
 
 
-class ArraySpec(msgspec.Struct, frozen=True):
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
 class Output(Message, frozen=True):
-    """A result, or with `final` false a part of one."""
+    """A result, or with `final` false a part of one, or for the stage `to`. With `final` the stage
+    that sends it has done its part of the job."""
 
     job_id: str
     meta: Payload
     arrays: list[ArraySpec]
     final: bool = True
+    to: str = ""
 
 
 class Failed(Message, frozen=True):
@@ -136,7 +148,7 @@ class ControlDone(Message, frozen=True):
     error: Payload | None = None
 
 
-ToStage = Boot | Submit | Cancel | Control | Credit | Shutdown
+ToStage = Boot | Submit | Feed | Cancel | Control | Credit | Shutdown
 FromStage = Loading | Ready | Heartbeat | Progress | Output | Failed | Dropped | ControlDone
 
 _encoder = msgspec.msgpack.Encoder()

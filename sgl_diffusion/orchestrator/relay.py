@@ -22,6 +22,7 @@ from sgl_diffusion.orchestrator.messages import ArraySpec
 _ALIGN = 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _KINDS = "biufc"
+_FEW = 1 << 16
 
 
 def describe(arrays: Sequence[NDArray[Any]]) -> list[ArraySpec]:
@@ -53,6 +54,19 @@ def pack(arrays: Sequence[NDArray[Any]], specs: Sequence[ArraySpec]) -> int | No
     return descriptor
 
 
+def inside(arrays: Sequence[NDArray[Any]], specs: Sequence[ArraySpec]) -> bytes:
+    """The arrays as bytes of the message itself, laid out as in shared memory; empty if they are
+    too many bytes for that."""
+    ends = [spec.offset + values.nbytes for values, spec in zip(arrays, specs, strict=True)]
+    size = max(ends, default=0)
+    if size > _FEW:
+        return b""
+    data = bytearray(size)
+    for values, spec, end in zip(arrays, specs, ends, strict=True):
+        data[spec.offset : end] = values.tobytes()
+    return bytes(data)
+
+
 def _write(descriptor: int, values: NDArray[Any], offset: int) -> None:
     # By write and not through a mapping: no page faults, and a lack of memory is an error and not
     # a SIGBUS. What is not contiguous goes one frame at a time, so that it is not copied whole.
@@ -63,13 +77,15 @@ def _write(descriptor: int, values: NDArray[Any], offset: int) -> None:
             data, offset = data[written:], offset + written
 
 
-def unpack(specs: Sequence[ArraySpec], descriptor: int | None) -> list[NDArray[Any]]:
-    """The arrays of a received memfd, read-only; the memory goes with the last of them.
+def unpack(
+    specs: Sequence[ArraySpec], descriptor: int | None, data: bytes = b""
+) -> list[NDArray[Any]]:
+    """The arrays of a received memfd, or of `data`; read-only, the memory goes with the last.
 
     Closes the descriptor (the mapping keeps a duplicate of its own for as long as it lives).
     """
     try:
-        memory: mmap.mmap | bytes = b""
+        memory: mmap.mmap | bytes = data
         if descriptor is not None:
             if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ChannelError("shared memory that is not sealed")

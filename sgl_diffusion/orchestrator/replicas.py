@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.orchestrator.channel import Arrays
 from sgl_diffusion.orchestrator.job import Job
 from sgl_diffusion.orchestrator.limits import Health, Limits, State
 from sgl_diffusion.orchestrator.messages import FromStage, Metric, Payload, Submit, ToStage
@@ -50,13 +51,14 @@ class Replica:
         self, spec: StageSpec, transport: Transport, limits: Limits, owner: Owner, log_level: str
     ) -> None:
         self._owner = owner
+        self.name = spec.name
         self.link: Link | None = None
         self.supervisor = Supervisor(spec, transport, limits, self, log_level)
 
-    def send(self, message: ToStage) -> None:
+    def send(self, message: ToStage, arrays: Arrays = ()) -> None:
         """A message to a replica that is gone is dropped."""
         if self.link is not None:
-            self.link.send(message)
+            self.link.send(message, arrays)
 
     def take(self, job: Job) -> None:
         job.replica = self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -28,6 +28,14 @@ class Outbox(Protocol):
         """Take in waiting messages and send a heartbeat: for workers whose step is long."""
 
 
+class GraphOutbox(Outbox, Protocol):
+    """That of a stage of several. With the final output it says that its part is done; what every
+    stage gives with it is put together."""
+
+    def hand_on(self, job_id: str, stage: str, meta: Payload, arrays: list[Any]) -> None:
+        """Send something of a job to another stage, which gets it by `Downstream.feed`."""
+
+
 class CannotGoOnError(Exception):
     """Raised by a worker that is in no known state: the stage ends and a new one is started."""
 
@@ -35,10 +43,10 @@ class CannotGoOnError(Exception):
 class Worker(Protocol):
     """One model at work. All calls come from one thread, between steps or inside `Outbox.poll`.
 
-    Inside `Outbox.poll` only `submit`, `cancel`, `running` and `metrics` are called. An exception
-    out of `step` ends the jobs in the worker, each of which is cancelled first; if there is none,
-    if cancelling raises too, or if it is a `CannotGoOnError`, the stage ends and a new one is
-    started.
+    Inside `Outbox.poll` only `submit`, `feed`, `cancel`, `running` and `metrics` are called. An
+    exception out of `step` ends the jobs in the worker, each of which is cancelled first; if there
+    is none, if cancelling raises too, or if it is a `CannotGoOnError`, the stage ends and a new one
+    is started.
     """
 
     def load(self) -> Payload:
@@ -61,6 +69,15 @@ class Worker(Protocol):
 
     def metrics(self) -> list[Metric]:
         """Samples as they stand; asked for often, but only after `load`."""
+
+
+@runtime_checkable
+class Downstream(Worker, Protocol):
+    """A worker behind another stage, which makes jobs for it."""
+
+    def feed(self, job_id: str, meta: Payload, arrays: list[Any]) -> None:
+        """Take what another stage made of a job; the first opens it here. An error is reported
+        through the outbox, never raised."""
 
 
 WorkerFactory = Callable[[Payload, Outbox], Worker]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sgl_diffusion.base.errors import OutOfMemoryError, SglError, to_wire
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator import relay
-from sgl_diffusion.orchestrator.channel import Channel
+from sgl_diffusion.orchestrator.channel import Channel, Fed, Received
 from sgl_diffusion.orchestrator.frames import ChannelError
 from sgl_diffusion.orchestrator.messages import (
     Boot,
@@ -37,16 +37,15 @@ from sgl_diffusion.orchestrator.messages import (
     Ready,
     Shutdown,
     Submit,
-    ToStage,
 )
-from sgl_diffusion.orchestrator.stage import CannotGoOnError, Worker, WorkerFactory
+from sgl_diffusion.orchestrator.stage import CannotGoOnError, Downstream, Worker, WorkerFactory
 
 log = get_logger(__name__)
 
 
-def await_boot(channel: Channel) -> tuple[Boot, list[ToStage]]:
+def await_boot(channel: Channel) -> tuple[Boot, list[Received]]:
     """The first message of a channel, and what came right behind it."""
-    received: list[ToStage] = []
+    received: list[Received] = []
     while not received:
         received = channel.receive(60.0)
     boot, *early = received
@@ -58,7 +57,7 @@ def await_boot(channel: Channel) -> tuple[Boot, list[ToStage]]:
 class StageLoop:
     """Runs one worker from its load to its end; also the `stage.Outbox` that the worker gets."""
 
-    def __init__(self, channel: Channel, boot: Boot, early: Iterable[ToStage] = ()) -> None:
+    def __init__(self, channel: Channel, boot: Boot, early: Iterable[Received] = ()) -> None:
         self._channel = channel
         self._boot = boot
         self._worker: Worker | None = None
@@ -99,12 +98,12 @@ class StageLoop:
             self._channel.send(Progress(job_id, step, total, phase), advisory=True)
 
     def output(self, job_id: str, meta: Payload, arrays: list[Any], *, final: bool = True) -> None:
-        if job_id in self._jobs:
-            views = [np.asarray(values) for values in arrays]
-            message = Output(job_id, meta, relay.describe(views), final)
-            self._outputs.append((message, views))
-            if final:
-                self._jobs.discard(job_id)
+        self._put(job_id, meta, arrays, final=final)
+        if final:
+            self._jobs.discard(job_id)
+
+    def hand_on(self, job_id: str, stage: str, meta: Payload, arrays: list[Any]) -> None:
+        self._put(job_id, meta, arrays, final=False, to=stage)
 
     def failed(self, job_id: str, error: SglError) -> None:
         if job_id in self._jobs:
@@ -116,7 +115,7 @@ class StageLoop:
             # Whatever must not happen inside a step keeps its place in the order of arrival.
             urgent = isinstance(message, Cancel | Credit)
             if self._worker is not None and (
-                urgent or (isinstance(message, Submit) and not self._later)
+                urgent or (isinstance(message, Submit | Fed) and not self._later)
             ):
                 self._take(self._worker, message)
             else:
@@ -124,6 +123,14 @@ class StageLoop:
         self._report()
 
     # -- the loop ---------------------------------------------------------------------------------
+
+    def _put(
+        self, job_id: str, meta: Payload, arrays: list[Any], *, final: bool, to: str = ""
+    ) -> None:
+        if job_id in self._jobs:
+            views = [np.asarray(values) for values in arrays]
+            message = Output(job_id, meta, relay.describe(views), final, to)
+            self._outputs.append((message, views))
 
     def _load(self) -> Worker | None:
         started = time.monotonic()
@@ -152,11 +159,15 @@ class StageLoop:
         self._busy = self._step(worker)
         self._report()
 
-    def _take(self, worker: Worker, message: ToStage) -> None:
+    def _take(self, worker: Worker, message: Received) -> None:
         match message:
             case Submit(job_id, payload):
                 self._jobs.add(job_id)
                 worker.submit(job_id, payload)
+            case Fed(job_id, meta, arrays):
+                assert isinstance(worker, Downstream), "the app feeds a stage that takes nothing"
+                self._jobs.add(job_id)
+                worker.feed(job_id, meta, arrays)
             case Cancel(job_id):
                 self._forget(job_id)
                 worker.cancel(job_id)
@@ -167,8 +178,8 @@ class StageLoop:
                 self._credits += count
             case Shutdown(drain_seconds):
                 self._leave_at = time.monotonic() + drain_seconds
-            case Boot():
-                raise ChannelError("a stage is booted once")
+            case _:
+                raise ChannelError(f"a {type(message).__name__} at the wrong time")
 
     def _step(self, worker: Worker) -> bool:
         try:
@@ -186,17 +197,22 @@ class StageLoop:
             return True
 
     def _report(self) -> None:
-        """Send finished outputs as far as credits reach, and a heartbeat if one is due.
+        """Send outputs as far as credits reach, and a heartbeat if one is due. Those without arrays
+        cost no credit.
 
-        The heartbeat goes first: whoever holds a result finds it in the metrics.
+        The heartbeat goes before a result: whoever holds that finds it in the metrics.
         """
-        if (self._outputs and self._credits) or self._until_beat() <= 0:
+        told = self._until_beat() <= 0
+        if told:
             self._beat()
-        while self._outputs and self._credits:
+        while self._outputs and (self._credits or not self._outputs[0][1]):
             message, arrays = self._outputs.popleft()
+            if message.final and not told:
+                told = True
+                self._beat()
             try:
                 self._channel.send(message, arrays)
-                self._credits -= 1
+                self._credits -= bool(arrays)
             except ChannelError:
                 raise
             except Exception as error:

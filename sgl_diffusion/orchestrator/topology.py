@@ -45,7 +45,8 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class App:
-    """A served model as the coordinator sees it: its stages, the one that takes jobs first."""
+    """A served model as the orchestrator sees it: its stages, the one that takes jobs first. One
+    stage is for a `Coordinator`, several are for a `Graph`."""
 
     name: str
     stages: tuple[StageSpec, ...]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sgl_diffusion.base import env
 from sgl_diffusion.orchestrator import messages, relay
-from sgl_diffusion.orchestrator.channel import QueueChannel
+from sgl_diffusion.orchestrator.channel import Arrays, QueueChannel
 from sgl_diffusion.orchestrator.frames import (
     ChannelClosedError,
     ChannelError,
@@ -31,7 +31,7 @@ from sgl_diffusion.orchestrator.frames import (
     FrameReader,
     FrameWriter,
 )
-from sgl_diffusion.orchestrator.messages import Boot, FromStage, Output, ToStage
+from sgl_diffusion.orchestrator.messages import Boot, Feed, FromStage, Output, ToStage
 from sgl_diffusion.orchestrator.stage_loop import StageLoop, await_boot
 
 # How long a stage that closed its end may take to exit before it counts as stuck.
@@ -54,8 +54,9 @@ class Link(Protocol):
     name: str
     killable: bool
 
-    def send(self, message: ToStage) -> None:
-        """Send without waiting; a message to a stage that is gone is dropped."""
+    def send(self, message: ToStage, arrays: Arrays = ()) -> None:
+        """Send without waiting; a message to a stage that is gone is dropped. Only a `Feed` has
+        arrays."""
 
     def terminate(self) -> None: ...
 
@@ -106,10 +107,14 @@ class _ProcessLink:
         threading.Thread(target=self._wait, name=f"wait-{self.name}", daemon=True).start()
         self.send(boot)
 
-    def send(self, message: ToStage) -> None:
-        if self._socket.fileno() >= 0:
-            self._writer.add(Frame(messages.encode(message)))
-            self._flush()
+    def send(self, message: ToStage, arrays: Arrays = ()) -> None:
+        if self._socket.fileno() < 0:
+            return
+        memory = None
+        if isinstance(message, Feed) and not message.data:
+            memory = relay.pack(arrays, message.arrays)
+        self._writer.add(Frame(messages.encode(message), () if memory is None else (memory,)))
+        self._flush()
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -201,11 +206,11 @@ class _ThreadLink:
         threading.Thread(target=self._run, name=f"stage-{boot.stage}", daemon=True).start()
         self.send(boot)
 
-    def send(self, message: ToStage) -> None:
-        self._channel.put(messages.encode(message))
+    def send(self, message: ToStage, arrays: Arrays = ()) -> None:
+        self._channel.put(messages.encode(message), arrays)
 
     def terminate(self) -> None:
-        self._channel.put(None)
+        self._channel.close()
 
     def kill(self) -> None:
         self.terminate()
@@ -227,7 +232,7 @@ class _ThreadLink:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
-            self._channel.put(None)  # the loop was closed without a stop
+            self._channel.close()  # the loop was closed without a stop
 
     def _received(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
         if not self._over:

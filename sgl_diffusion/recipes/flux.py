@@ -123,6 +123,3 @@ class Flux(ImageRecipe[FluxContext]):
 
     def text_bucket(self, condition: FluxContext) -> int:
         return reference_bucket(condition.text.shape[1], condition.grids)
-
-    def collate(self, conditions: list[FluxContext]) -> FluxContext:
-        return FluxContext.cat(conditions)

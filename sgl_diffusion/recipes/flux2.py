@@ -115,9 +115,6 @@ class Flux2(ImageRecipe[Flux2Context]):
     def text_bucket(self, condition: Flux2Context) -> int:
         return reference_bucket(condition.text.shape[1], condition.grids)
 
-    def collate(self, conditions: list[Flux2Context]) -> Flux2Context:
-        return Flux2Context.cat(conditions)
-
 
 def _mu(tokens: int, steps: int) -> float:
     """The shift of the schedule: between lines fitted at 10 and at 200 steps; large pictures

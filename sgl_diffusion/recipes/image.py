@@ -30,11 +30,18 @@ class ImageVae(Protocol):
     def decode_chunks(self, latents: Tensor) -> Iterator[Tensor]: ...
 
 
-C = TypeVar("C")  # the family's context, of one row or of a batch
+class Context(Protocol):
+    """What the blocks of a family read of conditions, of one row or of a batch."""
+
+    @staticmethod
+    def cat(contexts: Sequence[Any]) -> Any: ...
+
+
+C = TypeVar("C", bound=Context)
 
 
 class ImageRecipe(Generic[C]):
-    """Implements `engine.pipeline.Pipeline` but for `encode`, `text_bucket` and `collate`."""
+    """Implements `engine.pipeline.Pipeline` but for `encode` and `text_bucket`."""
 
     combine: Combine | None = None
     diffusers_class: ClassVar[str]
@@ -85,6 +92,10 @@ class ImageRecipe(Generic[C]):
 
     def expert(self, timestep: float) -> int:
         return 0
+
+    def collate(self, conditions: list[C]) -> C:
+        batch: C = conditions[0].cat(conditions)
+        return batch
 
     def velocity(self, latents: Tensor, timesteps: Tensor, context: C, expert: int) -> Tensor:
         velocity: Tensor = self._transformer(latents, timesteps, context)

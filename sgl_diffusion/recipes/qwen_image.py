@@ -145,9 +145,6 @@ class QwenImage(ImageRecipe[QwenImageContext]):
         """Texts of any length share a batch; references of other sizes do not."""
         return hash(condition.grids)
 
-    def collate(self, conditions: list[QwenImageContext]) -> QwenImageContext:
-        return QwenImageContext.cat(conditions)
-
     def combine(self, with_prompt: Tensor, without: Tensor, scale: Tensor) -> Tensor:
         """Guidance that leaves every token the length it has with the prompt."""
         plain = patchify(with_prompt, PATCH)

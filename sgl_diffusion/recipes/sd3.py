@@ -134,6 +134,3 @@ class Sd3(ImageRecipe[Sd3Context]):
 
     def text_bucket(self, condition: Sd3Context) -> int:
         return condition.text.shape[1]
-
-    def collate(self, conditions: list[Sd3Context]) -> Sd3Context:
-        return Sd3Context.cat(conditions)

@@ -7,7 +7,7 @@ different length share a batch; guidance counts from 0 and adds to the velocity 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -39,30 +39,47 @@ def not_supported(index: ModelIndex) -> str | None:
 
 def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> ZImage:
     """Load every component in its precision and assemble the pipeline."""
+    able = {"tasks": ("T2I",), "edits": "image-to-image", "max_images": 1}
+    return ZImage(*load_parts(index, options, name, ZImageTransformer, **able))
+
+
+class Parts(NamedTuple):
+    """What Z-Image has with and without eyes, in the order in which its recipes take it."""
+
+    card: ModelCard
+    plan: Plan
+    transformer: Any
+    vae: VaeKl
+    scheduler: dict[str, Any]
+    text: TextQwen3
+
+
+def load_parts(
+    index: ModelIndex, options: EngineOptions, name: str, kind: type[nn.Module], **able: Any
+) -> Parts:
+    """Load them, with a transformer of this kind; `able` says on the card what it can do."""
     params = ZImageParams.from_config(transformer_config(index))
     plan = Plan.of(options, head_dim=params.attention_head_dim)
-    transformer = plan.load_dit(ZImageTransformer, params, RULES, index)
+    transformer = plan.load_dit(kind, params, RULES, index)
     text = TextQwen3.load(index, dtype=plan.text, device=plan.device)
     vae = VaeKl.load(index, dtype=plan.vae, device=plan.device)
     scheduler = scheduler_config(index)
     card = plan.card(
         index,
         name,
-        defaults_of(scheduler),
+        _defaults(scheduler),
         family="z-image",
-        tasks=("T2I",),
         size_multiple=2 * vae.spatial_factor,
         guidance_offset=1.0,
-        edits="image-to-image",
-        max_images=1,
         masks=True,
         previews=True,
         lora_targets=("transformer",),
+        **able,
     )
-    return ZImage(card, plan, transformer, vae, scheduler, text)
+    return Parts(card, plan, transformer, vae, scheduler, text)
 
 
-def defaults_of(scheduler: Mapping[str, Any]) -> SamplingDefaults:
+def _defaults(scheduler: Mapping[str, Any]) -> SamplingDefaults:
     turbo = float(scheduler.get("shift", TURBO_SHIFT)) <= TURBO_SHIFT
     return TURBO if turbo else BASE
 
@@ -96,6 +113,3 @@ class ZImage(ImageRecipe[ZImageContext]):
     def text_bucket(self, condition: ZImageContext) -> int:
         """Captions of any length share a batch."""
         return 0
-
-    def collate(self, conditions: list[ZImageContext]) -> ZImageContext:
-        return ZImageContext.cat(conditions)

@@ -23,9 +23,9 @@ from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.z_image import ZImageParams
 from sgl_diffusion.models.z_image_omni import OmniContext, ZImageOmniTransformer
 from sgl_diffusion.models.z_image_weights import RULES
-from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
+from sgl_diffusion.recipes.common import Plan, reason_against, transformer_config
 from sgl_diffusion.recipes.image import ImageRecipe, cropped, shrunk
-from sgl_diffusion.recipes.z_image import defaults_of
+from sgl_diffusion.recipes.z_image import load_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,28 +47,10 @@ def not_supported(index: ModelIndex) -> str | None:
 
 def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> ZImageOmni:
     """Load every component in its precision and assemble the pipeline."""
-    params = ZImageParams.from_config(transformer_config(index))
-    plan = Plan.of(options, head_dim=params.attention_head_dim)
-    transformer = plan.load_dit(ZImageOmniTransformer, params, RULES, index)
-    text = TextQwen3.load(index, dtype=plan.text, device=plan.device)
-    eyes = VisionSiglip2.load(index, dtype=plan.text, device=plan.device)
-    vae = VaeKl.load(index, dtype=plan.vae, device=plan.device)
-    scheduler = scheduler_config(index)
-    card = plan.card(
-        index,
-        name,
-        defaults_of(scheduler),
-        family="z-image",
-        tasks=("T2I", "TI2I"),
-        size_multiple=2 * vae.spatial_factor,
-        guidance_offset=1.0,
-        edits="native",
-        max_images=_MOST_PICTURES,
-        masks=True,
-        previews=True,
-        lora_targets=("transformer",),
-    )
-    return ZImageOmni(card, plan, transformer, vae, scheduler, text, eyes)
+    able = {"tasks": ("T2I", "TI2I"), "edits": "native", "max_images": _MOST_PICTURES}
+    parts = load_parts(index, options, name, ZImageOmniTransformer, **able)
+    eyes = VisionSiglip2.load(index, dtype=parts.plan.text, device=parts.plan.device)
+    return ZImageOmni(*parts, eyes)
 
 
 class ZImageOmni(ImageRecipe[OmniContext]):
@@ -108,9 +90,6 @@ class ZImageOmni(ImageRecipe[OmniContext]):
     def text_bucket(self, condition: OmniContext) -> int:
         """Captions of any length share a batch; pictures of other sizes do not."""
         return hash(condition.grids)
-
-    def collate(self, conditions: list[OmniContext]) -> OmniContext:
-        return OmniContext.cat(conditions)
 
 
 def pieces(prompt: str, pictures: int) -> list[str]:

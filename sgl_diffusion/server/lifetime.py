@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -61,7 +62,7 @@ class Run:
 
     def __init__(
         self,
-        client: Door,
+        client: Door[Any],
         server: Server,
         drain_seconds: float,
         refuse: Callable[[], None],

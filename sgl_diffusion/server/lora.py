@@ -28,7 +28,7 @@ async def set_lora(request: Request, context: Context) -> dict[str, Any]:
     """Replace the set of adapters that all jobs have."""
     wanted = await _read(request, context, SetLora)
     settings = allow_paths(request, context, wanted.settings(), "lora_path")
-    report = await context.client.loras.set(settings, wanted.merge_mode)
+    report = await context.client.loras.set(settings, wanted.merge_mode or "auto")
     names = ", ".join(setting.nickname for setting in settings)
     targets = ", ".join(dict.fromkeys(setting.target for setting in settings))
     strengths = ", ".join(f"{setting.strength:.2f}" for setting in settings)

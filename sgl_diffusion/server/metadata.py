@@ -12,10 +12,11 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.server.media import SETTINGS_KEY, exif_comment
 
 if TYPE_CHECKING:
+    from sgl_diffusion.base.lora import LoraUse
     from sgl_diffusion.base.params import ResolvedParams
 
 # Paths of this server; a reader of the file has no use for them.
-_PRIVATE = ("images", "mask", "seeds")
+_PRIVATE = ("images", "mask", "seeds", "loras")
 
 
 def settings_text(params: ResolvedParams, model: str, index: int = 0) -> str:
@@ -25,10 +26,18 @@ def settings_text(params: ResolvedParams, model: str, index: int = 0) -> str:
         "software": f"sgl_diffusion {__version__}",
         "model": model,
         **given,
+        "loras": [_shown(use) for use in params.loras],
         **_pictures(params),
         "seed": params.seeds[index],
     }
     return json.dumps(settings, ensure_ascii=False)
+
+
+def _shown(use: LoraUse) -> dict[str, Any]:
+    """What of an adapter means the same elsewhere: not where it lies on this machine."""
+    hidden = {"accepted", "local"} if use.local is False else {"accepted", "local", "path"}
+    said = {name: value for name, value in asdict(use).items() if name not in hidden}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _pictures(params: ResolvedParams) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +22,7 @@ from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
 from sgl_diffusion.server.schemas import answers
-from sgl_diffusion.server.schemas.lora import NICKNAME, PATH
+from sgl_diffusion.server.schemas.lora import NICKNAME
 from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
 
 router = APIRouter()
@@ -40,15 +42,15 @@ _NARROWER: dict[str, Schema] = {
     "seed": {"minimum": 0, "maximum": MAX_SEED},
     "size": {"pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto|)$"},
     "lora_nickname": {"pattern": NICKNAME},
-    "lora_path": {"pattern": PATH},
-    "lora_weight_name": {"pattern": PATH},
-    "lora_alpha": {"exclusiveMinimum": 0, "maximum": 1e6},
     "target": {"pattern": f"^({'|'.join(TARGETS)})$"},
     "seconds": {"minimum": 1, "maximum": 3600, "pattern": "^0{0,4}[1-9][0-9]{0,3}$"},
 }
-# Fields whose types only our own code knows.
+# The model makes opaque pictures only: what a request may say, and what the field takes to refuse.
+_OPAQUE: Schema = {"type": "string", "enum": ["auto", "opaque"]}
+# Fields whose types only our own code knows, or whose values nobody serves.
 _PICTURE: Schema = {"type": "string", "description": "URL or data URL of a picture."}
 _OTHER: dict[str, Schema] = {
+    "background": _OPAQUE,
     "input_reference": {
         "anyOf": [
             _PICTURE,
@@ -59,16 +61,41 @@ _OTHER: dict[str, Schema] = {
                 "additionalProperties": False,
             },
         ]
-    }
+    },
 }
 _FILE: Schema = {"type": "string", "format": "binary"}
 _FORM_FIELDS: dict[str, Schema] = {
+    "background": _OPAQUE,
     "image": {"anyOf": [{"type": "array", "items": _FILE, "minItems": 1}]},
     "input_reference": _FILE,
     "lora": {"type": "string", "contentMediaType": "application/json"},
     "mask": _FILE,
     "url": {"anyOf": [{"type": "array", "items": _PICTURE, "minItems": 1}]},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """What an app serves. `narrower` are rules that the served model or our own texts check later
+    than the types of the request models, `other` and `form` whole schemas of fields in JSON and in
+    forms; routes in `refused` never succeed."""
+
+    title: str
+    operations: Mapping[str, Operation]
+    refused: Set[str] = frozenset()
+    narrower: Mapping[str, Schema] = field(default_factory=dict)
+    other: Mapping[str, Schema] = field(default_factory=dict)
+    form: Mapping[str, Schema] = field(default_factory=dict)
+
+
+PICTURES = Surface(
+    title="sgl_diffusion",
+    operations=OPERATIONS,
+    refused=REFUSED,
+    narrower=_NARROWER,
+    other=_OTHER,
+    form=_FORM_FIELDS,
+)
 
 
 @router.get("/openapi.json")
@@ -80,15 +107,16 @@ def path_of(route_path: str) -> str:
     return re.sub(r"\{(\w+):path\}", r"{\1}", route_path)
 
 
-def document(*, secured: bool) -> dict[str, Any]:
+def document(surface: Surface = PICTURES, *, secured: bool) -> dict[str, Any]:
     components: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for key, row in OPERATIONS.items():
+    for key, row in surface.operations.items():
         method, _, path = key.partition(" ")
-        paths.setdefault(path, {})[method.lower()] = _operation(key, row, components, secured)
+        described = _operation(surface, key, row, components, secured)
+        paths.setdefault(path, {})[method.lower()] = described
     found: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "sgl_diffusion", "version": __version__},
+        "info": {"title": surface.title, "version": __version__},
         "paths": paths,
         "components": {"schemas": components},
     }
@@ -98,7 +126,7 @@ def document(*, secured: bool) -> dict[str, Any]:
 
 
 def _operation(
-    key: str, row: Operation, components: dict[str, Any], secured: bool
+    surface: Surface, key: str, row: Operation, components: dict[str, Any], secured: bool
 ) -> dict[str, Any]:
     path = key.partition(" ")[2]
     parameters = [
@@ -110,11 +138,11 @@ def _operation(
         "summary": row.summary,
         "operationId": re.sub(r"\W+", "_", key).strip("_").lower(),
         "parameters": parameters,
-        "responses": _responses(key, row, components),
+        "responses": _responses(row, components, refused=key in surface.refused),
     }
     if row.request is not None:
         content = {
-            kind: {"schema": _request(row.request, components, form=kind == FORM)}
+            kind: {"schema": _request(surface, row.request, components, form=kind == FORM)}
             for kind in row.kinds
         }
         described["requestBody"] = {"required": True, "content": content}
@@ -123,12 +151,12 @@ def _operation(
     return described
 
 
-def _responses(key: str, row: Operation, components: dict[str, Any]) -> dict[str, Any]:
+def _responses(row: Operation, components: dict[str, Any], *, refused: bool) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": _answer(answers.Error, components)}}}
     codes = {403, 429, 431, 500, 503, *row.errors} | (set() if row.public else {401})
     codes |= {400, 413, 415} if row.request is not None else set()
     responses: dict[str, Any] = {}
-    if key not in REFUSED:
+    if not refused:
         schema: Schema = {"type": "string"}
         if isinstance(row.answer, dict):
             schema = row.answer
@@ -155,17 +183,19 @@ def _add(name: str, schema: Schema, components: dict[str, Any]) -> str:
     return _REF.format(model=name)
 
 
-def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool = False) -> Schema:
+def _request(
+    surface: Surface, kind: type[RequestBody], components: dict[str, Any], *, form: bool = False
+) -> Schema:
     """The fields of a request model, those accepted at neutral values, and the containers.
 
     A form says "not given" by leaving a field out: it knows no null."""
     schema = kind.model_json_schema(ref_template=_REF)
     properties, required = schema["properties"], schema.get("required", [])
-    other = _FORM_FIELDS if form else _OTHER
+    other = surface.form if form else surface.other
     for name in set(properties) & set(other):
         properties[name] = copy.deepcopy(other[name])
     for name, found in properties.items():
-        _narrow(found, _NARROWER.get(name, {}))
+        _narrow(found, surface.narrower.get(name, {}))
         if name not in required:
             properties[name] = _without_null(found) if form else _nullable(found)
     for name, values in kind.neutral.items():
@@ -175,7 +205,8 @@ def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool 
         if name in properties:
             properties[spelling] = properties[name]
     if form:
-        _spread_lists(properties)
+        twice = _spread_lists(properties)
+        schema["allOf"] = [{"not": {"required": names}} for names in twice]
         if "image" in properties:
             ways = ("image", "image[]", "url", "url[]")
             schema["anyOf"] = [{"required": [name]} for name in ways]
@@ -186,8 +217,10 @@ def _request(kind: type[RequestBody], components: dict[str, Any], *, form: bool 
     return {"$ref": _add(kind.__name__ + ("Form" if form else ""), schema, components)}
 
 
-def _spread_lists(properties: dict[str, Schema]) -> None:
-    """A form repeats `name[]` for the items of a list."""
+def _spread_lists(properties: dict[str, Schema]) -> list[list[str]]:
+    """A form repeats `name[]` for the items of a list. Returns the pairs of names of which a form
+    has one: a number, or a list of them."""
+    pairs = []
     for name, found in list(properties.items()):
         branches = found.get("anyOf", [])
         lists = [branch for branch in branches if branch.get("type") == "array"]
@@ -195,6 +228,9 @@ def _spread_lists(properties: dict[str, Schema]) -> None:
             rest = [branch for branch in branches if branch not in lists]
             properties[name] = {**found, "anyOf": rest or lists}
             properties[f"{name}[]"] = lists[0]
+            if rest:
+                pairs.append([name, f"{name}[]"])
+    return pairs
 
 
 def _narrow(schema: Schema, rules: Schema) -> None:

@@ -15,9 +15,10 @@ from PIL import Image
 
 from sgl_diffusion.ar.prompt import Reader
 from sgl_diffusion.ar.senses import Senses
+from sgl_diffusion.ar.stages.part import ChatLimits, Setting
 from sgl_diffusion.ar.thinker import load_thinker, places_of
 from sgl_diffusion.ar.towers import Towers
-from sgl_diffusion.ar.worker import ChatLimits, ChatWorker
+from sgl_diffusion.ar.worker import ChatWorker
 from sgl_diffusion.base.chat import ChatMessage, ChatParams, Part, TextSampling
 from tests.engine.outbox import RecordingOutbox
 
@@ -28,9 +29,14 @@ GREEDY = TextSampling(temperature=0.0, max_tokens=12)
 
 def open_worker(folder: Path, **limits: int) -> tuple[ChatWorker, RecordingOutbox]:
     outbox = RecordingOutbox()
-    worker = ChatWorker(
-        folder, "tiny", replace(LIMITS, **limits), outbox, device=CPU, dtype=torch.float32
+    setting = Setting(
+        folder=folder,
+        name="tiny",
+        limits=replace(LIMITS, **limits),
+        device=CPU,
+        dtype=torch.float32,
     )
+    worker = ChatWorker(setting, outbox)
     worker.load()
     outbox.steps.clear()
     return worker, outbox
@@ -61,6 +67,11 @@ def submit(worker: ChatWorker, job_id: str, params: ChatParams) -> None:
 def run(worker: ChatWorker) -> None:
     while worker.step():
         pass
+
+
+def part(worker: ChatWorker, name: str) -> Any:
+    """One stage, to look into."""
+    return worker.parts[name]
 
 
 def tokens_of(outbox: RecordingOutbox, job_id: str) -> list[int]:
@@ -94,7 +105,7 @@ class Oracle:
 
     def __init__(self, folder: Path) -> None:
         self.model = load_thinker(folder, dtype=torch.float32, device=CPU)
-        self._reader = Reader.load(folder, places_of(self.model))
+        self._reader = Reader.load(folder, places_of(self.model.config))
         self._senses = Senses.load(folder)
 
     def answer(self, params: ChatParams) -> list[int]:

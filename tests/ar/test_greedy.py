@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgl_diffusion.base.chat import ChatParams
-from tests.ar.chats import ask, make_media, open_worker, oracle, run, submit, tokens_of
+from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_alone(tiny_omni: Path, media: dict[str, Path]) -> None:
         submit(worker, name, params)
         run(worker)
         assert tokens_of(outbox, name) == oracle(tiny_omni).answer(params), name
-    assert set(worker._batch.steps) == {1}
+    assert set(part(worker, "thinker").batch.steps) == {1}
     assert len({tuple(tokens_of(outbox, name)) for name in outbox.meta}) == len(outbox.meta)
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ar import speech
+from sgl_diffusion.ar.qwen3_talker import Qwen3Talker
+from sgl_diffusion.ar.qwen3_vocoder import Qwen3Vocoder
 from sgl_diffusion.ar.speech import SpeechBatch, SpeechRow
-from sgl_diffusion.ar.talker import SpeechTokens, Talker
-from sgl_diffusion.ar.vocoder import Vocoder
+from sgl_diffusion.ar.talker import Manner
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +27,40 @@ class Stage:
     """A batch, and what it said."""
 
     def __init__(self, omni: Any) -> None:
-        embed = omni.thinker.get_input_embeddings()
-        self.talker = Talker(omni.talker, embed, SpeechTokens.of(omni.config), rows=4)
+        self._omni = omni
+        self.talker = Qwen3Talker(omni.talker, rows=4)
+        self._vocoder = Qwen3Vocoder(omni.code2wav, ("ethan",))
+        self._streams: dict[SpeechRow, Any] = {}
         self.said: dict[SpeechRow, list[Tensor]] = {}
-        self.batch = SpeechBatch(self.talker, Vocoder(omni.code2wav), self._hear)
+        self.batch = SpeechBatch(self.talker, self._hear)
 
-    def _hear(self, row: SpeechRow, samples: Tensor) -> None:
-        self.said.setdefault(row, []).append(samples)
+    def _hear(self, row: SpeechRow, codes: Tensor) -> None:
+        stream = self._streams.setdefault(row, self._vocoder.stream("ethan", row.seed))
+        self.said.setdefault(row, []).append(stream.add(codes))
 
-    def begin(self, asked: list[int], *, seed: int = 0, **more: Any) -> SpeechRow:
-        heard = torch.zeros(len(asked), dtype=torch.bool)
-        voice = self.talker.voices()["ethan"]
-        opening = self.talker.opening(asked, torch.empty(0), heard, [1, 2, 3], 50, voice)
-        positions = torch.arange(len(opening))[None].expand(3, -1)
-        row = SpeechRow(opening, positions, shift=0, seed=seed, piece=5, **more)
+    def embedded(self, *tokens: int) -> Tensor:
+        vectors: Tensor = self._omni.thinker.get_input_embeddings()(torch.tensor(tokens))
+        return vectors.detach()
+
+    def words(self, tokens: list[int]) -> Tensor:
+        return self.talker.words(self.embedded(*tokens))
+
+    def begin(self, asked: list[int], *, seed: int = 0) -> SpeechRow:
+        none, first = self._omni.config.tts_pad_token_id, self._omni.config.tts_bos_token_id
+        opening = [
+            self.embedded(*asked),
+            torch.zeros(len(asked), dtype=torch.bool),
+            torch.empty(0),
+            self.embedded(1, 2, 3, none, none, none, none, first, 50),
+            self.embedded(none)[0],
+            torch.arange(len(asked) + 9).expand(3, -1),
+        ]
+        row = SpeechRow(self.talker.opening(opening, 0, "ethan"), seed, Manner(), piece=5)
         self.batch.add(row)
         return row
 
     def end(self, row: SpeechRow) -> None:
-        row.tell(self.talker.last_word()[None], 0)
+        row.tell(self.words([self._omni.config.tts_eos_token_id]), 0)
         row.told_all = True
 
     def run(self) -> None:
@@ -58,7 +74,7 @@ class Stage:
 def alone(omni: Any, asked: list[int], words: list[int], seed: int) -> Tensor:
     stage = Stage(omni)
     row = stage.begin(asked, seed=seed)
-    row.tell(stage.talker.words(words), 3)
+    row.tell(stage.words(words), 3)
     stage.end(row)
     stage.run()
     return stage.sound(row)
@@ -78,7 +94,7 @@ def test_words_that_come_late_and_company_change_nothing(
     for index in range(5):
         for key, row in rows.items():
             if index < len(words[key]):
-                row.tell(stage.talker.words(words[key][index : index + 1]), 3 * (index == 0))
+                row.tell(stage.words(words[key][index : index + 1]), 3 * (index == 0))
         stage.batch.step()
         stage.batch.step()
         if index == 2:
@@ -100,9 +116,9 @@ def test_words_that_come_late_and_company_change_nothing(
 def test_speech_ends_at_the_cap_of_its_text(omni: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "FRAMES_FREE", 4)
     stage = Stage(omni)
-    stage.talker.end = -1
+    stage.talker.ends = frozenset()
     row = stage.begin([60, 61])
-    row.tell(stage.talker.words([80]), characters=2)
+    row.tell(stage.words([80]), characters=2)
     stage.end(row)
     stage.run()
     assert row.finish_reason == "length"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgl_diffusion.ar import speech
 from sgl_diffusion.base.chat import ChatParams, Speech
-from tests.ar.chats import ask, make_media, open_worker, oracle, run, submit, tokens_of
+from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
 
 FRAMES = 12
 GREEDY = Speech(voice="ethan", temperature=0.0, max_frames=FRAMES)
@@ -90,8 +90,8 @@ def test_sound_goes_out_before_the_text_is_done(worker: Any) -> None:
     assert tokens_of(outbox, "stream") == tokens_of(outbox, "whole")
     (sound,) = outbox.outputs["whole"]
     torch.testing.assert_close(streamed(outbox, "stream"), sound, atol=1e-4, rtol=0)
-    usage = outbox.meta["whole"]["usage"]
-    assert usage["audio_tokens"] == FRAMES and usage["completion_tokens"] == 16
+    meta = outbox.meta["whole"]
+    assert meta["frames"] == FRAMES and meta["usage"]["completion_tokens"] == 16
 
 
 def test_a_seed_gives_the_same_sound_and_another_seed_another(worker: Any) -> None:
@@ -122,11 +122,11 @@ def test_speech_that_does_not_stop_ends_at_the_cap(
 ) -> None:
     chat, outbox = worker
     monkeypatch.setattr(speech, "FRAMES_FREE", 3)
-    monkeypatch.setattr(chat._speaker._talker, "end", -1)
+    monkeypatch.setattr(part(chat, "talker").talker, "ends", frozenset())
     endless = Speech(voice="ethan")
     submit(chat, "endless", ask("read", speech=endless, script="ab"))
     run(chat)
-    assert outbox.meta["endless"]["usage"]["audio_tokens"] == 3 + 2 * speech.FRAMES_PER_CHARACTER
+    assert outbox.meta["endless"]["frames"] == 3 + 2 * speech.FRAMES_PER_CHARACTER
 
 
 def test_more_speech_than_rows_waits_its_turn_and_cancelled_speech_leaves(worker: Any) -> None:
@@ -140,9 +140,10 @@ def test_more_speech_than_rows_waits_its_turn_and_cancelled_speech_leaves(worker
         chat.cancel(name)
     run(chat)
     assert [name in outbox.outputs for name in names] == [i % 2 == 1 for i in range(7)]
-    speaker = chat._speaker
-    assert chat.running() == 0 and speaker._talker.kv.slots == [] and not speaker._rows
-    assert not speaker._batch._rows and not speaker._batch._waiting
+    talking, sounding = part(chat, "talker"), part(chat, "code2wav")
+    assert chat.running() == 0 and talking.talker.kv.slots == []
+    assert not talking.batch.rows and not talking.batch.waiting and not talking._of
+    assert not talking._jobs and not sounding._jobs and not sounding._waiting
 
 
 def test_choices_are_spoken_apart(worker: Any) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ar.talker import SpeechTokens, Talker, less_of_the_same
+from sgl_diffusion.ar.qwen3_talker import Qwen3Talker
+from sgl_diffusion.ar.talker import less_of_the_same
 
 STEPS = 14
 
@@ -67,28 +68,34 @@ def test_codes_are_those_of_generate(
         conversation(tiny_qwen3_omni, text) for text in ("a red fox", "the sea and a big boat")
     ]
     truths = [truth(omni, prompt, monkeypatch) for prompt in prompts]
-    talker = Talker(
-        omni.talker,
-        omni.thinker.get_input_embeddings(),
-        SpeechTokens.of(omni.config),
-        rows=2,
-    )
-    logits, states, trailing, frames = [], [], [], []
+    talker = Qwen3Talker(omni.talker, rows=2)
+    embed = omni.thinker.get_input_embeddings()
+
+    def vectors(*tokens: int) -> Tensor:
+        found: Tensor = embed(torch.tensor(tokens)).detach()
+        return found
+
+    config = omni.config
+    none = config.tts_pad_token_id
+    logits, states, trailing, frames, silences = [], [], [], [], []
     for prompt, (text, _) in zip(prompts, truths, strict=True):
-        start = max(i for i, token in enumerate(prompt) if token == omni.config.im_start_token_id)
-        opening = talker.opening(
-            prompt[:start],
-            torch.empty(0),
+        start = max(i for i, token in enumerate(prompt) if token == config.im_start_token_id)
+        role = prompt[start : start + 3]
+        told = [
+            vectors(*prompt[:start]),
             torch.zeros(start, dtype=torch.bool),
-            prompt[start : start + 3],
-            text[0],
-            talker.voices()["ethan"],
-        )
-        positions = torch.arange(len(opening))[None].expand(3, -1)
-        first, state = talker.prefill(talker.kv.take(), opening, positions)
+            torch.empty(0),
+            vectors(*role, none, none, none, none, config.tts_bos_token_id, text[0]),
+            vectors(none)[0],
+            torch.arange(start + 9).expand(3, -1),
+        ]
+        opening = talker.opening(told, 0, "ethan")
+        first, state = talker.prefill(talker.kv.take(), opening)
         logits.append(first)
         states.append(state)
-        trailing.append([*talker.words(text[1:-1]), talker.last_word()])
+        silences.append(opening.silence)
+        said = vectors(*text[1:-1], config.tts_eos_token_id)
+        trailing.append([*talker.words(said)])
         frames.append([])
     history: list[list[int]] = [[], []]
     for step in range(STEPS - 1):
@@ -101,7 +108,9 @@ def test_codes_are_those_of_generate(
         )
         for row in range(2):
             frames[row].append(codes[row])
-        words = [rest[step] if step < len(rest) else talker.no_word() for rest in trailing]
+        words = [
+            rest[step] if step < len(rest) else silences[row] for row, rest in enumerate(trailing)
+        ]
         at = torch.tensor([slot.length for slot in talker.kv.slots])
         logits, states = talker.decode(total + torch.stack(words), at, [True, True])
     for row, (_, expected) in enumerate(truths):

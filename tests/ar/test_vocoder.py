@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_diffusion.ar.vocoder import SoundStream, Vocoder
+from sgl_diffusion.ar.qwen3_vocoder import Qwen3Vocoder
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_any_cut_gives_the_whole_decode(code2wav: Any, pieces: tuple[int, ...]) 
     codes = torch.randint(0, 1000, (4, 100), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole = code2wav(codes[None])[0, 0]
-    stream = SoundStream(Vocoder(code2wav))
+    stream = Qwen3Vocoder(code2wav, ("ethan",)).stream("ethan", 0)
     sound = torch.cat([stream.add(piece) for piece in codes.split(pieces, dim=1)])
     assert sound.shape == whole.shape
     assert 0.01 < float(whole.std()) and float(whole.abs().max()) < 1.0
@@ -38,11 +38,11 @@ def test_the_convolutions_look_back_no_further(code2wav: Any) -> None:
     codes = torch.randint(0, 1000, (4, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole = model(codes[None])[0, 0].float()
-    vocoder = Vocoder(model)
+    vocoder = Qwen3Vocoder(model, ("ethan",))
     errors = {}
     for back in (vocoder.back, vocoder.back - 2):
         vocoder.back = back
-        stream = SoundStream(vocoder)
+        stream = vocoder.stream("ethan", 0)
         sound = torch.cat([stream.add(piece) for piece in codes.split(15, dim=1)])
         errors[back] = float((sound - whole).abs().max())
     enough, short = errors.values()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgl_diffusion.ar import batch
-from tests.ar.chats import ask, make_media, open_worker, oracle, run, submit, tokens_of
+from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
 
 STORY = "a cat and a dog in a small boat on the river at the old house with a big red moon " * 4
 
@@ -168,7 +168,7 @@ def test_cancelled_jobs_leave_at_any_point(tiny_qwen3_omni: Path, media: dict[st
         run(worker)
         assert tokens_of(outbox, kept) == answer, steps
         assert gone not in outbox.outputs and not outbox.errors
-    assert worker.running() == 0 and worker._thinker.kv.slots == []
+    assert worker.running() == 0 and part(worker, "thinker").thinker.kv.slots == []
 
 
 def test_refusals_say_what_is_wrong_and_the_worker_goes_on(

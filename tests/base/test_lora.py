@@ -57,6 +57,11 @@ def test_a_mismatch_says_which_list_has_how_many(given, param, text):
         ({"lora_nickname": ["a", "a"], "target": ["all", "transformer_2"]}, "lora_twice"),
         ({"lora_path": " "}, "lora_path_not_allowed"),
         ({"lora_path": "a\0b"}, "lora_path_not_allowed"),
+        ({"lora_weight_name": " "}, "invalid_value"),
+        ({"lora_revision": "../../x"}, "invalid_value"),
+        ({"lora_revision": "/etc"}, "invalid_value"),
+        ({"lora_revision": "v1\n"}, "invalid_value"),
+        ({"lora_revision": "v" * 201}, "invalid_value"),
     ],
 )
 def test_what_cannot_be_meant(given, code):
@@ -80,9 +85,20 @@ def test_one_adapter_may_have_a_strength_for_each_expert():
         ([LoraUse(nickname="a", strength=-101)], "out_of_range"),
         ([LoraUse(nickname=f"a{i}") for i in range(17)], "out_of_range"),
         ([LoraUse(nickname="a", path="")], "lora_path_not_allowed"),
+        ([LoraUse(nickname="a", alpha=0.0)], "out_of_range"),
+        ([LoraUse(nickname="a", alpha=math.nan)], "not_finite"),
+        ([LoraUse(nickname="a", weight_name="\0")], "invalid_value"),
+        ([LoraUse(nickname="a", revision="a..b")], "invalid_value"),
     ],
 )
 def test_adapters_of_a_request(uses, code):
     with pytest.raises(RequestError) as caught:
         check_uses(uses)
     assert (caught.value.code, caught.value.param) == (code, "lora")
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0.2", "refs/pr/12", "feature/a-b_c", "e" * 40])
+def test_revisions_of_a_hub(revision):
+    check_uses([LoraUse(nickname="a", path="org/name", revision=revision)])
+    (setting,) = line_up_settings(lora_nickname="a", lora_path="o/n", lora_revision=revision)
+    assert setting.revision == revision

@@ -67,14 +67,24 @@ def tiny_omni(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def build_qwen3(folder: Path, *, seed: int = 0) -> Path:
+def build_qwen3(folder: Path, *, seed: int = 0, width: int = 64, layers: int = 3) -> Path:
+    """Wider and deeper ones are for benchmarks."""
     from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration
 
     tokenizer = _tokenizer("qwen3-omni")
     ids = _ids(tokenizer, "qwen3-omni")
     rope = {**_ROPE, "interleaved": True, "mrope_interleaved": True}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": width // 2,
+    }
+    heads = {
+        "num_attention_heads": width // 16,
+        "num_key_value_heads": width // 32,
+        "head_dim": 16,
+    }
+    spoken = width * 3 // 4
     shared = {
         key: ids[key]
         for key in (
@@ -93,7 +103,7 @@ def build_qwen3(folder: Path, *, seed: int = 0) -> Path:
             "encoder_ffn_dim": 64,
             "n_window": 50,
             "n_window_infer": 100,
-            "output_dim": 64,
+            "output_dim": width,
             "downsample_hidden_size": 16,
         },
         "vision_config": {
@@ -101,15 +111,15 @@ def build_qwen3(folder: Path, *, seed: int = 0) -> Path:
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_heads": 2,
-            "out_hidden_size": 64,
+            "out_hidden_size": width,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
         "text_config": {
             "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
+            "hidden_size": width,
+            "intermediate_size": width * 3 // 2,
+            "num_hidden_layers": layers,
             "rope_parameters": rope,
             **heads,
             **experts,
@@ -122,24 +132,24 @@ def build_qwen3(folder: Path, *, seed: int = 0) -> Path:
     talker = {
         "text_config": {
             "vocab_size": 1200,
-            "hidden_size": 48,
-            "intermediate_size": 64,
-            "shared_expert_intermediate_size": 32,
-            "num_hidden_layers": 2,
+            "hidden_size": spoken,
+            "intermediate_size": width,
+            "shared_expert_intermediate_size": width // 2,
+            "num_hidden_layers": max(layers // 2, 2),
             "rope_parameters": rope,
             **heads,
             **experts,
         },
         "code_predictor_config": {
             "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 64,
+            "hidden_size": spoken,
+            "intermediate_size": width,
             "num_hidden_layers": 2,
             "num_code_groups": 4,
             **heads,
         },
         "num_code_groups": 4,
-        "thinker_hidden_size": 64,
+        "thinker_hidden_size": width,
         "accept_hidden_layer": 1,
         "spatial_merge_size": 2,
         "codec_eos_token_id": 1190,
@@ -236,6 +246,7 @@ def build_qwen25(folder: Path, *, seed: int = 0) -> Path:
             "num_attention_heads": 2,
             "head_dim": 16,
             "emb_dim": 16,
+            "block_size": 8,
             "look_ahead_layers": [1],
             "look_backward_layers": [0, 2],
             "num_embeds": 193,
@@ -306,7 +317,11 @@ def _save(folder: Path, model: Any, tokenizer: Any, seed: int, *, patch: int) ->
 
     logging.disable_progress_bar()
     # Answers that vary, and sound that is not cut off at full loudness.
-    gains = {"thinker__lm_head__weight": 4.0, "code2wav__decoder__6__conv__weight": 0.005}
+    gains = {
+        "thinker__lm_head__weight": 4.0,
+        "code2wav__decoder__6__conv__weight": 0.005,
+        "token2wav__code2wav_bigvgan_model__conv_post__weight": 0.005,
+    }
     draw_weights(model, torch.Generator().manual_seed(seed), **gains)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.eos_token_id = end

@@ -28,8 +28,11 @@ def test_a_generator_takes_and_gives_back_adapters(tiny_wan_a: Path, file: Path)
         assert active["transformer"][0]["nickname"] == "ink"
         merged = generator.generate("a fox", **SMALL).frames
         assert not np.array_equal(merged, base)
-        generator.unmerge_lora()
+        generator.unmerge_lora_weights()
         assert np.array_equal(generator.generate("a fox", **SMALL).frames, base)
+        generator.merge_lora_weights(strength=0.8)
+        assert np.array_equal(generator.generate("a fox", **SMALL).frames, merged)
+        generator.unmerge_lora_weights()
         own = generator.generate("a fox", loras=[{"nickname": "ink", "strength": 0.8}], **SMALL)
         assert np.abs(own.frames.astype(int) - merged.astype(int)).max() <= 1
         assert [known["nickname"] for known in generator.list_loras()["loaded_adapters"]] == ["ink"]
@@ -51,7 +54,10 @@ def test_generate_begins_with_adapters(
 
     plain = made()
     ink = made("--lora-path", str(file), "--lora-nickname", "ink", "--lora-scale", "0.5")
-    assert ink not in (plain, made("--lora-path", str(file)))
+    whole = made("--lora-path", str(file))
+    assert ink not in (plain, whole)
+    twice = str(2 * 0.6 * 4)  # the alpha of the file is 0.6 times its rank of 4
+    assert made("--lora-path", str(file), "--lora-scale", "0.5", "--lora-alpha", twice) == whole
     command = ["generate", "--prompt", "a fox", "--model-path", str(tiny_wan_a)]
     code = ConfigError.exit_code
     assert main([*command, "--lora-scale", "0.5"]) == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
@@ -14,6 +15,9 @@ from typing import Any
 import av
 import httpx
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from tests.e2e.server import ROOT, Server
 from tests.recipes.test_wan_lora import write
@@ -33,9 +37,11 @@ def no_set(server: Server) -> None:
 
 
 def image(server: Server, **more: Any) -> str:
+    """The pixels as a digest; the file also names its adapters."""
     answer = server.http.post("/v1/images/generations", json={**SMALL, **more})
     assert answer.status_code == 200, answer.text
-    return hashlib.sha256(answer.json()["data"][0]["b64_json"].encode()).hexdigest()
+    data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    return hashlib.sha256(Image.open(io.BytesIO(data)).tobytes()).hexdigest()
 
 
 def frames(server: Server, video_id: str) -> list[bytes]:
@@ -115,6 +121,63 @@ def test_what_fails_leaves_everything_as_it_was(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert image(server) == before
     assert call(server, "unmerge_lora_weights").is_success
+
+
+LAYER = "blocks.0.attn1.to_q"  # 64 to 64
+MERGED_ONLY = {
+    "LoHa": {
+        "hada_w1_a": (64, 2),
+        "hada_w1_b": (2, 64),
+        "hada_w2_a": (64, 2),
+        "hada_w2_b": (2, 64),
+    },
+    "LoKr": {"lokr_w1": (8, 8), "lokr_w2": (8, 8)},
+    "DoRA": {"lora_A.weight": (2, 64), "lora_B.weight": (64, 2), "lora_magnitude_vector": (64,)},
+    "full": {"diff": (64, 64), "diff_b": (64,)},
+}
+
+
+@pytest.mark.parametrize("kind", MERGED_ONLY)
+def test_what_can_only_be_merged_is_refused_per_request_by_name(
+    server: Server, tmp_path: Path, kind: str
+) -> None:
+    base = image(server)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        f"transformer.{LAYER}.{part}": torch.rand(*shape, generator=generator)
+        for part, shape in MERGED_ONLY[kind].items()
+    }
+    path = tmp_path / "adapter.safetensors"
+    save_file(tensors, path)
+    own = {"nickname": kind, "path": str(path)}
+    refused = server.http.post("/v1/images/generations", json={**SMALL, "lora": [own]})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "lora_merge_only", "lora")
+    assert f"transformer.{LAYER} ({kind})" in error["message"]
+    assert call(server, "set_lora", lora_nickname=kind, lora_path=str(path)).is_success
+    assert image(server) != base
+    assert call(server, "unmerge_lora_weights").is_success
+    assert image(server) == base
+
+
+def test_a_request_says_which_file_it_means(server: Server, adapters: tuple[Path, Path]) -> None:
+    """Of a folder that holds several, and not another one by a nickname that is taken."""
+    folder, (a, b) = str(adapters[0].parent), (path.name for path in adapters)
+    several = server.http.post(
+        "/v1/images/generations",
+        json={**SMALL, "lora": [{"nickname": "several", "path": folder}]},
+    )
+    assert (several.status_code, several.json()["error"]["code"]) == (400, "invalid_lora")
+    made = {}
+    for name in (a, b):
+        use = {"nickname": f"from {name}", "path": folder, "weight_name": name}
+        made[name] = image(server, lora=[use])
+        alone = {"nickname": f"alone {name}", "path": f"{folder}/{name}"}
+        assert image(server, lora=[alone]) == made[name]
+    assert made[a] != made[b]
+    taken = {"nickname": f"from {a}", "weight_name": b}
+    answer = server.http.post("/v1/images/generations", json={**SMALL, "lora": [taken]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "lora_nickname_taken")
 
 
 def test_running_jobs_end_with_the_weights_they_began_with(

@@ -38,6 +38,9 @@ class RecordingOutbox:
         else:
             self.parts.setdefault(job_id, []).append((meta, arrays))
 
+    def hand_on(self, job_id: str, stage: str, meta: dict[str, Any], arrays: list[Any]) -> None:
+        raise AssertionError("every stage is in this process")
+
     def failed(self, job_id: str, error: SglError) -> None:
         assert job_id not in self.errors and job_id not in self.outputs, "a job ends once"
         self.errors[job_id] = error

@@ -154,8 +154,7 @@ def test_convolutions_and_text_encoders_of_sdxl(sdxl: Engine, tmp_path: Path) ->
     (listed,) = sdxl.worker.control("lora_list", {})["loaded_adapters"]
     assert not listed["unmatched"] and not listed["per_request"]
     with pytest.raises(SglError, match="can only be merged"):
-        use = {"nickname": "a"}
-        sdxl.worker.control("lora_prepare", {"settings": [use], "uses": [use]})
+        sdxl.worker.control("lora_prepare", {"uses": [{"nickname": "a"}]})
     before = _hashes(sdxl)
     assert set(_set(sdxl, "a", 0.5)["active"]) == {"transformer", *parts[1:]}
     sdxl.theirs.set_adapters(["a"], [0.5])

@@ -1,4 +1,4 @@
-"""Adapters on the served image models, merged and per request, against diffusers with PEFT."""
+"""Adapters on every native pipeline class, merged and per request, against diffusers with PEFT."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from torch import Tensor, nn
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.engine.lora.control import lora_control
-from sgl_diffusion.engine.pipeline import Pipeline
 from tests.engine.bench import Bench
 from tests.engine.lora.adapters import prepare
-from tests.oracles import images as oracle
-from tests.recipes.parity import opened, unpacked
+from tests.recipes import parity
+from tests.recipes.matrix import PROMPTS, ROWS, Sides, checkpoint
 
-CALL = {"width": 64, "height": 48, "num_inference_steps": 3}
-CASES: dict[str, dict[str, Any]] = {
-    "tiny_flux_a": {"guidance_scale": 3.5, "max_sequence_length": 64},
-    "tiny_sd3_a": {"guidance_scale": 4.0, "max_sequence_length": 64, "negative_prompt": "grey"},
-    "tiny_z_image_a": {"guidance_scale": 0.0},
-    "tiny_qwen_image_a": {"true_cfg_scale": 2.0, "negative_prompt": "grey"},
+# The text encoders that diffusers' own loader of the class knows.
+TEXT = {
+    "FLUX.1": ("text_encoder",),
+    "FLUX.1 Kontext": ("text_encoder",),
+    "SD3": ("text_encoder", "text_encoder_2"),
 }
-# Those that diffusers' own loader of the family knows.
-COMPONENTS = [
-    ("tiny_flux_a", ("transformer", "text_encoder")),
-    ("tiny_flux_a", ("text_encoder",)),
-    ("tiny_sd3_a", ("transformer", "text_encoder", "text_encoder_2")),
-    ("tiny_sd3_a", ("text_encoder_2",)),
-    ("tiny_z_image_a", ("transformer",)),
-    ("tiny_qwen_image_a", ("transformer",)),
+# Of classes that share a transformer the one that asks most of it; the others are slow.
+QUICK = ("Wan 2.1 I2V", "FLUX.1", "FLUX.2 dev", "Qwen-Image-Edit", "SD3", "Z-Image Omni")
+CASES = [
+    pytest.param(
+        name,
+        ("transformer", *TEXT.get(name, ())),
+        marks=[] if name in QUICK else [pytest.mark.slow],
+        id=name,
+    )
+    for name in ROWS
 ]
-PROMPT = "a red fox in the snow"
+CASES += [
+    pytest.param("FLUX.1", ("text_encoder",), id="FLUX.1 text"),
+    pytest.param("SD3", ("text_encoder_2",), id="SD3 text"),
+]
 
 
 def _write(pipe: Any, components: tuple[str, ...], path: Path) -> Path:
@@ -55,53 +58,64 @@ def _write(pipe: Any, components: tuple[str, ...], path: Path) -> Path:
     return path
 
 
-def _want(pipe: Any, call: dict[str, Any]) -> Tensor:
-    latents, _ = oracle.run(pipe, PROMPT, seed=3, **call)
-    size = (call["height"] // 8, call["width"] // 8)
-    return unpacked(latents, like=torch.empty(1, 1, 1, *size))
-
-
-def _run(bench: Bench, name: str) -> Tensor:
-    bench.run()
-    assert not bench.errors
-    return bench.latents[name][0]
-
-
-@pytest.mark.parametrize(("checkpoint", "components"), COMPONENTS)
-def test_merged_and_per_request_equal_diffusers(
-    checkpoint: str, components: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    folder: Path = request.getfixturevalue(checkpoint)
-    call = {**CALL, **CASES[checkpoint]}
-    pipe = oracle.pipeline(folder)
-    path = _write(pipe, components, tmp_path / "a.safetensors")
-    base = _want(pipe, call)
+def _load(pipe: Any, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(path), adapter_name="a")
+        if getattr(pipe, "transformer_2", None) is not None:
+            pipe.load_lora_weights(str(path), adapter_name="a", load_into_transformer_2=True)
     pipe.set_adapters(["a"], [0.7])
-    wanted = _want(pipe, call)
+
+
+class Ours:
+    def __init__(self, sides: Sides, path: Path) -> None:
+        pipeline = sides.ours
+        self.bench = Bench(pipeline)
+        self.control = lora_control(
+            pipeline, self.bench.runner, EngineOptions(), None, lambda note: None
+        )
+        assert self.control.manager is not None
+        self.manager = self.control.manager
+        pipeline.card = dataclasses.replace(pipeline.card, lora_targets=self.control.targets)
+        prepare(self.manager, LoraSetting(nickname="a", path=str(path)))
+
+    def latents(self, name: str, *uses: LoraUse, **call: Any) -> Tensor:
+        job = self.bench.add(name, prompt=PROMPTS["long"], seed=11, loras=uses, **call)
+        job.blend = self.control.blend(uses)
+        self.bench.run()
+        assert not self.bench.errors
+        return self.bench.latents[name][0]
+
+
+@pytest.mark.parametrize(("name", "components"), CASES)
+def test_merged_and_per_request_equal_diffusers(
+    name: str,
+    components: tuple[str, ...],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = ROWS[name]
+    parity.small_references(monkeypatch)
+    sides = Sides(row, checkpoint(row, 0, request, tmp_path / "model"), tmp_path)
+    call = sides.call(row.sizes[0], 5 if 5 in row.frames else 1, row.on)
+    pictures = row.pictures[-1]
+    path = _write(sides.theirs, components, tmp_path / "a.safetensors")
+    base = sides.expected(PROMPTS["long"], pictures, **call)
+    _load(sides.theirs, path)
+    wanted = sides.expected(PROMPTS["long"], pictures, **call)
     assert (wanted - base).abs().max() > 0.01, "the adapter shows"
 
-    pipeline: Pipeline = opened(folder)
-    bench = Bench(pipeline)
-    control = lora_control(pipeline, bench.runner, EngineOptions(), None, lambda note: None)
-    assert control.manager is not None
-    pipeline.card = dataclasses.replace(pipeline.card, lora_targets=control.targets)
-    prepare(control.manager, LoraSetting(nickname="a", path=str(path)))
-    (listed,) = control.manager.report()["loaded_adapters"]
+    ours = Ours(sides, path)
+    (listed,) = ours.manager.report()["loaded_adapters"]
     assert not listed["unmatched"]
-
-    uses = (LoraUse(nickname="a", strength=0.7),)
-    job = bench.add("own", prompt=PROMPT, seed=3, num_frames=1, loras=uses, **call)
-    job.blend = control.blend(uses)
-    found = {"own": _run(bench, "own")}
-    control.manager.replace([LoraSetting(nickname="a", strength=0.7)], "merge")
-    bench.add("merged", prompt=PROMPT, seed=3, num_frames=1, **call)
-    found["merged"] = _run(bench, "merged")
-    control.manager.unmerge("all")
-    bench.add("base", prompt=PROMPT, seed=3, num_frames=1, **call)
-    found["base"] = _run(bench, "base")
-    for name, latents in found.items():
-        expected = base if name == "base" else wanted
-        assert (latents - expected).abs().max() <= 1e-4, name
+    call["images"] = sides.files(pictures)
+    found = {"own": ours.latents("own", LoraUse(nickname="a", strength=0.7), **call)}
+    ours.manager.replace([LoraSetting(nickname="a", strength=0.7)], "merge")
+    found["merged"] = ours.latents("merged", **call)
+    ours.manager.unmerge("all")
+    found["base"] = ours.latents("base", **call)
+    for way, latents in found.items():
+        expected = parity.unpacked(base if way == "base" else wanted, like=latents)
+        assert latents.shape == expected.shape
+        assert (latents - expected).abs().max() <= 1e-4, way

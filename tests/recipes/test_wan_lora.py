@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sgl_diffusion import ops
 from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
+from sgl_diffusion.engine.lora import control
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.loader.adapters.read import read_adapter
 from sgl_diffusion.recipes.registry import open_pipeline
+from tests.checkpoints.tiny_wan import Build
 from tests.engine.bench import Bench
 from tests.engine.lora.adapters import LAYERS, prepare
+from tests.loader.tiny_hub import COMMIT, TinyHub, serving
 from tests.oracles import wan as oracle
 
 CALL = {"width": 48, "height": 32, "num_frames": 5, "num_inference_steps": 4}
@@ -191,3 +197,77 @@ def test_unmerged_is_the_same_picture_as_never_merged(
     engine.add("after")
     assert torch.equal(engine.latents()["after"], before)
     assert not torch.equal(during, before)
+
+
+def test_each_of_two_experts_has_its_own(tiny_wan_kind: Build, files: dict[str, Path]) -> None:
+    folder = tiny_wan_kind("t2v-experts")
+    theirs = oracle.pipeline(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, path in files.items():
+            for second in (False, True):
+                theirs.load_lora_weights(
+                    str(path), adapter_name=name, load_into_transformer_2=second
+                )
+    opened = open_pipeline(EngineOptions(model_path=str(folder)), lambda note: None)
+    assert isinstance(opened, Pipeline)
+    engine = Engine(opened, files)
+    scales = {"guidance_scale": 5.0, "guidance_scale_2": opened.card.defaults.guidance_scale_2}
+    call = {**CALL, "negative_prompt": NEGATIVE, **scales}
+
+    def wanted(first: str, second: str) -> torch.Tensor:
+        theirs.transformer.set_adapters([first], [0.8])
+        theirs.transformer_2.set_adapters([second], [0.8])
+        return oracle.latents(theirs, PROMPT, seed=3, **call)
+
+    different, same = wanted("a", "b"), wanted("a", "a")
+    assert (different - same).abs().max() > 0.05, "the second expert has a part in it"
+    engine.add("both", a=0.8)
+    assert (engine.latents()["both"] - same).abs().max() <= 1e-4
+    for mode in ("merge", "dynamic"):
+        engine.manager.replace(
+            [
+                LoraSetting(nickname="a", strength=0.8, target="transformer"),
+                LoraSetting(nickname="b", strength=0.8, target="transformer_2"),
+            ],
+            mode,
+        )
+        engine.add(mode)
+        assert (engine.latents()[mode] - different).abs().max() <= 1e-4, mode
+
+
+def test_changes_of_a_text_encoder_that_takes_none_are_named(
+    pipeline: Pipeline, files: dict[str, Path], tmp_path: Path
+) -> None:
+    text = {
+        "text_encoder.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight": torch.ones(1, 8),
+        "text_encoder.encoder.block.0.layer.0.SelfAttention.q.lora_B.weight": torch.ones(8, 1),
+    }
+    both, only = tmp_path / "both.safetensors", tmp_path / "only.safetensors"
+    save_file({**load_file(files["a"]), **text}, both)
+    save_file(text, only)
+    engine = Engine(pipeline, {"both": both})
+    (listed,) = engine.manager.report()["loaded_adapters"]
+    assert listed["unmatched"] == ["text_encoder.encoder.block.0.layer.0.SelfAttention.q"]
+    with pytest.raises(RequestError, match="changes no layer"):
+        prepare(engine.manager, LoraSetting(nickname="only", path=str(only)))
+
+
+def test_a_revision_of_a_hub_repository(
+    pipeline: Pipeline, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"one.safetensors": files["a"], "two.safetensors": files["b"]}
+    repository = {name: path.read_bytes() for name, path in names.items()}
+    monkeypatch.setattr(control, "read_adapter", partial(read_adapter, cache_dir=tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    engine = Engine(pipeline, {})
+    wish = LoraSetting(nickname="a", path="org/two", weight_name="two.safetensors", local=False)
+    with serving(TinyHub({"org/two": repository})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(RequestError, match="no revision nope"):
+            prepare(engine.manager, dataclasses.replace(wish, revision="nope"))
+        prepare(engine.manager, dataclasses.replace(wish, revision=COMMIT))
+        asked = {path for method, path, _ in hub.requests if method == "GET"}
+    assert any(path.endswith(f"{COMMIT}/two.safetensors") for path in asked)
+    (listed,) = engine.manager.report()["loaded_adapters"]
+    assert (listed["path"], listed["rank"]) == ("org/two", 8)

@@ -7,6 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from openai.types import (
+    image_edit_params,
+    image_generate_params,
+    video_create_params,
+    video_remix_params,
+)
 
 from sgl_diffusion.server import errors, openapi, operations, schemas
 from sgl_diffusion.server.app import ROUTERS
@@ -127,3 +133,16 @@ def test_every_field_of_other_clients_is_known(kind, fields):
     """Honoured, or accepted where it changes nothing, or refused by its name: never unknown."""
     unknown = set(fields.split()) - set(kind.model_fields) - set(kind.neutral)
     assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        (schemas.ImageRequest, image_generate_params.ImageGenerateParamsStreaming),
+        (schemas.EditRequest, image_edit_params.ImageEditParamsStreaming),
+        (schemas.VideoRequest, video_create_params.VideoCreateParams),
+        (schemas.RemixRequest, video_remix_params.VideoRemixParams),
+    ],
+)
+def test_every_argument_of_the_installed_sdk_is_known(kind, sent):
+    assert sent.__annotations__.keys() <= kind.model_fields.keys() | kind.neutral.keys()

@@ -12,6 +12,7 @@ from sgl_diffusion.server.keys import Keys
 from tests.server.conftest import CARD
 
 ADMIN, USER = "an-admin-key-that-is-long", "a-user-key-that-is-long"
+FILE = {"weight_name": "pen.safetensors", "revision": "v1", "alpha": 2.5}
 ADAPTER = {"nickname": "ink", "path": "me/ink", "rank": 4}
 
 
@@ -59,6 +60,8 @@ def test_lists_are_lined_up(api):
             "target": ["all", "transformer"],
             "strength": [0.8, 1],
             "lora_alpha": [None, 2.5],
+            "lora_weight_name": ["a.safetensors", None],
+            "lora_revision": [None, "v1"],
             "merge_mode": "dynamic",
         },
     )
@@ -67,7 +70,10 @@ def test_lists_are_lined_up(api):
     )
     ((_, (settings, mode)),) = api.client.loras.calls
     assert mode == "dynamic"
-    assert [s.alpha for s in settings] == [None, 2.5]
+    assert [(s.alpha, s.weight_name, s.revision) for s in settings] == [
+        (None, "a.safetensors", None),
+        (2.5, None, "v1"),
+    ]
 
 
 def test_merge_and_unmerge_take_an_empty_body(api):
@@ -166,7 +172,7 @@ def test_a_request_names_its_adapters(api, route):
     body = {
         "prompt": "a fox",
         "model": "tiny:ink",
-        "lora": [{"nickname": "pen", "strength": 0.5, "path": "me/pen"}],
+        "lora": [{"nickname": "pen", "strength": 0.5, "path": "me/pen", **FILE}],
     }
     answer = api.post(f"/v1/{route}", json=body)
     assert answer.status_code == 200, answer.text
@@ -174,7 +180,7 @@ def test_a_request_names_its_adapters(api, route):
         api.wait_for(answer.json()["id"], "completed")
     assert api.client.submitted[0].loras == (
         LoraUse(nickname="ink"),
-        LoraUse(nickname="pen", strength=0.5, path="me/pen", local=False),
+        LoraUse(nickname="pen", strength=0.5, path="me/pen", local=False, **FILE),
     )
 
 
@@ -195,6 +201,10 @@ def test_a_form_carries_adapters_as_json(api):
         ({"nickname": "../x"}, "invalid_value"),
         ({"nickname": "a", "strength": 101}, "out_of_range"),
         ({"nickname": "a", "weight": 1}, "unknown_parameter"),
+        ({"nickname": "a", "accepted": True}, "unknown_parameter"),
+        ({"nickname": "a", "revision": "../x"}, "invalid_value"),
+        ({"nickname": "a", "weight_name": ""}, "invalid_value"),
+        ({"nickname": "a", "alpha": 0}, "out_of_range"),
         ({"strength": 1}, "missing_parameter"),
         ("a", "invalid_type"),
         ({"nickname": "ink"}, "lora_twice"),  # the one of the model name again

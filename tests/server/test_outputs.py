@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -105,6 +106,22 @@ def test_a_png_carries_its_settings(api):
         picture = Image.open(io.BytesIO(api.get(f"{answer['data'][0]['url'][:-1]}{index}").content))
         settings = json.loads(picture.text["sgl_diffusion"])
         assert settings["seed"] == 4 + index and settings["prompt"] == "x " * 9000
+
+
+def test_settings_tell_adapters_but_no_paths_of_this_machine(api, tmp_path):
+    api.client.model = dataclasses.replace(api.client.model, lora_targets=("transformer",))
+    (tmp_path / "secret").mkdir()
+    listed = [
+        {"nickname": "ours", "path": str(tmp_path / "secret"), "weight_name": "a.safetensors"},
+        {"nickname": "hub", "path": "org/ink", "revision": "v1", "strength": 0.5},
+    ]
+    video = finished(api, prompt="x", lora=listed)
+    comment = comment_of(api.get(video["url"]).content)
+    assert json.loads(comment)["loras"] == [
+        {"nickname": "ours", "strength": 1.0, "weight_name": "a.safetensors"},
+        {"nickname": "hub", "strength": 0.5, "path": "org/ink", "revision": "v1"},
+    ]
+    assert "secret" not in comment
 
 
 def test_no_metadata(make_api):

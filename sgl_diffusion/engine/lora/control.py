@@ -81,12 +81,15 @@ class LoraControl:
         return self.manager
 
     def _prepare(self, manager: Loras, payload: Payload) -> Payload:
-        """The report with `ready`, or just that it is not: ask again. `uses` are checked, too."""
-        for_job = "uses" in payload
-        ready = manager.prepare(_read(payload["settings"], list[LoraSetting]), for_job=for_job)
-        if ready and for_job:
-            manager.blend(_read(payload["uses"], list[LoraUse]))
-        return {"ready": ready, **(self.report() if ready else {})}
+        """The report with `ready`, or just that it is not: ask again. The `uses` of a job come back
+        as it is accepted with them."""
+        if "uses" not in payload:
+            ready = manager.prepare(_read(payload["settings"], list[LoraSetting]))
+            return {"ready": ready, **(self.report() if ready else {})}
+        accepted = manager.prepare_job(_read(payload["uses"], list[LoraUse]))
+        if accepted is None:
+            return {"ready": False}
+        return {"ready": True, "uses": msgspec.to_builtins(accepted), **self.report()}
 
     def _set(self, manager: Loras, payload: Payload) -> None:
         self._check_idle()
@@ -122,7 +125,12 @@ def lora_control(
         return runner.running() > 0
 
     settings = settings_to_begin_with(
-        options.lora_path, options.lora_nickname, options.lora_scale, options.lora_weight_name
+        options.lora_path,
+        options.lora_nickname,
+        options.lora_scale,
+        alphas=options.lora_alpha,
+        weight_names=options.lora_weight_name,
+        revisions=options.lora_revision,
     )
     components = dict(pipeline.adaptables()) if isinstance(pipeline, AdaptablePipeline) else {}
     if TRANSFORMER not in components:
@@ -141,7 +149,7 @@ def lora_control(
     )
     if settings:
         note("loading adapters")
-    manager.start(settings)
+    manager.start(settings, options.lora_merge_mode)
     return LoraControl(manager, busy)
 
 
@@ -159,6 +167,7 @@ def reader(components: Mapping[str, Adaptable], most_bytes: int) -> ReadFile:
             source.path,
             family,
             weight_name=source.weight_name,
+            revision=source.revision,
             experts=experts,
             alpha=source.alpha,
             local=source.local,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import LoraFile, LoraUse
 from sgl_diffusion.engine.pipeline import Adaptable
 from sgl_diffusion.loader.adapters.files import is_finite
 from sgl_diffusion.loader.adapters.match import match
@@ -31,6 +32,27 @@ class Source:
     alpha: float | None = None
     weight_name: str | None = None
     local: bool | None = None
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, file: LoraFile) -> Source:
+        """The source that is meant by one with a path."""
+        assert file.path is not None
+        more = (file.alpha, file.weight_name, file.local, file.revision)
+        return cls(file.nickname, file.path, *more)
+
+    def adjusted(self, file: LoraFile) -> Source:
+        """The same with what is said of it beside its path."""
+        said: dict[str, Any] = {
+            "alpha": file.alpha,
+            "weight_name": file.weight_name,
+            "revision": file.revision,
+        }
+        return dataclasses.replace(self, **{k: v for k, v in said.items() if v is not None})
+
+    def accepted(self, strength: float) -> LoraUse:
+        """What a job has that was accepted with it."""
+        return LoraUse(**dataclasses.asdict(self), strength=strength, accepted=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sgl_diffusion.base.errors import ConflictError, NotFoundError, SetupError, SglError
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.base.lora import LoraSetting, LoraUse
+from sgl_diffusion.base.lora import LoraFile, LoraSetting, LoraUse
 from sgl_diffusion.engine.lora.cache import AdapterCache
 from sgl_diffusion.engine.lora.checks import check_applicable, check_target, pick_mode, reached
 from sgl_diffusion.engine.lora.fit import Fitted, Source, fit, listing
@@ -66,22 +65,28 @@ class Loras:
 
     # -- loading ----------------------------------------------------------------------------------
 
-    def prepare(self, settings: Sequence[LoraSetting], *, for_job: bool = False) -> bool:
-        """Load what these settings name, all or none; False while a file is still being read. A
-        job may bring a new nickname, but not give a known one another meaning."""
-        find = self._source_of_job if for_job else self._source
-        sources = [find(setting) for setting in settings]
-        for source in sources:
-            if self._cache.get(source) is not None:
-                continue
-            fitted = self._intake.ask(source)
-            if fitted is None:
-                return False
-            self._cache.put(fitted, self._pinned() | set(sources))
+    def prepare(self, settings: Sequence[LoraSetting]) -> bool:
+        """Load what these settings name, all or none; False while a file is still being read."""
+        sources = [self._source(setting) for setting in settings]
+        if not self._load(sources):
+            return False
         self._know(sources)
         return True
 
-    def start(self, settings: Sequence[LoraSetting]) -> None:
+    def prepare_job(self, uses: Sequence[LoraUse]) -> list[LoraUse] | None:
+        """Load what a job names and check that it could have it now; None while a file is still
+        being read. Returns its adapters as accepted. A job may bring a new nickname, but not give
+        a known one another meaning."""
+        sources = [self._source_of_job(use) for use in uses]
+        if not self._load(sources):
+            return None
+        self._know(s for s in sources if self._known.get(s.nickname, s) == s)
+        strengths = [use.strength for use in uses]
+        accepted = [s.accepted(force) for s, force in zip(sources, strengths, strict=True)]
+        self.blend(accepted)
+        return accepted
+
+    def start(self, settings: Sequence[LoraSetting], merge_mode: str = "auto") -> None:
         """Take up what an earlier worker left, else begin with these settings."""
         former = self._state.read()
         if former is not None:
@@ -94,7 +99,7 @@ class Loras:
             sources = [self._source(setting) for setting in settings]
             self._known = {source.nickname: source for source in sources}
             try:
-                self.replace(settings, "auto")
+                self.replace(settings, merge_mode)
             except SglError as error:
                 raise SetupError(error.message, hint=error.hint) from None
 
@@ -162,7 +167,7 @@ class Loras:
             )
         parts = tuple(self._components)
         return self._blend(
-            [(self._fitted(self._find(u.nickname)), u.strength, parts) for u in uses]
+            [(self._fitted(self._source_of_job(use)), use.strength, parts) for use in uses]
         )
 
     def report(self) -> dict[str, Any]:
@@ -177,22 +182,28 @@ class Loras:
     def _read(self, source: Source) -> Fitted:
         return fit(source, self._read_file(source), self._components)
 
-    def _source(self, setting: LoraSetting) -> Source:
-        if setting.path is None:
-            source = self._find(setting.nickname)
-            alpha = source.alpha if setting.alpha is None else setting.alpha
-            return replace(source, alpha=alpha)
-        return Source(
-            setting.nickname, setting.path, setting.alpha, setting.weight_name, setting.local
-        )
+    def _load(self, sources: Sequence[Source]) -> bool:
+        for source in sources:
+            if self._cache.get(source) is not None:
+                continue
+            fitted = self._intake.ask(source)
+            if fitted is None:
+                return False
+            self._cache.put(fitted, self._pinned() | set(sources))
+        return True
 
-    def _source_of_job(self, setting: LoraSetting) -> Source:
-        known = self._known.get(setting.nickname)
-        if known is None or setting.path is None:
-            return self._source(setting)
-        if known.path != setting.path:
+    def _source(self, file: LoraFile) -> Source:
+        if file.path is not None:
+            return Source.of(file)
+        return self._find(file.nickname).adjusted(file)
+
+    def _source_of_job(self, use: LoraUse) -> Source:
+        known = self._known.get(use.nickname)
+        if known is None or use.accepted:
+            return self._source(use)
+        if use.path not in (None, known.path) or known.adjusted(use) != known:
             raise ConflictError(
-                f"The nickname {setting.nickname!r} stands for another adapter.",
+                f"The nickname {use.nickname!r} stands for another adapter.",
                 hint="Use another nickname; DELETE /v1/loras/{nickname} frees this one.",
                 code="lora_nickname_taken",
                 param="lora",

@@ -45,6 +45,8 @@ def _adapter(source: Source, fitted: Fitted | None, by_jobs: bool) -> dict[str, 
     fields: dict[str, Any] = {
         "nickname": source.nickname,
         "path": source.path,
+        "weight_name": source.weight_name,
+        "revision": source.revision,
         "in_memory": fitted is not None,
         "used_by_jobs": by_jobs,
     }

@@ -117,7 +117,7 @@ def choose(names: Sequence[str], weight_name: str | None, experts: bool, where: 
         raise _invalid(
             f"{shown(where)} holds {len(found)} adapter files: {some(found, 10)}.",
             "Say which one with a weight name.",
-            param="weight_name",
+            param="lora_weight_name",
         )
     return found
 

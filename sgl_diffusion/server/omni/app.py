@@ -17,13 +17,20 @@ from sgl_diffusion.server.context import Settings
 from sgl_diffusion.server.fetch import Fetcher
 from sgl_diffusion.server.gauges import Gauges
 from sgl_diffusion.server.inputs import Inputs
-from sgl_diffusion.server.omni import chat, info, speech, transcriptions
+from sgl_diffusion.server.omni import chat, info, openapi, page, speech, transcriptions
 from sgl_diffusion.server.omni.context import OmniContext
 from sgl_diffusion.server.outer import middleware_of
 from sgl_diffusion.server.pools import media_pool
 from sgl_diffusion.server.validate import check_query
 
-ROUTERS = (info.router, chat.router, speech.router, transcriptions.router)
+ROUTERS = (
+    info.router,
+    chat.router,
+    speech.router,
+    transcriptions.router,
+    openapi.router,
+    page.router,
+)
 
 
 def create_omni_app(client: ChatClient, settings: Settings, options: OmniServeOptions) -> FastAPI:
@@ -59,7 +66,7 @@ def create_omni_app(client: ChatClient, settings: Settings, options: OmniServeOp
         openapi_url=None,
         redirect_slashes=False,
         dependencies=[Depends(check_query)],
-        middleware=middleware_of(settings, context.rejected, PUBLIC_PATHS),
+        middleware=middleware_of(settings, context.rejected, PUBLIC_PATHS | page.PATHS),
     )
     app.state.context = context
     errors.install(app, routes())

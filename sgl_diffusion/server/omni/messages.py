@@ -9,7 +9,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.server.omni.media import RequestMedia
 from sgl_diffusion.server.schemas.chat import ChatRequest
 
-_MAX_MESSAGES = 1000
+MAX_MESSAGES = 1000
 # Fields of an answer that clients send back as they got it, where they say nothing.
 _EMPTY = ("refusal", "tool_calls", "function_call", "annotations", "name", "reasoning_content")
 _URL_PARTS: dict[str, Kind] = {
@@ -18,15 +18,15 @@ _URL_PARTS: dict[str, Kind] = {
     "video_url": "video",
 }
 _PARTS = ("text", *_URL_PARTS, "input_audio")
-_SOUND_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg"}
+SOUND_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg"}
 
 
 async def messages_of(wanted: ChatRequest, media: RequestMedia) -> tuple[ChatMessage, ...]:
     """Checked texts first, then the media, in their order: nothing is fetched for a request that
     is wrong."""
-    if len(wanted.messages) > _MAX_MESSAGES:
+    if len(wanted.messages) > MAX_MESSAGES:
         raise RequestError(
-            f"messages holds more than {_MAX_MESSAGES}.", code="out_of_range", param="messages"
+            f"messages holds more than {MAX_MESSAGES}.", code="out_of_range", param="messages"
         )
     read = [_message(index, given) for index, given in enumerate(wanted.messages)]
     _append_lists(wanted, read)
@@ -116,14 +116,14 @@ def _input_audio(value: Any, path: str) -> str:
         raise RequestError(
             "input_audio has data, base64.", code="missing_parameter", param=f"{path}.data"
         )
-    if kind not in _SOUND_TYPES:
+    if kind not in SOUND_TYPES:
         raise RequestError(
             "input_audio has a format.",
-            hint=f"Formats are {', '.join(_SOUND_TYPES)}.",
+            hint=f"Formats are {', '.join(SOUND_TYPES)}.",
             code="invalid_value",
             param=f"{path}.format",
         )
-    return f"data:{_SOUND_TYPES[kind]};base64,{data}"
+    return f"data:{SOUND_TYPES[kind]};base64,{data}"
 
 
 def _append_lists(wanted: ChatRequest, read: list[tuple[str, list[Part | _Wanted]]]) -> None:

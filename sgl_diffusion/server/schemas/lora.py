@@ -8,16 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.lora import MAX_STRENGTH, LoraSetting, LoraUse, line_up_settings
+from sgl_diffusion.base.lora import MAX_ALPHA, MAX_STRENGTH, LoraSetting, LoraUse, line_up_settings
 from sgl_diffusion.server.validate import RequestBody
 
 # For /openapi.json; base/lora.py checks them, with texts of its own.
 NICKNAME = r"^[A-Za-z0-9][A-Za-z0-9_.+@ -]{0,127}$"
 PATH = r"^[!-~]{1,200}$"
+REVISION = {"maxLength": 200, "pattern": r"^[A-Za-z0-9_+@-]+([./][A-Za-z0-9_+@-]+)*$"}
+ALPHA: dict[str, Any] = {"exclusiveMinimum": 0, "maximum": MAX_ALPHA}
 STRENGTH: dict[str, Any] = {"minimum": -MAX_STRENGTH, "maximum": MAX_STRENGTH}
 # Our own texts say what is wrong with NaN.
 Strength = Annotated[float, Field(allow_inf_nan=True, json_schema_extra=STRENGTH)]
-Alpha = Annotated[float, Field(allow_inf_nan=True)]
+Alpha = Annotated[float, Field(allow_inf_nan=True, json_schema_extra=ALPHA)]
+Path = Annotated[str, Field(json_schema_extra={"pattern": PATH})]
+Revision = Annotated[str, Field(json_schema_extra=REVISION)]
 
 
 class Lora(BaseModel):
@@ -27,10 +31,13 @@ class Lora(BaseModel):
 
     nickname: Annotated[str, Field(json_schema_extra={"pattern": NICKNAME})]
     strength: Strength = 1.0
-    path: Annotated[str, Field(json_schema_extra={"pattern": PATH})] | None = None
+    path: Path | None = None
+    alpha: Alpha | None = None
+    weight_name: Path | None = None
+    revision: Revision | None = None
 
     def use(self) -> LoraUse:
-        return LoraUse(nickname=self.nickname, strength=self.strength, path=self.path)
+        return LoraUse(**dict(self))
 
 
 def parse_lora(text: str) -> Any:
@@ -50,12 +57,13 @@ class SetLora(RequestBody):
 
     route = "POST /v1/set_lora"
     lora_nickname: str | list[str]
-    lora_path: str | list[str | None] | None = None
+    lora_path: Path | list[Path | None] | None = None
     target: str | list[str] = "all"
     strength: Strength | list[Strength] = 1.0
     lora_alpha: Alpha | list[Alpha | None] | None = None
-    lora_weight_name: str | list[str | None] | None = None
-    merge_mode: Literal["auto", "merge", "dynamic"] = "auto"
+    lora_weight_name: Path | list[Path | None] | None = None
+    lora_revision: Revision | list[Revision | None] | None = None
+    merge_mode: Literal["auto", "merge", "dynamic"] | None = None
 
     def settings(self) -> tuple[LoraSetting, ...]:
         return line_up_settings(
@@ -65,6 +73,7 @@ class SetLora(RequestBody):
             strength=self.strength,
             lora_alpha=self.lora_alpha,
             lora_weight_name=self.lora_weight_name,
+            lora_revision=self.lora_revision,
         )
 
 

@@ -60,7 +60,9 @@ export async function* events(answer) {
       for (const part of parts) {
         const lines = part.split("\n").filter((line) => line.startsWith("data: "));
         if (!lines.length) continue;
-        const data = JSON.parse(lines.map((line) => line.slice(6)).join("\n"));
+        const told = lines.map((line) => line.slice(6)).join("\n");
+        if (told === "[DONE]") continue;
+        const data = JSON.parse(told);
         if (data.error && !data.type) throw new Refusal(200, data.error.message);
         yield data;
       }

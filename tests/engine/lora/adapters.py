@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.lora import LoraUse
 from sgl_diffusion.engine.lora.fit import Source
 from sgl_diffusion.engine.lora.manager import Loras
 from sgl_diffusion.engine.lora.rows import Blend, RowAdapters
@@ -93,3 +94,10 @@ def prepare(manager: Loras, *settings: object) -> None:
     """Until everything is read."""
     while not manager.prepare(settings):  # type: ignore[arg-type]
         pass
+
+
+def prepare_job(manager: Loras, *uses: LoraUse) -> list[LoraUse]:
+    """The same for a job; what it is accepted with."""
+    while (accepted := manager.prepare_job(uses)) is None:
+        pass
+    return accepted

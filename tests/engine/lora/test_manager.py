@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from sgl_diffusion.loader.adapters.types import (
 from sgl_diffusion.models.wan import WanTransformer
 from sgl_diffusion.models.wan_weights import RULES
 from sgl_diffusion.orchestrator.stage import CannotGoOnError
-from tests.engine.lora.adapters import LAYERS, Shelf, low_rank, prepare
+from tests.engine.lora.adapters import LAYERS, Shelf, low_rank, prepare, prepare_job
 from tests.fixtures_wan import load_transformer
 
 
@@ -92,6 +93,7 @@ def test_a_hundred_random_sequences_leave_no_trace(model: WanTransformer, shelf:
     second = copy.deepcopy(model)
     manager = shelf.manager(model, second, rules=RULES)
     loaded = digest(model, second)
+    places = [p.data_ptr() for m in (model, second) for p in m.parameters()]
     names = [*shelf.adapters]
     prepare(manager, *(setting(name) for name in names))
     choose = random.Random(7)
@@ -116,6 +118,8 @@ def test_a_hundred_random_sequences_leave_no_trace(model: WanTransformer, shelf:
         assert digest(model, second) == loaded
         assert manager.report()["memory"]["unmerge_bytes"] == 0
     assert len(seen) > 60, "the sets in between did change the weights"
+    # A captured graph reads the weights where they were.
+    assert places == [p.data_ptr() for m in (model, second) for p in m.parameters()]
 
 
 def test_merged_weights_are_the_sum_rounded_once(model: WanTransformer, shelf: Shelf) -> None:
@@ -321,17 +325,31 @@ def test_a_set_in_use_and_adapters_of_a_job_do_not_mix(model: WanTransformer, sh
 
 def test_a_job_gives_no_nickname_another_meaning(model: WanTransformer, shelf: Shelf) -> None:
     manager = shelf.manager(model, rules=RULES)
-    prepare(manager, LoraSetting(nickname="pen", path="a", alpha=2.0))
-    while not manager.prepare([LoraSetting(nickname="pen", path="a")], for_job=True):
-        pass
+    pen = LoraUse(nickname="pen", path="a")
+    prepare(manager, LoraSetting(nickname="pen", path="a", alpha=2.0, revision="v1"))
+    (accepted,) = prepare_job(manager, pen)
+    assert accepted == replace(pen, alpha=2.0, revision="v1", accepted=True)
     (known,) = manager.report()["loaded_adapters"]
-    assert (known["path"], known["alpha"]) == ("a", 2.0)
-    with pytest.raises(ConflictError) as caught:
-        manager.prepare([LoraSetting(nickname="pen", path="b")], for_job=True)
-    assert caught.value.code == "lora_nickname_taken"
+    assert (known["path"], known["alpha"], known["revision"]) == ("a", 2.0, "v1")
+    others = ({"path": "b"}, {"alpha": 1.0}, {"revision": "v2"}, {"weight_name": "a.safetensors"})
+    for other in others:
+        with pytest.raises(ConflictError) as caught:
+            manager.prepare_job([replace(pen, **other)])
+        assert caught.value.code == "lora_nickname_taken"
     assert shelf.reads == ["a"]
     prepare(manager, LoraSetting(nickname="pen", path="b"))  # whoever sets for all jobs may
     assert manager.report()["loaded_adapters"][0]["path"] == "b"
+    # A job that was accepted before has what it was accepted with, and takes no nickname away.
+    blend = manager.blend([accepted])
+    assert blend is not None
+    assert [(source.path, source.alpha) for source in blend.sources] == [("a", 2.0)]
+    assert prepare_job(manager, accepted) == [accepted]
+    assert manager.report()["loaded_adapters"][0]["path"] == "b"
+    # What is said of a known adapter beside its path is another file of it.
+    prepare(manager, LoraSetting(nickname="pen", weight_name="b.safetensors"))
+    assert shelf.reads == ["a", "b", "b"]
+    (known,) = manager.report()["loaded_adapters"]
+    assert (known["path"], known["weight_name"]) == ("b", "b.safetensors")
 
 
 def test_the_next_worker_takes_up_the_set(

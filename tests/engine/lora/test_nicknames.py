@@ -12,7 +12,7 @@ from sgl_diffusion.base.errors import NotFoundError
 from sgl_diffusion.base.lora import LoraSetting, LoraUse
 from sgl_diffusion.engine.lora import nicknames
 from sgl_diffusion.models.wan_weights import RULES
-from tests.engine.lora.adapters import Shelf, low_rank, prepare
+from tests.engine.lora.adapters import Shelf, low_rank, prepare, prepare_job
 from tests.fixtures_wan import load_transformer
 
 
@@ -40,8 +40,7 @@ def test_the_oldest_nicknames_are_forgotten_but_none_that_is_needed(
     for name in "tuv":
         prepare(manager, named(name))
     assert known() == ["s", "u", "v"]
-    while not manager.prepare([LoraSetting(nickname="u", path="u")], for_job=True):
-        pass
+    prepare_job(manager, LoraUse(nickname="u", path="u"))
     prepare(manager, named("w"))
     assert known() == ["s", "u", "w"]
     in_use.append(manager.blend([LoraUse(nickname="u")]))

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.client.generator import DiffGenerator
 from sgl_diffusion.loader.adapters.families.registry import FAMILIES
 from sgl_diffusion.loader.adapters.keys import parse
+from sgl_diffusion.server import lora
 
 PAGE = Path(__file__).parents[3] / "docs" / "lora.md"
 
 
 def _section(title: str) -> str:
     return PAGE.read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_every_way_to_use_one_is_there() -> None:
+    text = _section("Ways to use one")
+    fields = [name for name in EngineOptions.__dataclass_fields__ if name.startswith("lora_")]
+    flags = {f"--{name.replace('_', '-')}" for name in fields}
+    assert set(re.findall(r"--lora-[a-z-]+", text)) == flags
+    methods = set(re.findall(r"generator\.(\w+)\(", text))
+    assert methods == {name for name in vars(DiffGenerator) if "lora" in name} | {"generate"}
+    served = {route.path for route in lora.router.routes}
+    assert set(re.findall(r"/v1/\w+", text)) == served - {"/v1/loras/{nickname}"}
 
 
 def test_every_family_and_convention_is_in_the_tables() -> None:

@@ -69,7 +69,7 @@ def test_a_folder_with_several_needs_a_weight_name(folder: Path) -> None:
     (folder / "b.safetensors").write_bytes(DATA)
     with pytest.raises(RequestError, match="2 adapter files: a.safetensors, b.saf") as caught:
         locate(str(folder))
-    assert caught.value.param == "weight_name"
+    assert caught.value.param == "lora_weight_name"
     assert locate(str(folder), weight_name="b.safetensors").files == {"": folder / "b.safetensors"}
     with pytest.raises(RequestError, match="no file c.safetensors") as caught:
         locate(str(folder), weight_name="c.safetensors")

@@ -16,6 +16,7 @@ from sgl_diffusion.ar.worker import ChatWorker
 from sgl_diffusion.base.errors import EngineError
 from sgl_diffusion.orchestrator.limits import Health
 from sgl_diffusion.orchestrator.stage_loop import StageLoop
+from tests.ar.chats import part
 from tests.server.omni.conftest import OmniApi
 
 pytestmark = pytest.mark.timeout(400)
@@ -41,9 +42,8 @@ def endless(omni: OmniApi, monkeypatch: pytest.MonkeyPatch) -> ChatWorker:
     """The worker, in a thread of this process, made to go on until it is told to stop."""
     workers = [each for each in gc.get_objects() if type(each) is ChatWorker]
     worker = next(each for each in workers if isinstance(each._outbox, StageLoop))
-    monkeypatch.setattr(worker._batch, "_ends", frozenset())
-    assert worker._speaker is not None
-    monkeypatch.setattr(worker._speaker._talker, "end", -1)
+    monkeypatch.setattr(part(worker, "thinker").batch, "_ends", frozenset())
+    monkeypatch.setattr(part(worker, "talker").talker, "ends", frozenset())
     return worker
 
 
@@ -61,9 +61,9 @@ def test_a_client_that_leaves_ends_every_stage(
         omni.wait_until("begun", lambda: begun(omni))
     omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
     omni.wait_until("let go of", lambda: endless.running() == 0)
-    speaker = endless._speaker
-    assert speaker is not None and not speaker._rows and endless._thinker.kv.slots == []
-    assert speaker._talker.kv.slots == []
+    talking = part(endless, "talker")
+    assert not talking.batch.rows and talking.talker.kv.slots == []
+    assert part(endless, "thinker").thinker.kv.slots == []
     assert omni.chat().status_code == 200
 
 

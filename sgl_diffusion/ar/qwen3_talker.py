@@ -1,0 +1,130 @@
+"""Qwen3's talker: the text of an answer to codes of sound, one frame of codes per step.
+
+    prompt and first word ──prefill──▶ state, code 0 ─┐
+                                                      ├─▶ code predictor: the other codes
+    next word, or what stands for none  ──decode──────┘   of the frame; their sum and the
+                                                          next word are the next input
+
+Rows in step share the talker's pass and every pass of the code predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
+from sgl_diffusion.ar.talker import DrawCode, Manner, Opening
+
+_SILENT_TAIL = 1024
+
+
+class Qwen3Talker:
+    seen: tuple[int, ...] = ()
+    pace = 1
+    usual = Manner()
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.model = model
+        self._config = model.config
+        self.kv = KvSlab(KvShape.of(model.model), rows)
+        end = int(self._config.codec_eos_token_id)
+        self.ends = frozenset({end})
+        size = int(self._config.text_config.vocab_size)
+        self._never = torch.zeros(size, dtype=torch.bool)
+        self._never[size - _SILENT_TAIL :] = True
+        self._never[end] = False
+        self.groups = int(self._config.num_code_groups)
+
+    @torch.inference_mode()
+    def words(self, vectors: Tensor) -> Tensor:
+        projected: Tensor = self.model.text_projection(vectors.to(self.kv.shape.dtype))
+        return projected
+
+    @torch.inference_mode()
+    def opening(self, arrays: Sequence[Tensor], shift: int, voice: str) -> Opening:
+        """What was asked, with the thinker's states `felt` where media are heard, then the role of
+        the assistant, the steering and the first word."""
+        asked, heard, felt, answered, none, positions = arrays
+        question = self.words(asked)
+        if bool(heard.any()):
+            states = self.model.hidden_projection(felt.to(question.dtype))
+            question[heard] = states.to(question.dtype)
+        answer = self.words(answered)
+        config = self._config
+        steering = [
+            config.codec_nothink_id,
+            config.codec_think_bos_id,
+            config.codec_think_eos_id,
+            config.speaker_id[voice],
+            config.codec_pad_id,
+            config.codec_bos_id,
+        ]
+        answer[-len(steering) :] += self.model.model.codec_embedding(
+            torch.tensor(steering, device=answer.device)
+        )
+        vectors = torch.cat([question, answer])
+        return Opening(vectors, positions, shift, self.words(none[None])[0])
+
+    def trial(self) -> list[Tensor]:
+        asked, answered = 1, 9
+        zeros = torch.zeros(answered + 1, int(self._config.thinker_hidden_size))
+        positions = torch.arange(asked + answered).expand(3, -1)
+        told = [zeros[:asked], torch.zeros(asked, dtype=torch.bool), zeros[:0]]
+        return [*told, zeros[:answered], zeros[0], positions]
+
+    @torch.inference_mode()
+    def prefill(self, slot: Slot, opening: Opening) -> tuple[Tensor, Tensor]:
+        mask = self.kv.prefill(slot, len(opening.vectors))
+        states = self._forward(opening.vectors[None], opening.positions[:, None], mask)[:, -1]
+        return self._logits(states)[0], states[0]
+
+    @torch.inference_mode()
+    def frames(
+        self, states: Tensor, firsts: Sequence[int], draw: DrawCode
+    ) -> tuple[Tensor, Tensor]:
+        from transformers import DynamicCache
+
+        predictor = self.model.code_predictor
+        first = torch.tensor(list(firsts), device=states.device)
+        total = self.model.model.codec_embedding(first)
+        codes = [first]
+        inputs = torch.stack([states, total], dim=1)
+        cache = DynamicCache(config=predictor.model.config)
+        for group in range(self.groups - 1):
+            hidden = predictor.model(
+                inputs_embeds=inputs, past_key_values=cache, use_cache=True
+            ).last_hidden_state[:, -1]
+            logits = predictor.lm_head[group](hidden).float().cpu()
+            drawn = [draw(row, group + 1, scores) for row, scores in enumerate(logits)]
+            codes.append(torch.tensor(drawn, device=states.device))
+            fresh = predictor.model.codec_embedding[group](codes[-1])
+            total = total + fresh
+            inputs = fresh[:, None]
+        return torch.stack(codes, dim=1), total
+
+    @torch.inference_mode()
+    def decode(
+        self, vectors: Tensor, positions: Tensor, writing: Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
+        mask = self.kv.decode(writing)
+        states = self._forward(vectors[:, None], positions[None, :, None].expand(3, -1, -1), mask)
+        return self._logits(states[:, -1]), states[:, -1]
+
+    def _forward(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        output = self.model.model(
+            inputs_embeds=vectors,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.kv,
+            use_cache=True,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def _logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.model.codec_head(states).float().cpu()
+        return logits.masked_fill(self._never, float("-inf"))

@@ -1,0 +1,1 @@
+"""The stages of an omni model; `ar/worker.py` puts those of one process together."""
