@@ -149,7 +149,8 @@ def lora_control(
     )
     if settings:
         note("loading adapters")
-    manager.start(settings, options.lora_merge_mode)
+    beside = [Source(Path(path).stem, path) for path in pipeline.card.adapters]
+    manager.start(settings, options.lora_merge_mode, beside)
     return LoraControl(manager, busy)
 
 

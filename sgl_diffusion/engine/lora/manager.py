@@ -86,18 +86,25 @@ class Loras:
         self.blend(accepted)
         return accepted
 
-    def start(self, settings: Sequence[LoraSetting], merge_mode: str = "auto") -> None:
-        """Take up what an earlier worker left, else begin with these settings."""
+    def start(
+        self,
+        settings: Sequence[LoraSetting],
+        merge_mode: str = "auto",
+        beside: Iterable[Source] = (),
+    ) -> None:
+        """Take up what an earlier worker left, else begin with these settings. Adapters that lie
+        `beside` the model are known where their nicknames are free."""
+        self._known = {source.nickname: source for source in beside}
         former = self._state.read()
         if former is not None:
             try:
-                self._known = former.sources
+                self._known |= former.sources
                 self._use(former.sets)
             except SglError as error:
                 raise self._state.lost(error) from None
         elif settings:
             sources = [self._source(setting) for setting in settings]
-            self._known = {source.nickname: source for source in sources}
+            self._known |= {source.nickname: source for source in sources}
             try:
                 self.replace(settings, merge_mode)
             except SglError as error:
