@@ -71,12 +71,13 @@ class Both:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """[N, rows, columns] to about the nearest with singular values of 1, by Newton-Schulz."""
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    """[N, rows, columns] to about the nearest with singular values of 1, by Newton-Schulz; bf16 is
+    exact enough for a direction."""
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
     for _ in range(_ROUNDS):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
