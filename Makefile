@@ -47,7 +47,7 @@ test: $(READY)  ## the whole default suite
 faults: $(READY)  ## every fault, fifty random kills
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(ARGS)
 
-soak: $(READY)  ## a long mixed load; options: make soak ARGS="--minutes 480 --report soak.json"
+soak: $(READY)  ## a long mixed load; options: make soak ARGS="--engine --minutes 30"
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 test-slow: $(READY)  ## what the default suite leaves out

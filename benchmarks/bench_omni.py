@@ -1,6 +1,6 @@
 """Chats and speech of many clients, beside transformers' `generate` behind FastAPI.
 
-    python benchmarks/bench_omni.py [--rounds 2] [--models tiny,middle] [--save]
+    python benchmarks/bench_omni.py [--rounds 2] [--models tiny,middle] [--clients 1,4,16] [--save]
 
 Both servers get the same greedy requests of the same random model in turns, streamed, at 1, 4 and
 16 clients at a time. Text: tokens a second, first token and time between tokens. Speech: seconds of
@@ -16,6 +16,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,9 +36,9 @@ from tests.checkpoints.tiny_omni import build_qwen3
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": (64, 3), "middle": (512, 8)}
-CLIENTS = (1, 4, 16)
 TOKENS, SAID, FRAMES = 32, 12, 32
 RATE = 24_000
+READY = 300
 QUESTIONS = ("a red fox", "the sea and a boat", "a cat in the garden", "a house on the river")
 
 Row = dict[str, Any]
@@ -69,15 +70,21 @@ def serving(*command: str) -> Iterator[str]:
     try:
         assert process.stdout is not None
         url = process.stdout.readline().split()[0]
-        for _ in range(1200):
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            time.sleep(0.1)
+        _until_ready(url)
         yield url
     finally:
         process.terminate()
         process.wait()
+
+
+def _until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"{url} is not ready after {READY} s")
 
 
 def body(number: int, *, speech: bool) -> Row:
@@ -149,7 +156,7 @@ def summary(answers: list[Seen], wall: float, *, speech: bool) -> Row:
     }
 
 
-def measure(folder: Path, rounds: int) -> list[Row]:
+def measure(name: str, folder: Path, clients_of: list[int], rounds: int) -> list[Row]:
     model = ("--model-path", str(folder))
     ours = ("-m", "sgl_diffusion.cli.omni", "serve", "--port", "0", *model)
     rows = []
@@ -157,15 +164,16 @@ def measure(folder: Path, rounds: int) -> list[Row]:
         for speech in (False, True):
             for url in (mine, plain):  # warm
                 asyncio.run(load(url, 2, speech=speech))
-            for clients in CLIENTS:
+            for clients in clients_of:
                 found: dict[str, list[Row]] = {"ours": [], "plain": []}
                 for _ in range(rounds):
                     for name, url in (("ours", mine), ("plain", plain)):
                         answers, wall = asyncio.run(load(url, clients, speech=speech))
                         found[name].append(summary(answers, wall, speech=speech))
-                row: Row = {"what": "speech" if speech else "text", "clients": clients}
-                for name, each in found.items():
-                    row[name] = {
+                what = "speech" if speech else "text"
+                row: Row = {"model": name, "what": what, "clients": clients}
+                for server, each in found.items():
+                    row[server] = {
                         key: statistics.median(one[key] for one in each)
                         for key in each[0]
                         if each[0][key] is not None
@@ -173,7 +181,17 @@ def measure(folder: Path, rounds: int) -> list[Row]:
                 row["times"] = row["ours"]["per_second"] / row["plain"]["per_second"]
                 row["first_share"] = row["ours"]["first_ms"] / row["ours"]["whole_ms"]
                 rows.append(row)
+                show(row)
     return rows
+
+
+def show(row: Row) -> None:
+    print(f"{row['model']:7} {row['what']:7} {row['clients']:3} clients", end="")
+    for name in ("ours", "plain"):
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in row[name].items())
+        print(f"\n    {name:6} {figures}", end="")
+    share = f"first at {row['first_share']:.2f} of the whole"
+    print(f"\n    {row['times']:.2f}x throughput, {share}", flush=True)
 
 
 def main() -> None:
@@ -181,25 +199,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--models", default="tiny,middle")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
+    parser.add_argument("--clients", default="1,4,16")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the servers with it
+    clients = [int(count) for count in options.clients.split(",")]
     facts, busy = machine(), Busy()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models.split(","):
             width, layers = MODELS[name]
             path = build_qwen3(Path(folder) / name, width=width, layers=layers)
-            rows += [{"model": name, **row} for row in measure(path, options.rounds)]
+            rows += measure(name, path, clients, options.rounds)
     # Both servers are other processes, too: on an idle machine it is about the number of cores.
     facts["cores_of_other_processes"] = busy.cores()
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    for row in rows:
-        print(f"{row['model']:7} {row['what']:7} {row['clients']:3} clients", end="")
-        for name in ("ours", "plain"):
-            figures = "  ".join(f"{key} {value:.4g}" for key, value in row[name].items())
-            print(f"\n    {name:6} {figures}", end="")
-        print(
-            f"\n    {row['times']:.2f}x throughput, first at {row['first_share']:.2f} of the whole"
-        )
     record = {"benchmark": "omni", "machine": facts, "rows": rows}
     if options.save:
         path = RESULTS / f"cpu-{facts['date']}-omni.json"

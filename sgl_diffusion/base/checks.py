@@ -6,12 +6,19 @@ import math
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.footprint import check_memory
+from sgl_diffusion.base.lora import check_uses
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 
 MAX_PROMPT_CHARS = 32_000
 MAX_PARTIAL_IMAGES = 3
+MAX_OUTPUTS = 10
+MAX_SEED = 2**63 - 1
+DEFAULT_SEED = 42
+_TEACACHE = 0.1
+_TEACACHE_LIMITS = (0.001, 1.0)
 _NEUTRAL = {"true_cfg_scale": 1.0}
 
 
@@ -88,6 +95,66 @@ def check_pictures(card: ModelCard, wish: SamplingParams, *, video: bool) -> Non
         )
 
 
+def check_loras(card: ModelCard, wish: SamplingParams) -> None:
+    check_uses(wish.loras)
+    if wish.loras and not card.lora_targets:
+        raise RequestError(
+            f"{card.name} takes no adapters: it is served through the {card.backend} backend.",
+            code="lora_not_supported",
+            param="lora",
+        )
+
+
+def teacache_threshold(card: ModelCard, wish: SamplingParams) -> float | None:
+    """How much the beginnings of steps may differ that share the rest; None for not at all."""
+    threshold = wish.teacache_threshold
+    if not wish.enable_teacache:
+        if threshold is not None:
+            raise RequestError(
+                "teacache_threshold needs enable_teacache.",
+                code="conflicting_parameters",
+                param="teacache_threshold",
+            )
+        return None
+    if not card.step_cache:
+        raise _takes_no(card, "enable_teacache", " as it is served")
+    return within(
+        "teacache_threshold", _TEACACHE if threshold is None else threshold, *_TEACACHE_LIMITS
+    )
+
+
+def check_interval(card: ModelCard, wish: SamplingParams) -> None:
+    """The steps that guidance is on in."""
+    start, stop = wish.guidance_start, wish.guidance_stop
+    for param, value, usual in (("guidance_start", start, 0.0), ("guidance_stop", stop, 1.0)):
+        if within(param, value, 0.0, 1.0) != usual and card.backend != "native":
+            raise _takes_no(card, param, " as it is served")
+    if start >= stop:
+        raise RequestError(
+            f"Guidance from {start:g} to {stop:g} of the steps is none.",
+            hint="Turn it off with guidance_scale, or let guidance_stop be larger.",
+            code="conflicting_parameters",
+            param="guidance_stop",
+        )
+
+
+def seeds(wish: SamplingParams) -> tuple[int, ...]:
+    """One for each output."""
+    count = int(within("n", wish.num_outputs, 1, MAX_OUTPUTS))
+    seed = DEFAULT_SEED if wish.seed is None else wish.seed
+    if isinstance(seed, int):
+        within("seed", seed, 0, MAX_SEED)
+        return tuple((seed + i) % (MAX_SEED + 1) for i in range(count))
+    if len(seed) != count:
+        raise RequestError(
+            f"seed lists {len(seed)} values for {count} outputs.",
+            hint="Give one seed per output, or a single number.",
+            code="mismatched_lengths",
+            param="seed",
+        )
+    return tuple(int(within("seed", value, 0, MAX_SEED)) for value in seed)
+
+
 def strength(card: ModelCard, wish: SamplingParams) -> float | None:
     """Of the steps of an image-to-image job; None where denoising begins with noise."""
     if not wish.images or card.edits != "image-to-image":
@@ -112,7 +179,8 @@ def edge(card: ModelCard, param: str, value: int) -> int:
     )
 
 
-def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
+def check_extent(card: ModelCard, params: ResolvedParams) -> None:
+    """All outputs and frames together: their pixels, and the memory they take."""
     count = len(params.seeds)
     pixels = params.width * params.height * params.num_frames * count
     if pixels > card.max_pixels:
@@ -122,6 +190,7 @@ def check_pixels(card: ModelCard, params: ResolvedParams) -> None:
             hint="Ask for a smaller size, fewer frames or fewer outputs.",
             code="request_too_large",
         )
+    check_memory(card, params)
 
 
 def optional(

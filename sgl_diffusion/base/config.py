@@ -81,6 +81,12 @@ class EngineOptions:
     max_running_jobs: int = option(
         0, "Most jobs worked on at a time; 0: as many as there are.", least=0
     )
+    overlap: bool = option(True, "Encode prompts and decode pictures beside the denoise steps.")
+    vae_tile_size: int = option(
+        0,
+        "Pixels along the edge of the tiles that pictures are decoded in, such as 512; 0: whole.",
+        least=0,
+    )
     prompt_cache_memory: float = option(0.5, "GiB that encoded prompts may take.", least=0)
     memory_budget: str | None = option(
         None,

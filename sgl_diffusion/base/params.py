@@ -13,21 +13,25 @@ from typing import Literal
 
 from sgl_diffusion.base.checks import (
     MAX_PARTIAL_IMAGES,
+    check_extent,
+    check_interval,
+    check_loras,
     check_pictures,
-    check_pixels,
     check_texts,
     edge,
     optional,
+    seeds,
     strength,
+    teacache_threshold,
     within,
 )
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.lora import LoraUse, check_uses
+from sgl_diffusion.base.footprint import Footprint
+from sgl_diffusion.base.lora import LoraUse
 
-MAX_OUTPUTS = 10
 MAX_STEPS = 200
-MAX_SEED = 2**63 - 1
-DEFAULT_SEED = 42
+DEFAULT_PRIORITY = 5
+MAX_PRIORITY = 9
 
 Edits = Literal["none", "native", "image-to-image"]
 
@@ -37,7 +41,10 @@ class SamplingParams:
     """What a caller asked for. `seed` may be a list: one seed per output.
 
     `images` and `mask` are files: PNG, JPEG or WebP. The mask tells what of the first image to
-    make anew: its transparent part, or its bright part where nothing is transparent.
+    make anew: its transparent part, or its bright part where nothing is transparent. `priority`
+    goes from 0, for what can wait, to 9. With `enable_teacache` steps may reuse what an earlier one
+    computed, if their beginnings differ by less than `teacache_threshold`. `guidance_start` and
+    `guidance_stop` are shares of the steps, outside of which there is no guidance.
     """
 
     prompt: str
@@ -59,6 +66,11 @@ class SamplingParams:
     guidance_scale_2: float | None = None
     partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
+    priority: int = DEFAULT_PRIORITY
+    enable_teacache: bool = False
+    teacache_threshold: float | None = None
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +96,21 @@ class ResolvedParams:
     partial_images: int = 0
     loras: tuple[LoraUse, ...] = ()
     guidance_offset: float = 0.0
+    priority: int = DEFAULT_PRIORITY
+    enable_teacache: bool = False
+    teacache_threshold: float | None = None
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
 
     @property
     def guided(self) -> bool:
-        """Whether every step also runs without the prompt."""
+        """Whether there are steps that also run without the prompt."""
         return self.cfg_scale(0) > 1.0
+
+    def guided_at(self, step: int) -> bool:
+        """Whether this step does."""
+        share = step / self.num_inference_steps
+        return self.guided and self.guidance_start <= share < self.guidance_stop
 
     def cfg_scale(self, expert: int) -> float:
         """How far to go from the velocity without the prompt to the one with it, and beyond."""
@@ -160,9 +182,11 @@ class ModelCard:
     masks: bool = False
     needs_mask: bool = False
     previews: bool = False
+    step_cache: bool = False
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
     adapters: tuple[str, ...] = ()  # files that came with the model; their names are nicknames
+    footprint: Footprint | None = None  # what jobs take of the memory; None where nobody counted
 
     @property
     def makes_video(self) -> bool:
@@ -181,6 +205,8 @@ class ModelCard:
         defaults = self.defaults
         check_texts(wish)
         check_pictures(self, wish, video=video)
+        check_loras(self, wish)
+        check_interval(self, wish)
         if video and not self.makes_video:
             raise RequestError(
                 f"{self.name} makes images only.",
@@ -190,7 +216,6 @@ class ModelCard:
         width = defaults.width if wish.width is None else wish.width
         height = defaults.height if wish.height is None else wish.height
         frames = defaults.num_frames if wish.num_frames is None else wish.num_frames
-        seeds = self._seeds(wish)
         steps = wish.num_inference_steps
         guidance = wish.guidance_scale
         length = wish.max_sequence_length
@@ -227,7 +252,7 @@ class ModelCard:
                     defaults.max_sequence_length,
                 )
             ),
-            seeds=seeds,
+            seeds=seeds(wish),
             images=wish.images,
             mask=wish.mask,
             strength=strength(self, wish),
@@ -238,10 +263,15 @@ class ModelCard:
             partial_images=int(
                 within("partial_images", wish.partial_images, 0, MAX_PARTIAL_IMAGES)
             ),
-            loras=self._loras(wish),
+            loras=wish.loras,
             guidance_offset=self.guidance_offset,
+            priority=int(within("priority", wish.priority, 0, MAX_PRIORITY)),
+            enable_teacache=wish.enable_teacache,
+            teacache_threshold=teacache_threshold(self, wish),
+            guidance_start=wish.guidance_start,
+            guidance_stop=wish.guidance_stop,
         )
-        check_pixels(self, params)
+        check_extent(self, params)
         return params
 
     def size_like(
@@ -262,34 +292,9 @@ class ModelCard:
         ratio = math.sqrt(across / down)
         return nearest(math.sqrt(area) * ratio), nearest(math.sqrt(area) / ratio)
 
-    def _loras(self, wish: SamplingParams) -> tuple[LoraUse, ...]:
-        check_uses(wish.loras)
-        if wish.loras and not self.lora_targets:
-            raise RequestError(
-                f"{self.name} takes no adapters: it is served through the {self.backend} backend.",
-                code="lora_not_supported",
-                param="lora",
-            )
-        return wish.loras
-
     def round_frames(self, frames: int) -> int:
         """The count the VAE can make, as diffusers rounds it: a multiple of four, plus one."""
         within("num_frames", frames, 1, self.max_frames)
         if frames % self.frame_multiple == 1 or self.frame_multiple == 1:
             return frames
         return frames // self.frame_multiple * self.frame_multiple + 1
-
-    def _seeds(self, wish: SamplingParams) -> tuple[int, ...]:
-        count = int(within("n", wish.num_outputs, 1, MAX_OUTPUTS))
-        seed = DEFAULT_SEED if wish.seed is None else wish.seed
-        if isinstance(seed, int):
-            within("seed", seed, 0, MAX_SEED)
-            return tuple((seed + i) % (MAX_SEED + 1) for i in range(count))
-        if len(seed) != count:
-            raise RequestError(
-                f"seed lists {len(seed)} values for {count} outputs.",
-                hint="Give one seed per output, or a single number.",
-                code="mismatched_lengths",
-                param="seed",
-            )
-        return tuple(int(within("seed", value, 0, MAX_SEED)) for value in seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from pathlib import Path
@@ -16,6 +17,8 @@ from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.cli.groups import grouped
 
 C = TypeVar("C")
+
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 # Options whose default the environment may change.
 _VARIABLES = {
@@ -52,6 +55,16 @@ class Parser(argparse.ArgumentParser):
             hint = close if close.startswith("Did") else f"See {self.prog} --help."
             raise UsageError(f"{self.prog} has no option {flag}.", hint=hint)
         return known
+
+
+def edges_of(text: str | None) -> tuple[int | None, int | None]:
+    """Width and height out of WIDTHxHEIGHT."""
+    if text is None:
+        return None, None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT.", hint="As in 512x512.")
+    return int(match[1]), int(match[2])
 
 
 def parser_for(kind: type[Any], prog: str, description: str) -> Parser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
 from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import Parser, UsageError, parser_for, read
+from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION = 'Make images or videos without a server: sglang generate "a red circle".'
 
-_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _ENGINE = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
 
@@ -56,6 +54,12 @@ class GenerateOptions(EngineOptions):
     guidance_scale_2: float | None = option(None, "Guidance of a second expert.")
     flow_shift: float | None = option(None, "Shift of the noise schedule. Default: the model's.")
     max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
+    guidance_start: float = option(0.0, "Share of the steps at which guidance begins.")
+    guidance_stop: float = option(1.0, "Share of the steps at which it ends.")
+    enable_teacache: bool = option(False, "Let steps reuse what an earlier one computed.")
+    teacache_threshold: float | None = option(
+        None, "How far such steps may differ, 0.001 to 1. Default: 0.1."
+    )
     seed: int | None = option(None, "Seed of the first output; the others count up. Default: 42.")
     num_outputs: int = option(1, "How many to make.")
     output_compression: int | None = option(None, "Quality of JPEG, WebP and MP4, 0 to 100.")
@@ -132,12 +136,8 @@ def _with_prompt(argv: list[str]) -> list[str]:
 
 
 def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:
-    width, height = options.width, options.height
-    if options.size is not None:
-        match = _SIZE.fullmatch(options.size)
-        if match is None:
-            raise UsageError(f"--size {options.size!r} is not WIDTHxHEIGHT.", hint="As in 512x512.")
-        width, height = width or int(match[1]), height or int(match[2])
+    width, height = edges_of(options.size)
+    width, height = options.width or width, options.height or height
     return {
         "negative_prompt": options.negative_prompt,
         "width": width,
@@ -153,6 +153,10 @@ def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:
         "strength": options.strength,
         "flow_shift": options.flow_shift,
         "max_sequence_length": options.max_sequence_length,
+        "guidance_start": options.guidance_start,
+        "guidance_stop": options.guidance_stop,
+        "enable_teacache": options.enable_teacache,
+        "teacache_threshold": options.teacache_threshold,
         "seed": options.seed,
         "num_outputs": options.num_outputs,
     }
@@ -200,4 +204,5 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
         edits="native" if options.strength is None else "image-to-image",
         max_images=2**10,
         masks=True,
+        step_cache=True,
     )

@@ -14,6 +14,9 @@ PROGRAM = Program(
         "regenerate": Command(
             "make a file again from the settings it carries", "regenerate:main", "regenerate:parser"
         ),
+        "profile": Command(
+            "show where the time of one image or video goes", "profile:main", "profile:parser"
+        ),
         "models": Command(
             "list native models, their defaults, and what is downloaded",
             "models:main",

@@ -78,12 +78,12 @@ class Client(Door[Coordinator]):
         )
         return GenerationHandle(job, params)
 
+    async def control(self, action: str, payload: Payload | None = None) -> Payload:
+        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
+        return await self._coordinator.control(action, payload or {})
+
 
 def _work(params: ResolvedParams) -> float:
     """How much a job has to do, compared with others of the same model."""
     pixels = params.width * params.height * params.num_frames
     return float(pixels * len(params.seeds) * params.num_inference_steps)
-
-    async def control(self, action: str, payload: Payload | None = None) -> Payload:
-        """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
-        return await self._coordinator.control(action, payload or {})

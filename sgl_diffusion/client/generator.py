@@ -190,6 +190,14 @@ class DiffGenerator:
         """The adapters that are loaded, and those in use."""
         return self._loop.run(self._client.loras.report())
 
+    def start_profile(self) -> None:
+        """Record what the engine does from now on."""
+        self._loop.run(self._client.control("profile_start"))
+
+    def stop_profile(self) -> dict[str, Any]:
+        """The record as an object that Perfetto reads, once it is a JSON file."""
+        return self._loop.run(self._client.control("profile_stop"))
+
     def shutdown(self) -> None:
         """Unload the model and end the threads; more calls do nothing."""
         self._shutdown()

@@ -31,13 +31,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Generation:
-    """The outcome of one job. `clips` holds one uint8 [frames, height, width, 3] per seed."""
+    """The outcome of one job. `clips` holds one uint8 [frames, height, width, 3] per seed;
+    `reused_steps` counts those of all clips that did not run whole, as `enable_teacache` lets them.
+    """
 
     job_id: str
     params: ResolvedParams
     clips: list[NDArray[np.uint8]]
     seconds: dict[str, float] = field(default_factory=dict)
     attempt: int = 1
+    reused_steps: int = 0
+    peak_memory_mb: float = 0.0  # the most that the worker took meanwhile; 0: it did not tell
 
     @property
     def frames(self) -> NDArray[np.uint8]:
@@ -98,6 +102,8 @@ class GenerationHandle:
             params=self.params,
             clips=_clips(output, self.params),
             seconds={str(k): float(v) for k, v in output.meta.get("seconds", {}).items()},
+            reused_steps=int(output.meta.get("reused_steps", 0)),
+            peak_memory_mb=round(output.meta.get("peak_memory", 0) / 2**20, 1),
             attempt=self._job.snapshot().attempt,
         )
 

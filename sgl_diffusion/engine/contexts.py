@@ -5,34 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sgl_diffusion.engine.denoise import ShapeKey
-from sgl_diffusion.engine.job import Row
-from sgl_diffusion.engine.lineup import Batch
+from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Context, Pipeline
-
-_Rows = tuple[ShapeKey, tuple[Row, ...]]
 
 
 class Contexts:
     def __init__(self, pipeline: Pipeline, branches: Branches | None = None) -> None:
         self._pipeline = pipeline
         self._branches = branches or Branches()
-        self._known: dict[_Rows, Context] = {}
+        self._known: dict[ShapeKey, tuple[tuple[Row, ...], Context]] = {}
 
-    def of(self, key: ShapeKey, rows: list[Row]) -> Context:
-        known = self._known.get((key, tuple(rows)))
-        if known is not None:
-            return known
+    def of(self, key: ShapeKey, rows: tuple[Row, ...]) -> Context:
+        known = self._known.get(key)
+        if known is not None and known[0] == rows:
+            return known[1]
         conditions = [row.job.condition for row in rows]
         if key.guided:
             negatives = [row.job.negative for row in rows]
             conditions = self._branches.conditions(conditions, negatives)
         context = self._pipeline.collate(conditions)
-        self._known[key, tuple(rows)] = context
+        self._known[key] = rows, context
         return context
 
-    def keep(self, batches: Mapping[Batch, list[Row]]) -> None:
-        """Forget what belongs to none of these batches."""
-        wanted = {(batch.key, tuple(rows)) for batch, rows in batches.items()}
-        for known in self._known.keys() - wanted:
-            del self._known[known]
+    def keep(self, jobs: Mapping[str, Job]) -> None:
+        """Forget the batches that have lost a row: it is done, or its job is not among these."""
+        for key, (rows, _) in list(self._known.items()):
+            if any(row.denoised or jobs.get(row.job.id) is not row.job for row in rows):
+                del self._known[key]

@@ -1,11 +1,12 @@
-"""One denoise step of a group of rows: the place where batching, guidance and solver meet.
+"""One denoise step of a batch of rows: the place where batching, guidance and solver meet.
 
-Rows of a group share a shape key and nothing else: each has its own timestep, solver history, seed
-and guidance scale. The caller decides who is in the group; between two calls rows may come and go.
+Rows of a batch share a shape key and nothing else: each has its own timestep, solver history, seed
+and guidance scale. The caller decides who is in the batch; between two calls rows may come and go.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ class ShapeKey:
     text: int
     expert: int
     guided: bool
+    alone: bool = False  # a row that may reuse its steps shares none
 
 
 def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
@@ -36,7 +38,8 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
         latents=tuple(row.state.x.shape[1:]),
         text=pipeline.text_bucket(row.job.condition),
         expert=pipeline.expert(timestep),
-        guided=row.job.params.guided,
+        guided=row.job.params.guided_at(row.step),
+        alone=row.job.params.enable_teacache,
     )
 
 
@@ -44,7 +47,7 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
 def denoise(
     pipeline: Pipeline,
     key: ShapeKey,
-    rows: list[Row],
+    rows: Sequence[Row],
     context: Context,
     branches: Branches | None = None,
 ) -> None:

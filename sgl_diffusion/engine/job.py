@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sgl_diffusion.base.params import ResolvedParams
+from sgl_diffusion.base.params import DEFAULT_PRIORITY, ResolvedParams
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from sgl_diffusion.engine.beginning import Origin
     from sgl_diffusion.engine.lora.rows import Blend
     from sgl_diffusion.engine.previews import Preview
+    from sgl_diffusion.engine.step_cache import Memory
 
 _order = itertools.count()
+
+Group = tuple[int, int, int, bool]
 
 
 @dataclass(eq=False)
@@ -36,6 +40,8 @@ class Row:
     chunks: Iterator[torch.Tensor] | None = None
     frames: list[torch.Tensor] = field(default_factory=list)
     decoded: bool = False
+    memory: Memory | None = None  # of an earlier step, where steps may reuse one
+    reused: int = 0  # so many did
 
     @property
     def denoised(self) -> bool:
@@ -52,6 +58,9 @@ class Row:
 
 @dataclass(eq=False)
 class Job:
+    """By its `deadline` it should be done, a moment of the monotonic clock; `away` says what
+    another thread does with it now."""
+
     id: str
     params: ResolvedParams
     rows: list[Row] = field(default_factory=list)
@@ -64,6 +73,8 @@ class Job:
     cancelled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     order: int = field(default_factory=lambda: next(_order))
+    deadline: float = field(default_factory=time.monotonic)
+    away: Literal["", "encode", "decode"] = ""
 
     def __post_init__(self) -> None:
         start = self.params.start_step
@@ -74,9 +85,14 @@ class Job:
         return self.solver is not None
 
     @property
+    def begun(self) -> bool:
+        """It has memory of its own by now."""
+        return self.encoded or bool(self.away)
+
+    @property
     def step(self) -> int:
-        """Finished steps of the row that is furthest behind."""
-        return min(row.ran for row in self.rows)
+        """Finished steps, on average of its rows."""
+        return sum(row.ran for row in self.rows) // len(self.rows)
 
     @property
     def steps(self) -> int:
@@ -84,10 +100,30 @@ class Job:
         return self.params.num_inference_steps - self.params.start_step
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Jobs of one shape compete for the same batches."""
+    def group(self) -> Group:
+        """Jobs of one group compete for the same batches."""
         params = self.params
-        return params.width, params.height, params.num_frames
+        return params.width, params.height, params.num_frames, params.guided
+
+    @property
+    def size(self) -> str:
+        """For people: 832x480x81, or 1024x1024 where there is one frame."""
+        params = self.params
+        size = f"{params.width}x{params.height}"
+        return size if params.num_frames == 1 else f"{size}x{params.num_frames}"
+
+    @property
+    def weight(self) -> float:
+        """Its share of the time beside other jobs; every priority has twice that of the next."""
+        return float(2.0 ** (self.params.priority - DEFAULT_PRIORITY))
+
+    @property
+    def to_denoise(self) -> list[Row]:
+        return [row for row in self.rows if not row.denoised]
+
+    @property
+    def to_decode(self) -> bool:
+        return self.encoded and any(row.to_decode for row in self.rows)
 
     def spend(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

@@ -1,87 +1,142 @@
-"""What could be done next: the units of work that the present jobs have.
+"""What could be done next: one unit of work of each group of jobs.
 
 A unit is the encoding of one job's prompts, one denoise step of one batch, or one chunk of a
-decode. Batches are stable: rows stay together, in the order of their jobs, until one leaves.
-Of each shape only so many rows are encoded at a time: what a prompt becomes takes memory.
+decode. The jobs of a group have one size and compete for the same batches; in it, whoever has the
+earliest deadline goes first. What is nearest to its end goes before everything else, so that the
+group finishes jobs rather than begins them; and only those are encoded that the next batch takes.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from sgl_diffusion.engine.denoise import ShapeKey, shape_key
-from sgl_diffusion.engine.job import Job, Row
+from sgl_diffusion.engine.errand import Lane
+from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.pipeline import Pipeline
 
-BATCHES_AHEAD = 2  # encoded rows of one shape, in full batches
+_MOST_WEIGHT = 8.0  # jobs of usual priority that count for their group: no crowd takes everything
+
+
+@dataclass(frozen=True, eq=False)
+class Encode:
+    job: Job
+
+
+@dataclass(frozen=True, eq=False)
+class Decode:
+    job: Job
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A forward pass."""
+
+    key: ShapeKey
+    rows: tuple[Row, ...]
+
+    @property
+    def job(self) -> Job:
+        """Of its most urgent row."""
+        return self.rows[0].job
+
+
+Unit = Encode | Decode | Batch
+
+# From a key and the numbers of rows of jobs, the most urgent first, to how many rows to take.
+Rows = Callable[[ShapeKey, Sequence[int]], int]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A forward pass; `part` tells the batches of one key apart."""
+class Offer:
+    """What a group would do next, and what instead if its encoding and decoding go on beside it:
+    only steps, as long as there are any. With it, the share of the time it should have, and its
+    oldest job."""
 
-    key: ShapeKey
-    part: int
-
-
-Unit = Batch | Literal["encode", "decode"]
-
-
-@dataclass
-class Lineup:
-    """`orders` maps every unit that has work to the order of its oldest job."""
-
-    orders: dict[Unit, int] = field(default_factory=dict)
-    rows: dict[Batch, list[Row]] = field(default_factory=dict)
-    to_encode: Job | None = None
-    to_decode: Job | None = None
+    next: Unit
+    beside: Unit | None
+    weight: float
+    order: int
 
 
-def line_up(
-    pipeline: Pipeline, jobs: Iterable[Job], max_rows: int, reduced: Mapping[ShapeKey, int]
-) -> Lineup:
-    """The units of `jobs`, which come oldest first. A batch has at most `max_rows` rows, or fewer
-    where `reduced` says so."""
-    lineup = Lineup()
-    groups: dict[ShapeKey, list[Row]] = defaultdict(list)
-    waiting: list[Job] = []
-    under_way: Counter[tuple[int, ...]] = Counter()
+def lane_of(unit: Encode | Decode) -> Lane:
+    """The lane that does such a unit beside the steps."""
+    return "encode" if isinstance(unit, Encode) else "decode"
+
+
+def first_jobs(jobs: Iterable[Job], most: int) -> list[Job]:
+    """The jobs to work on, by deadline; with a limit, those that have begun stay."""
+    if most:
+        jobs = sorted(jobs, key=lambda job: (not job.encoded, job.deadline, job.order))[:most]
+    return sorted(jobs, key=lambda job: (job.deadline, job.order))
+
+
+def line_up(pipeline: Pipeline, jobs: Iterable[Job], rows: Rows) -> dict[Group, Offer]:
+    """The offers of all groups that can do something now; `jobs` come by deadline."""
+    groups: dict[Group, list[Job]] = {}
     for job in jobs:
-        if not job.encoded:
-            waiting.append(job)
-            continue
-        if lineup.to_decode is None and any(row.to_decode for row in job.rows):
-            lineup.to_decode = job
-            lineup.orders["decode"] = job.order
-        for row in job.rows:
-            if not row.denoised:
-                groups[shape_key(pipeline, row)].append(row)
-                under_way[job.shape] += 1
-    for key, rows in groups.items():
-        most = reduced.get(key, max_rows)
-        for part, start in enumerate(range(0, len(rows), most)):
-            batch = Batch(key, part)
-            lineup.rows[batch] = rows[start : start + most]
-            lineup.orders[batch] = rows[start].job.order
-    lineup.to_encode = _next_to_encode(waiting, under_way, BATCHES_AHEAD * max_rows)
-    if lineup.to_encode is not None:
-        lineup.orders["encode"] = lineup.to_encode.order
-    return lineup
+        groups.setdefault(job.group, []).append(job)
+    offers = {}
+    for group, members in groups.items():
+        decode = next((Decode(j) for j in members if j.to_decode and j.away != "decode"), None)
+        able = [
+            job for job in members if job.away != "encode" and (job.to_denoise or not job.encoded)
+        ]
+        step = _next_step(pipeline, able, rows)
+        beside: Encode | Batch | None = step
+        # Where the steps are, there are the adapters.
+        if isinstance(step, Encode) and step.job.blend is None:
+            beside = _next_step(pipeline, [job for job in able if job.encoded], rows)
+        unit = decode or step
+        if unit is not None:
+            weight = min(sum(job.weight for job in members), _MOST_WEIGHT)
+            order = min(job.order for job in members)
+            offers[group] = Offer(unit, beside, weight, order)
+    return offers
 
 
-def _next_to_encode(
-    waiting: list[Job], under_way: Counter[tuple[int, ...]], most: int
-) -> Job | None:
-    """The oldest job whose shape has room; within a shape nobody overtakes."""
-    full = set()
-    for job in waiting:
-        if job.shape in full:
+def next_to_encode(jobs: Iterable[Job], most: int) -> Job | None:
+    """The most urgent job that could be encoded before its turn, in another thread: of each group
+    `most` rows hold their prompts, at most, and adapters are where the steps are."""
+    held: Counter[Group] = Counter()
+    jobs = list(jobs)
+    for job in jobs:
+        if job.encoded:
+            held[job.group] += len(job.to_denoise)
+    for job in jobs:
+        if job.encoded or job.away or job.blend is not None:
             continue
-        rows = under_way[job.shape]
-        if rows == 0 or rows + len(job.rows) <= most:
+        if held[job.group] == 0 or held[job.group] + len(job.rows) <= most:
             return job
-        full.add(job.shape)
+        held[job.group] += most  # within a group nobody overtakes
     return None
+
+
+def _next_step(pipeline: Pipeline, jobs: Sequence[Job], rows: Rows) -> Encode | Batch | None:
+    """The next step of `jobs`, or the encoding of one that it should have."""
+    if not jobs:
+        return None
+    first = jobs[0]
+    if not first.encoded:
+        return Encode(first)
+    key = shape_key(pipeline, first.to_denoise[0])
+    if key.alone:
+        return Batch(key, (first.to_denoise[0],))
+    waiting = []  # by job; whoever is not encoded yet could have this key
+    for job in jobs:
+        if job.params.enable_teacache:
+            continue
+        fit = [row for row in job.to_denoise if not job.encoded or shape_key(pipeline, row) == key]
+        if fit:
+            waiting.append(fit)
+    most = rows(key, [len(fit) for fit in waiting])
+    taken: list[Row] = []
+    for fit in waiting:
+        if len(taken) >= most:
+            break
+        if not fit[0].job.encoded:
+            return Encode(fit[0].job)
+        taken += fit
+    return Batch(key, tuple(taken[:most]))

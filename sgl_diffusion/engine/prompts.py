@@ -74,17 +74,18 @@ def condition_bytes(condition: Condition) -> int:
     """What its tensors take; memory that several of them share counts once."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in _tensors(condition)
+        for tensor in tensors_in(condition)
     }
     return sum(storages.values())
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Those in a condition, or in whatever holds one."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif dataclasses.is_dataclass(value):
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
+            yield from tensors_in(getattr(value, field.name))
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

@@ -8,6 +8,7 @@ within moments; there the host waits for each unit of work and polls meanwhile.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -21,15 +22,15 @@ def keep_pulse(
     modules: Iterable[nn.Module], device: torch.device, poll: Callable[[], None]
 ) -> None:
     """Call `poll` before a call of one of `modules` or of a convolution in them, at most once in
-    `EVERY_SECONDS`."""
+    `EVERY_SECONDS`, and in this thread only."""
     if device.type != "cpu":
         return
-    last = time.monotonic()
+    last, owner = time.monotonic(), threading.get_ident()
 
     def beat(module: nn.Module, arguments: object) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= EVERY_SECONDS:
+        if now - last >= EVERY_SECONDS and threading.get_ident() == owner:
             last = now
             poll()
 

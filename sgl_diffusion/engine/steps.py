@@ -1,51 +1,58 @@
 """The native runner: many jobs at once, one unit of work at a time.
 
-A unit is the encoding of one job's prompts, one denoise step of one group of rows, or the decoding
+A unit is the encoding of one job's prompts, one denoise step of one batch of rows, or the decoding
 of one chunk of one row. Between units jobs are added and dropped, so joining, leaving and
-cancelling happen at step boundaries.
+cancelling happen at step boundaries. While there is something to denoise, encoding and decoding are
+done beside it.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.base.params import ResolvedParams
-from sgl_diffusion.engine.beginning import Origin, first_state
+from sgl_diffusion.engine.accounts import Accounts
+from sgl_diffusion.engine.beside import Beside
+from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.contexts import Contexts
+from sgl_diffusion.engine.costs import Costs
 from sgl_diffusion.engine.counters import Counters
-from sgl_diffusion.engine.denoise import ShapeKey, denoise
+from sgl_diffusion.engine.denoise import ShapeKey, denoise, shape_key
+from sgl_diffusion.engine.errand import Errand
+from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
-from sgl_diffusion.engine.job import Job, Row
-from sgl_diffusion.engine.lineup import Batch, Lineup, Unit, line_up
+from sgl_diffusion.engine.footprint.room import Room
+from sgl_diffusion.engine.job import Group, Job, Row
+from sgl_diffusion.engine.lineup import (
+    Batch,
+    Offer,
+    Unit,
+    first_jobs,
+    line_up,
+)
 from sgl_diffusion.engine.lora.rows import RowAdapters
+from sgl_diffusion.engine.overlap import Overlap
 from sgl_diffusion.engine.parallel.branches import Branches
-from sgl_diffusion.engine.pictures import open_picture
-from sgl_diffusion.engine.pipeline import Condition, KeepsPicture, Pipeline
+from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
-from sgl_diffusion.engine.step_times import StepTimes
+from sgl_diffusion.engine.step_cache import StepCache
+from sgl_diffusion.engine.tiles import Tiles
+from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
+from sgl_diffusion.engine.watch import AbandonedError, Watch
 from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 log = get_logger(__name__)
 
 Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
 
-
-class _AbandonedError(Exception):
-    """Ends a unit whose jobs were all dropped meanwhile."""
+_PATIENCE = 4.0  # a job that takes so many times what it takes alone is in time
 
 
 class StepRunner:
@@ -54,166 +61,206 @@ class StepRunner:
     def __init__(
         self,
         pipeline: Pipeline,
-        max_rows: int,
+        bounds: Bounds,
         outbox: Outbox,
         finish: Finish,
         fail: Fail,
         branches: Branches | None = None,
-        max_jobs: int = 0,
-        prompt_bytes: int = 0,
+        tiles: Tiles | None = None,
     ) -> None:
         """`branches` are there if this is one of several ranks: what fails in a step of many ranks
-        ends them all, as nobody knows what the others did. At most `max_jobs` jobs are worked on
-        at a time; 0 means all. Encoded prompts are kept up to `prompt_bytes`."""
+        ends them all, as nobody knows what the others did. `tiles` decode, where they are there."""
         self._pipeline = pipeline
-        self._max_rows = max_rows
-        self._max_jobs = max_jobs or None
+        self._bounds = bounds
         self._outbox = outbox
         self._finish = finish
         self._fail = fail
         self._jobs: dict[str, Job] = {}
+        self._watch = Watch(outbox, self._jobs, alone=branches is None)
         self._turns = Turns()
+        self.costs = Costs()
+        self.room = Room()
         self._branches = branches
         self._contexts = Contexts(pipeline, branches)
-        self.lineup = Lineup()
         self._reduced: dict[ShapeKey, int] = {}
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
-        self._prompts = PromptCache(pipeline, prompt_bytes, self.counters)
-        self._step_times = StepTimes(self.counters, pipeline.card.name)
-        self._timed: tuple[ResolvedParams, float] | None = None  # the step under way, its begin
-        self._working: list[Job] = []  # whose unit is being done
-        keep_pulse(pipeline.blocks(), pipeline.device, self._look_up)
+        self._accounts = Accounts(self.counters, pipeline.card.name)
+        prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
+        self._step_cache = StepCache(pipeline, self.counters)
+        self._errands = Errands(pipeline, prompts, outbox, self._decoded, tiles)
+        self.shares_decoding = tiles is not None and tiles.shared
+        self.trace = Trace(pipeline.device)
+        self._overlap: Overlap | None = None
+        if bounds.overlap and branches is None:
+            self._overlap = Overlap(
+                Beside(pipeline.device, self.trace),
+                self._errands,
+                self._accounts,
+                self._jobs,
+                2 * bounds.rows,
+                self.room,
+                self._take,
+                fail,
+            )
+        self._offers: dict[Group, Offer] = {}
+        self._timed: tuple[Unit, Job, float] | None = None  # the unit under way, its begin
+        keep_pulse(pipeline.blocks(), pipeline.device, self._watch.look_up)
 
     def add(self, job: Job) -> None:
+        job.deadline += _PATIENCE * self.costs.estimate(job.params) / job.weight
         self._jobs[job.id] = job
 
     def drop(self, job_id: str) -> Job | None:
-        return self._jobs.pop(job_id, None)
+        job = self._jobs.pop(job_id, None)
+        self.room.forget(job_id)
+        if job is not None and self._overlap is not None:
+            self._overlap.drop(job)
+        return job
 
     def jobs(self) -> list[Job]:
         return list(self._jobs.values())
 
+    def job(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id)
+
     def running(self) -> int:
         return len(self._jobs)
 
+    def settle(self) -> None:
+        """Wait for what other threads do with the weights."""
+        if self._overlap is not None:
+            self._overlap.settle(self._outbox.poll)
+
     def step(self) -> bool:
-        """One unit of work, for whoever has waited longest."""
+        """One unit of work, for the group that is most behind."""
         unit = self.choose()
-        if unit is None:
+        if unit is not None:
+            self.run(unit)
+            return True
+        if self._overlap is None or not self._overlap.busy:
             return False
-        self.run(unit)
+        self._overlap.wait()
         return True
 
     def choose(self) -> Unit | None:
-        """The unit of whoever has waited longest."""
-        orders = self.look().orders
-        if not orders:
+        """The next unit of the group that is most behind; what can be done beside it, begins."""
+        self._catch_up()
+        if self._overlap is not None and self._overlap.crowded:
+            self.settle()
+            self._overlap = None
+        if self._overlap is not None:
+            self._overlap.collect()
+        jobs = self.room.fitting(first_jobs(self._jobs.values(), self._bounds.jobs))
+        self._accounts.standing(jobs)
+        self._offers = line_up(self._pipeline, jobs, self._rows)
+        if not self._offers:
             return None
-        return self._turns.next(orders)
-
-    def look(self) -> Lineup:
-        """What could be done next."""
-        self._pace.wait()
-        self._stop_clock()
-        jobs = itertools.islice(self._jobs.values(), self._max_jobs)
-        self.lineup = line_up(self._pipeline, jobs, self._max_rows, self._reduced)
-        self._contexts.keep(self.lineup.rows)
-        return self.lineup
+        offer = self._offers[self._turns.next(self._offers)]
+        if self._overlap is None:
+            return offer.next
+        unit = offer.beside or offer.next
+        if isinstance(unit, Batch):
+            self._overlap.send(jobs)
+        elif not self._overlap.gives_way(unit):
+            return None
+        return unit
 
     def run(self, unit: Unit) -> None:
-        """Do one unit out of `lineup`."""
-        lineup = self.lineup
+        """Do one unit."""
+        self._catch_up()
+        start = time.perf_counter()
         if isinstance(unit, Batch):
-            self._denoise(unit, lineup.rows[unit])
-        elif unit == "encode" and lineup.to_encode is not None:
-            self._guard(lineup.to_encode, self._encode)
-        elif lineup.to_decode is not None:
-            self._guard(lineup.to_decode, self._decode)
-        self._working = []
+            done = self._denoise(unit)
+        else:
+            done = self._do(self._errands.of(unit))
+        self._timed = (unit, unit.job, start) if done else None
         self._pace.mark()
         if not self._pace.lags:
             self._stop_clock()
 
-    def _look_up(self) -> None:
-        """Within a unit: what nobody waits for any more ends here, unless other ranks are in it."""
-        self._outbox.poll()
-        if self._branches is not None or not self._working:
-            return
-        if not any(job.id in self._jobs for job in self._working):
-            raise _AbandonedError
+    def _catch_up(self) -> None:
+        """The unit before this one is over."""
+        self._pace.wait()
+        self._stop_clock()
+        self._contexts.keep(self._jobs)
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """A step of these rows, which must fit together."""
+        (key,) = {shape_key(self._pipeline, row) for row in rows}
+        return Batch(key, tuple(rows))
 
     # -- units -------------------------------------------------------------------------------------
 
-    def _guard(self, job: Job, unit: Callable[[Job], None]) -> None:
-        """An error in a unit of one job fails that job only."""
-        self._working = [job]
+    def _guard(self, job: Job, unit: Callable[[], None], *, shared: bool = False) -> bool:
+        """An error in a unit of one job fails that job only, unless it is shared by ranks."""
         try:
-            unit(job)
-        except _AbandonedError:
-            pass
+            with self._watch.of([job]):
+                unit()
+        except AbandonedError:
+            return False
         except Exception as error:
+            if shared:
+                raise CannotGoOnError("a decode of several ranks failed") from error
             self._fail([job], error)
+            return False
+        return True
 
-    @torch.inference_mode()
-    def _encode(self, job: Job) -> None:
-        start = time.perf_counter()
-        pipeline, params = self._pipeline, job.params
-        self._outbox.progress(job.id, 0, job.steps, "encode")
-        solver = pipeline.solver(params)
-        assert solver.start == params.start_step, "the recipe's solver begins somewhere else"
-        pictures = [open_picture(path) for path in params.images]
-        native = pipeline.card.edits == "native"
-        if pictures and (not native or params.mask is not None):
-            job.origin = Origin.of(pipeline, params, pictures[0])
-        parts = pictures if native else []
-        with self.adapters.of([job.blend]):  # the prompts, too, go through adapted layers
-            job.condition = self._condition(job, params.prompt, parts)
-            if params.guided:
-                job.negative = self._condition(job, params.negative_prompt, parts)
-        if job.origin is None and isinstance(pipeline, KeepsPicture):
-            job.origin = pipeline.origin(job.condition, params)
-        kept = job.origin is not None and job.origin.keep is not None
-        for row in job.rows:
-            noise = pipeline.noise(params, row.seed)
-            row.state = first_state(job.origin, noise, solver)
-            row.noise = noise.float() if kept else None
-        job.solver = solver
-        self._spend([job], "encode", time.perf_counter() - start)
+    def _do(self, errand: Errand) -> bool:
+        job, start = errand.job, time.perf_counter()
+        # The prompts, too, go through adapted layers.
+        blends = [job.blend] if errand.lane == "encode" else []
+        with self.trace.span(errand.lane, job=job.id), self.adapters.of(blends):
+            done = self._guard(
+                job,
+                lambda: errand.take(errand.work(lambda: False)),
+                shared=self.shares_decoding and errand.lane == "decode",
+            )
+        self._accounts.spend([job], errand.lane, time.perf_counter() - start, beside=False)
+        return done
 
-    def _condition(self, job: Job, prompt: str, pictures: list[Image]) -> Condition:
-        encode = partial(self._pipeline.encode, prompt, job.params, pictures)
-        return self._prompts.get(job, prompt, encode)
+    def _take(self, errand: Errand, result: object) -> None:
+        self._guard(errand.job, lambda: errand.take(result))
 
-    def _denoise(self, batch: Batch, rows: list[Row]) -> None:
+    def _decoded(self, job: Job) -> None:
+        if self.drop(job.id) is not None:
+            self._finish(job, [torch.cat(row.frames) for row in job.rows])
+
+    def _denoise(self, batch: Batch) -> bool:
+        rows = batch.rows
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
-        fresh = [row for row in rows if row.ran == 0]
-        self._working = jobs
+        blends, ids = [row.job.blend for row in rows], [job.id for job in jobs]
+        span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=jobs[0].size)
         try:
-            with self.adapters.of([row.job.blend for row in rows]):
+            reused = self._step_cache.of(rows[0] if batch.key.alone else None)
+            with span, self._watch.of(jobs), self.adapters.of(blends), reused:
                 context = self._contexts.of(batch.key, rows)
                 denoise(self._pipeline, batch.key, rows, context, self._branches)
-        except _AbandonedError:
-            return
+        except AbandonedError:
+            return False
         except Exception as error:
             if self._branches is not None:
                 raise CannotGoOnError("a step of several ranks failed") from error
-            if is_out_of_memory(error) and len(rows) > 1:
+            if is_out_of_memory(error) and self._overlap is not None and self._overlap.busy:
+                self._overlap.give_up()
+            elif is_out_of_memory(error) and len(rows) > 1:
                 self._reduce(batch.key, len(rows) // 2)
             else:
                 self._fail(jobs, error)
-            return
-        self._spend(jobs, "denoise", time.perf_counter() - start)
-        self._timed = jobs[0].params, start
-        self._count(rows, fresh)
+            return False
+        self._accounts.spend(jobs, "denoise", time.perf_counter() - start, beside=False)
+        self._accounts.step(rows)
         for row in rows:
             take_preview(row)
+            if row.denoised:
+                row.memory = None
         for job in jobs:
             self._outbox.progress(job.id, job.step, job.steps, "denoise")
-            if all(row.denoised for row in job.rows):
+            if not job.to_denoise:
                 job.condition = job.negative = None
+        return True
 
     def _reduce(self, key: ShapeKey, rows: int) -> None:
         """After an out-of-memory no row has moved: the same step again, in smaller batches."""
@@ -223,64 +270,19 @@ class StepRunner:
         if self._pipeline.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @torch.inference_mode()
-    def _decode(self, job: Job) -> None:
-        start = time.perf_counter()
-        row = next(row for row in job.rows if row.to_decode)
-        if row.previews:
-            self._show(row)
-            self._spend([job], "decode", time.perf_counter() - start)
-            return
-        if row.chunks is None:
-            assert row.state is not None
-            row.chunks = self._pipeline.decode(row.state.x)
-        chunk = next(row.chunks, None)
-        if chunk is None:
-            row.decoded, row.chunks, row.state, row.noise = True, None, None, None
-        else:
-            self._pace.mark()
-            self._pace.wait()
-            row.frames.append(_finished(job, chunk))
-        self._spend([job], "decode", time.perf_counter() - start)
-        self._outbox.progress(job.id, job.step, job.steps, "decode")
-        if all(row.decoded for row in job.rows) and self.drop(job.id) is not None:
-            self._finish(job, [torch.cat(row.frames) for row in job.rows])
-
-    def _show(self, row: Row) -> None:
-        """Decode and send what a step of this row foresaw: one picture, of a clip as well."""
-        preview = row.previews.popleft()
-        (frames,) = self._pipeline.decode(preview.latents)
-        meta = {"partial": preview.index, "row": row.job.rows.index(row), "step": preview.step}
-        self._outbox.output(row.job.id, meta, [_finished(row.job, frames)], final=False)
-
-    # -- accounts ----------------------------------------------------------------------------------
-
-    def _spend(self, jobs: list[Job], phase: str, seconds: float) -> None:
-        self.counters.add("phase_seconds_total", seconds, phase=phase)
-        for job in jobs:
-            job.spend(phase, seconds)
+    def _rows(self, key: ShapeKey, jobs: Sequence[int]) -> int:
+        most = self._reduced.get(key, self._bounds.rows)
+        return self.costs.rows(key, jobs, self.room.rows(self._jobs.values(), key, most))
 
     def _stop_clock(self) -> None:
-        """The device is done with the last unit: if it was a step, so long it took."""
-        if self._timed is not None:
-            params, start = self._timed
-            self._timed = None
-            self._step_times.add(params, time.perf_counter() - start)
-
-    def _count(self, rows: list[Row], fresh: list[Row]) -> None:
-        """Forwards by batch size; joins and leaves by whether others were, or stay, under way."""
-        counters = self.counters
-        counters.add("denoise_forwards_total", rows=str(len(rows)))
-        counters.add("denoise_rows_total", len(rows))
-        under_way = any(row.ran > 1 for row in rows)
-        done = [row for row in rows if row.denoised]
-        if fresh:
-            counters.add("denoise_joins_total", len(fresh), running=str(under_way).lower())
-        if done:
-            stay = str(len(done) < len(rows)).lower()
-            counters.add("denoise_leaves_total", len(done), running=stay)
-
-
-def _finished(job: Job, frames: torch.Tensor) -> torch.Tensor:
-    frames = frames.cpu()
-    return frames if job.origin is None else job.origin.finish(frames)
+        """The device is done with the last unit: so long it took."""
+        if self._timed is None:
+            return
+        unit, job, start = self._timed
+        self._timed = None
+        seconds = time.perf_counter() - start
+        if job.group in self._offers:
+            self._turns.spent(job.group, seconds, self._offers[job.group].weight)
+        if isinstance(unit, Batch):
+            self._accounts.steps.add(job.params, seconds)
+            self.costs.add(unit.key, job.params, len(unit.rows), seconds)

@@ -18,6 +18,7 @@ from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.pipeline import WholePipeline
 from sgl_diffusion.engine.step_times import StepTimes
 from sgl_diffusion.engine.steps import Fail, Finish
+from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.orchestrator.stage import Outbox
 
 
@@ -31,6 +32,7 @@ class WholeRunner:
         self.adapters = RowAdapters(torch.device(pipeline.card.device))
         self.counters = Counters()
         self._step_times = StepTimes(self.counters, pipeline.card.name)
+        self.trace = Trace(torch.device(pipeline.card.device))
 
     def add(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -62,6 +64,7 @@ class WholeRunner:
                 now = time.perf_counter()
                 if done:  # before the end of the first one there was more than a step
                     self._step_times.add(job.params, (now - since) / (step - done))
+                self.trace.add("denoise", since, now, jobs=[job.id], size=job.size)
                 done, since = step, now
             self._outbox.progress(job.id, step, total, "denoise")
             self._outbox.poll()
@@ -73,7 +76,8 @@ class WholeRunner:
             self._outbox.output(job.id, meta, [frames.cpu()], final=False)
 
         try:
-            with self.adapters.of([job.blend]):
+            whole = self.trace.span("whole", jobs=[job.id], size=job.size)
+            with whole, self.adapters.of([job.blend]):
                 clips = self._pipeline.run(job.params, on_step, on_partial)
         except Exception as error:
             if not job.cancelled:

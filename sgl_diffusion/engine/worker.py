@@ -8,6 +8,7 @@ fallback.
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import msgspec
@@ -18,15 +19,21 @@ from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
+from sgl_diffusion.base.footprint import Footprint, check_memory
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.engine import profile
+from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
+from sgl_diffusion.engine.footprint.budget import Budget
+from sgl_diffusion.engine.footprint.usage import Usage
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.offload import check_offload
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
+from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.whole import WholeRunner
 from sgl_diffusion.ops import dispatch, library
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -35,6 +42,7 @@ from sgl_diffusion.orchestrator.stage import Outbox
 log = get_logger(__name__)
 
 _WARM_UP = "warm-up"
+_STATM = Path("/proc/self/statm")
 
 
 class DiffusionWorker:
@@ -58,13 +66,17 @@ class DiffusionWorker:
         self._runner: StepRunner | WholeRunner | None = None
         self._loras: LoraControl | None = None
         self._load_error: SglError | None = None
+        self._card: ModelCard | None = None
+        self._usage: Usage | None = None
 
     def load(self) -> Payload:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
         dispatch.named()
         library.absent()
-        if note := check_offload(self._options, pick_device(self._options.device)):
+        device = pick_device(self._options.device)
+        if note := check_offload(self._options, device):
             self._outbox.loading(note)
+        budget, footprint = Budget(self._options, device), None
         try:
             pipeline = self._open(self._outbox.loading)
         except Exception as error:
@@ -76,24 +88,47 @@ class DiffusionWorker:
             ) from error
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
+            if self._ranks is None:
+                footprint = budget.footprint(pipeline, self._outbox.loading)
+            bounds = Bounds(
+                rows=self._options.max_batch_rows,
+                jobs=self._options.max_running_jobs,
+                prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
+                overlap=self._options.overlap,
+            )
             self._runner = StepRunner(
                 pipeline,
-                self._options.max_batch_rows,
+                bounds,
                 self._outbox,
                 self._finish,
                 self._fail,
                 branches,
-                self._options.max_running_jobs,
-                int(self._options.prompt_cache_memory * 2**30),
+                self._tiles(pipeline, footprint),
             )
             self._warm_up(pipeline.card)
+            self._runner.room.footprint = footprint
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
         self._loras = lora_control(
             pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
         )
-        card = dataclasses.replace(pipeline.card, lora_targets=self._loras.targets)
+        card = dataclasses.replace(
+            pipeline.card,
+            lora_targets=self._loras.targets,
+            # Whether a step can be reused is decided within a pass, on one rank's tokens.
+            step_cache=pipeline.card.step_cache and self._ranks is None,
+            footprint=footprint,
+        )
+        self._card, self._usage = card, Usage(device, footprint)
         return {**dataclasses.asdict(card), "loras": self._loras.report()}
+
+    def _tiles(self, pipeline: Pipeline, footprint: Footprint | None) -> Tiles | None:
+        edge = self._options.vae_tile_size if footprint is None else footprint.tile_edge
+        if edge == 0:
+            return None
+        if self._ranks is None:
+            return Tiles(pipeline.decode, edge)
+        return Tiles(pipeline.decode, edge, self._ranks.everyone)
 
     def _warm_up(self, card: ModelCard) -> None:
         """The smallest picture in one step: what cannot work here fails now, not in every job, and
@@ -119,17 +154,27 @@ class DiffusionWorker:
             return
         job = Job(job_id, params)
         try:
+            # Of a job from before: the server that took it in may have had more memory.
+            if self._card is not None:
+                check_memory(self._card, params)
             job.blend = self._adapters.blend(params.loras)
             job.epoch = self._adapters.epoch
         except Exception as error:
             self._outbox.failed(job_id, explain(error, job))
             return
+        if self._usage is not None:
+            self._usage.begin(job)
         self._active.add(job)
 
     def cancel(self, job_id: str) -> None:
         self._active.drop(job_id)
+        self._peak(job_id)
 
     def control(self, action: str, payload: Payload) -> Payload:
+        if isinstance(self._runner, StepRunner):
+            self._runner.settle()
+        if action in profile.ACTIONS:
+            return profile.run_profile(self._active.trace, action)
         if self._adapters.knows(action):
             return self._adapters.run(action, payload)
         raise RequestError(f"This worker has no control action {action!r}.", code="not_supported")
@@ -149,9 +194,13 @@ class DiffusionWorker:
             )
             for (op, implementation), count in ops.counts().items()
         ]
+        resident = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        calls.append(Metric(name="worker_resident_bytes", value=resident, kind="gauge"))
         if torch.cuda.is_initialized():
             peak = torch.cuda.max_memory_allocated()
             calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))
+        if self._usage is not None:
+            calls += self._usage.metrics()
         return calls + self._active.counters.metrics()
 
     @property
@@ -172,12 +221,23 @@ class DiffusionWorker:
 
     def _finish(self, job: Job, clips: list[torch.Tensor]) -> None:
         if job.id != _WARM_UP:
-            self._outbox.output(job.id, {"seconds": job.seconds}, list(clips))
+            reused = sum(row.reused for row in job.rows)
+            meta = {
+                "seconds": job.seconds,
+                "reused_steps": reused,
+                "peak_memory": self._peak(job.id),
+            }
+            self._outbox.output(job.id, meta, list(clips))
+
+    def _peak(self, job_id: str) -> int:
+        """The most bytes this process took while the job ran, which is over; 0 if it never did."""
+        return 0 if self._usage is None else self._usage.end(job_id)
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """These jobs end here; the others and the worker go on."""
         for job in jobs:
             self._active.drop(job.id)
+            self._peak(job.id)
             if job.id == _WARM_UP:
                 self._load_error = explain(error, job)
             else:

@@ -78,6 +78,7 @@ class Plan:
             vae_precision=dtype_name(self.vae),
             text_encoder_precision=dtype_name(self.text),
             attention_backend=self.attention.name,
+            step_cache=True,
             **more,
         )
 

@@ -20,6 +20,7 @@ from sgl_diffusion.server import (
     metrics,
     openapi,
     playground,
+    profile,
     remix,
     video_content,
     videos,
@@ -58,6 +59,7 @@ ROUTERS = (  # routes are tried in this order: polls and pictures first
     metrics.router,
     openapi.router,
     lora.router,
+    profile.router,
     playground.router,
 )
 

@@ -57,13 +57,14 @@ class ImageJob:
 
     async def body(self, generation: Generation) -> dict[str, Any]:
         """The answer to a request that waits."""
-        return self._body(await self.finish(generation), generation.seconds)
+        entries = await self.finish(generation)
+        return self._body(entries, generation.seconds, generation.peak_memory_mb)
 
     async def earlier(self) -> dict[str, Any] | None:
         """The answer that the same request got before; None if there is none, or no more."""
         if not self.origin.repeatable:
             return None
-        context, probe = self.context, self._row([], {})
+        context, probe = self.context, self._row([], {}, 0.0)
         row = await context.jobs.earlier(probe, retried=self.origin.retried)
         if row is None:
             return None
@@ -76,7 +77,8 @@ class ImageJob:
         except FileNotFoundError:  # it is in the bucket only
             return None
         former = replace(self, id=row.id, created=int(row.created_at), model=row.payload["model"])
-        return former._body(former._entries(encoded, row), row.payload["seconds"])
+        entries, payload = former._entries(encoded, row), row.payload
+        return former._body(entries, payload["seconds"], payload.get("peak_memory_mb", 0.0))
 
     async def finish(self, generation: Generation) -> list[dict[str, Any]]:
         """One entry per image. Those that get a URL are on disk, and in the job table, by then."""
@@ -125,7 +127,9 @@ class ImageJob:
         about = {"type": f"{self.event}.{name}", "created_at": self.created, "quality": quality}
         return about | self._about()
 
-    def _body(self, entries: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
+    def _body(
+        self, entries: list[dict[str, Any]], seconds: dict[str, float], peak_memory_mb: float
+    ) -> dict[str, Any]:
         body = self._about() | {
             "id": self.id,
             "created": self.created,
@@ -133,6 +137,7 @@ class ImageJob:
             "data": entries,
             "seeds": list(self.params.seeds),
             "inference_time_s": round(sum(seconds.values()), 3),
+            "peak_memory_mb": peak_memory_mb,
             "usage": usage(len(entries)),
         }
         if self.wanted.quality in _ECHOED:
@@ -170,7 +175,9 @@ class ImageJob:
         row = None
         try:
             await self.context.in_thread(write)
-            row = await self.context.jobs.insert(self._row(entries, generation.seconds))
+            row = await self.context.jobs.insert(
+                self._row(entries, generation.seconds, generation.peak_memory_mb)
+            )
         finally:
             if row is None or row.id != self.id:  # the same request was quicker
                 for path in paths:
@@ -180,7 +187,9 @@ class ImageJob:
             row = await self.context.jobs.get(row.id) or row
         return row
 
-    def _row(self, files: list[dict[str, Any]], seconds: dict[str, float]) -> JobRow:
+    def _row(
+        self, files: list[dict[str, Any]], seconds: dict[str, float], peak_memory_mb: float
+    ) -> JobRow:
         payload = {"model": self.model, "output_format": self.wanted.output_format}
         return JobRow(
             id=self.id,
@@ -188,7 +197,12 @@ class ImageJob:
             status="completed",
             progress=100,
             attempts=1,
-            payload={**payload, "params": asdict(self.params), "seconds": seconds},
+            payload={
+                **payload,
+                "params": asdict(self.params),
+                "seconds": seconds,
+                "peak_memory_mb": peak_memory_mb,
+            },
             completed_at=time.time(),
             created_at=self.created,
             expires_at=self.context.keeper.expires_at(),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from sgl_diffusion.base.lora import LoraUse
     from sgl_diffusion.base.params import ResolvedParams
 
-# Paths of this server; a reader of the file has no use for them.
-_PRIVATE = ("images", "mask", "seeds", "loras")
+# Paths of this server, and how the job was treated there: no use to a reader of the file.
+_PRIVATE = ("images", "mask", "priority", "seeds", "loras")
 
 
 def settings_text(params: ResolvedParams, model: str, index: int = 0) -> str:

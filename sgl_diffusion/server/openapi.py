@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from sgl_diffusion import __version__
-from sgl_diffusion.base.checks import MAX_PROMPT_CHARS
+from sgl_diffusion.base.checks import MAX_OUTPUTS, MAX_PROMPT_CHARS, MAX_SEED
 from sgl_diffusion.base.lora import TARGETS
-from sgl_diffusion.base.params import MAX_OUTPUTS, MAX_SEED, MAX_STEPS
+from sgl_diffusion.base.params import MAX_STEPS
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
 from sgl_diffusion.server.schemas import answers

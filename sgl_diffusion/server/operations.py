@@ -139,6 +139,12 @@ OPERATIONS: dict[str, Operation] = {
     "DELETE /v1/loras/{nickname}": Operation(
         "Forget an adapter.", answer=_OBJECT, errors=(400, 404, 409)
     ),
+    "POST /start_profile": Operation(
+        "Begin to record what the worker does.", answer=answers.Status, errors=(409,)
+    ),
+    "POST /stop_profile": Operation(
+        "The record, as a file for Perfetto.", answer=_OBJECT, errors=(409,)
+    ),
     "POST /v1/images/variations": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/edits": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/extensions": Operation("Not supported.", errors=(404,)),

@@ -51,6 +51,7 @@ def write_video_files(
             (files.videos / entry["name"]).unlink(missing_ok=True)
         raise
     written[0]["seconds"] = generation.seconds
+    written[0]["peak_memory_mb"] = generation.peak_memory_mb
     return written
 
 

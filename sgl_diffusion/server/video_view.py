@@ -65,6 +65,7 @@ def describe(context: ServerContext, row: JobRow) -> dict[str, Any]:
         video["urls"] = _urls(context, row)
         video["url"] = video["urls"][0]
         video["inference_time_s"] = round(sum(row.files[0]["seconds"].values()), 3)
+        video["peak_memory_mb"] = row.files[0].get("peak_memory_mb", 0.0)
     elif row.status != "failed":
         video |= _live(context, row)
     return video

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from sgl_diffusion.base.checks import MAX_SEED
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.params import MAX_SEED, ModelCard, SamplingDefaults, SamplingParams
+from sgl_diffusion.base.params import ModelCard, SamplingDefaults, SamplingParams
 
 CARD = ModelCard(
     name="m",

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
+from sgl_diffusion.engine.bounds import Bounds
+from sgl_diffusion.engine.costs import Costs
+from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.steps import StepRunner
 from tests.engine.outbox import RecordingOutbox
 
 
-class Bench:
-    """A runner with a recorder: final latents and errors by job."""
+class Together(Costs):
+    """As if a step took as long for many rows as for one: whoever can share a batch does."""
 
-    def __init__(self, pipeline: Pipeline, max_rows: int = 8, **more: int) -> None:
+    def rows(self, key: ShapeKey, jobs: Sequence[int], most: int) -> int:
+        return min(sum(jobs), most)
+
+    def estimate(self, params: ResolvedParams) -> float:
+        return 0.0
+
+
+class Bench:
+    """A runner with a recorder: final latents and errors by job. What it does depends on no clock:
+    one thing after the other, batches as large as they can be."""
+
+    def __init__(
+        self, pipeline: Pipeline, max_rows: int = 8, *, overlap: bool = False, **more: int
+    ) -> None:
         self.pipeline = pipeline
         self.outbox = RecordingOutbox()
         self.latents: dict[str, list[torch.Tensor]] = {}
         self.errors: dict[str, Exception] = {}
-        self.runner = StepRunner(pipeline, max_rows, self.outbox, self._finish, self._fail, **more)
+        bounds = Bounds(rows=max_rows, overlap=overlap, **more)
+        self.runner = StepRunner(pipeline, bounds, self.outbox, self._finish, self._fail)
+        self.runner.costs = Together()
 
     def add(self, name: str, **wish: object) -> Job:
         params = self._resolve(**wish)

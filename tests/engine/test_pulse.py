@@ -10,10 +10,12 @@ import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.engine import pulse
-from sgl_diffusion.engine.lineup import Batch
+from sgl_diffusion.engine.lineup import Batch, Decode, Encode
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
+
+PHASES = {Encode: "encode", Batch: "denoise", Decode: "decode"}
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_a_unit_that_nobody_waits_for_ends_at_the_next_block(
 
     while not polls:
         unit = bench.runner.choose()
-        if phase == ("denoise" if isinstance(unit, Batch) else unit):
+        if phase == PHASES[type(unit)]:
             bench.outbox.on_poll = drop
         assert unit is not None
         bench.runner.run(unit)

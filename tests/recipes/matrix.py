@@ -216,13 +216,18 @@ class Sides:
         return {**call, "num_frames": frames, **guidance}
 
     def files(self, count: int) -> tuple[str, ...]:
-        files = []
-        generator = torch.Generator().manual_seed(0)
-        for number, size in enumerate([(130, 96), (80, 150)][:count]):
-            small = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
-            files.append(str(self.folder / f"{number}.png"))
-            Image.fromarray(small.numpy()).resize(size).save(files[-1])
-        return tuple(files)
+        return files_in(self.folder, count)
+
+
+def files_in(folder: Path, count: int) -> tuple[str, ...]:
+    """Pictures of different sizes."""
+    files = []
+    generator = torch.Generator().manual_seed(0)
+    for number, size in enumerate([(130, 96), (80, 150)][:count]):
+        small = torch.randint(0, 256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+        files.append(str(folder / f"{number}.png"))
+        Image.fromarray(small.numpy()).resize(size).save(files[-1])
+    return tuple(files)
 
 
 def _plain(pipe: Any) -> dict[str, Any]:

@@ -74,11 +74,13 @@ def explore(make_api, examples: int) -> None:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=BEARER)
         for found in schema.get_all_operations():
             for mode in schemathesis.GenerationMode:
-                failures += explore_one(found.ok(), mode, checks, examples)
+                failures += explore_one(
+                    found.ok(), mode, checks, examples, headers=BEARER, counts=counts
+                )
     assert not failures, "\n\n".join(failures[:12])
 
 
-def explore_one(operation, mode, checks, examples: int) -> list[str]:
+def explore_one(operation, mode, checks, examples, *, headers, counts) -> list[str]:
     failures: list[str] = []
 
     @hypothesis.settings(
@@ -90,10 +92,10 @@ def explore_one(operation, mode, checks, examples: int) -> list[str]:
     )
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def run(case):
-        response = case.call(headers=BEARER)
+        response = case.call(headers=headers)
         try:
             counted = [check for check in checks if counts(check, case, response)]
-            case.validate_response(response, checks=counted, headers=BEARER)
+            case.validate_response(response, checks=counted, headers=headers)
         except FailureGroup as error:
             failures.append(f"{operation.label} {mode.value}: {error}")
 

@@ -46,6 +46,7 @@ def test_life_of_a_video(api):
     api.call(api.client.gate.set)
     done = api.wait_for(video["id"], "completed")
     assert done["progress"] == 100 and isinstance(done["completed_at"], int)
+    assert done["peak_memory_mb"] == 0.0
     assert done["inference_time_s"] == 0.75 and done["url"].endswith("/content")
     file = api.get(done["url"])
     assert file.headers["content-type"] == "video/mp4"

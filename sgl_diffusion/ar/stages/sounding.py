@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from sgl_diffusion.ar.loading import load_vocoder
 from sgl_diffusion.ar.stages.part import WARM_UP, Part, tensors
 from sgl_diffusion.ar.vocoder import SAMPLE_RATE, SoundStream
 from sgl_diffusion.orchestrator.messages import Payload
+
+# In this time, in seconds, a talker in the same process makes a few frames.
+_STEP = 0.05
 
 
 @dataclass(eq=False)
@@ -53,14 +57,18 @@ class Sounding(Part):
             self._waiting = deque(item for item in self._waiting if item[0] != job_id)
 
     def step(self) -> bool:
-        """Decode one piece."""
+        """Decode what waits, as far as one step's time goes."""
         if not self._waiting:
             return False
-        job_id, meta, codes = self._waiting.popleft()
-        try:
-            self._decode(job_id, self._jobs[job_id], meta, codes)
-        except Exception as error:
-            self.fail(job_id, error)
+        until = time.monotonic() + _STEP
+        while self._waiting:
+            job_id, meta, codes = self._waiting.popleft()
+            try:
+                self._decode(job_id, self._jobs[job_id], meta, codes)
+            except Exception as error:
+                self.fail(job_id, error)
+            if time.monotonic() >= until:
+                break
         return True
 
     def running(self) -> int:

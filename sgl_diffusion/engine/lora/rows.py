@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class RowAdapters:
         self._handles: list[RemovableHandle] = []
         self._rows = 0  # of the batch under way; 0 between batches
         self._index: Tensor | None = None
+        self._thread = 0  # that runs the batch; what others do beside it is no part of it
 
     @contextmanager
     def of(self, blends: Sequence[Blend | None]) -> Iterator[None]:
@@ -76,7 +78,7 @@ class RowAdapters:
         same = len(wanted) == 1 and None not in blends
         numbers = [-1 if blend is None else wanted.index(blend) for blend in blends]
         self._index = None if same else torch.tensor(numbers, device=self._device)
-        self._rows = len(blends)
+        self._rows, self._thread = len(blends), get_ident()
         try:
             yield
         finally:
@@ -97,7 +99,7 @@ class RowAdapters:
         adapters = [blend.layers.get(module, ()) for blend in blends]
 
         def add(_: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
-            if self._rows == 0:
+            if self._rows == 0 or self._thread != get_ident():
                 return y
             return ops.lora_apply_(inputs[0], y, adapters, self._index_of(inputs[0]))
 

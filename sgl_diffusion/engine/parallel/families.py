@@ -58,10 +58,16 @@ class Family(Protocol):
 
     def sections(self, model: Any) -> list[Section]: ...
 
+    def trunk(self, model: Any) -> list[nn.Module]:
+        """The blocks that all tokens go through, one after the other."""
+
 
 class _Heads:
     def heads(self, params: Any) -> int:
         return int(params.num_attention_heads)
+
+    def trunk(self, model: Any) -> list[nn.Module]:
+        return list(model.blocks)
 
 
 def _everything(shares: Shares, *segments: int) -> Lengths:
@@ -108,6 +114,9 @@ class Flux(_Heads):
         side = 2 if isinstance(model, FluxTransformer) else 1
         image = latents.shape[3] * latents.shape[4] // side**2 + context.references.shape[1]
         return context.text.shape[1], image
+
+    def trunk(self, model: FluxTransformer | Flux2Transformer) -> list[nn.Module]:
+        return [*model.double_blocks, *model.single_blocks]
 
     def sections(self, model: FluxTransformer | Flux2Transformer) -> list[Section]:
         return [
@@ -215,6 +224,9 @@ class ZImage(_Heads):
 
     def segments(self, model: ZImageLayers, latents: Tensor, context: Any) -> tuple[int, ...]:
         return filled(math.prod(token_grid(latents, Z_IMAGE_PATCH))), context.caption.shape[1]
+
+    def trunk(self, model: ZImageLayers) -> list[nn.Module]:
+        return list(model.layers)
 
     def sections(self, model: ZImageLayers) -> list[Section]:
         return [

@@ -10,7 +10,7 @@ from typing import Any
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.distributed.group import Group
-from sgl_diffusion.engine.lineup import Batch, Unit
+from sgl_diffusion.engine.lineup import Decode, Encode, Unit
 from sgl_diffusion.engine.parallel.agreement import agree, together
 from sgl_diffusion.engine.parallel.leader import take
 from sgl_diffusion.engine.parallel.turn import Turn, decode_turn
@@ -82,13 +82,21 @@ def _same_jobs(worker: DiffusionWorker, jobs: list[str]) -> None:
 
 
 def _unit(worker: DiffusionWorker, turn: Turn) -> Unit:
-    """The unit of the turn among those that this rank could do."""
-    lineup = worker.steps.look()
+    """The unit of the turn; the jobs are those of the first rank, and so must be their state."""
     if turn.unit == "encode":
-        if lineup.to_encode is None or lineup.to_encode.id != turn.job:
-            raise CannotGoOnError(f"job {turn.job} is not next to be encoded here")
-        return "encode"
-    for batch, rows in lineup.rows.items():
-        if [(row.job.id, row.job.rows.index(row)) for row in rows] == turn.rows:
-            return Batch(batch.key, batch.part)
-    raise CannotGoOnError("the rows of the step are not a batch here")
+        job = worker.steps.job(turn.job)
+        if job is None or job.encoded:
+            raise CannotGoOnError(f"job {turn.job} is not to be encoded here")
+        return Encode(job)
+    if turn.unit == "decode":
+        job = worker.steps.job(turn.job)
+        if job is None or not job.to_decode:
+            raise CannotGoOnError(f"job {turn.job} is not to be decoded here")
+        return Decode(job)
+    rows = []
+    for job_id, place in turn.rows:
+        job = worker.steps.job(job_id)
+        if job is None or not job.encoded or job.rows[place].denoised:
+            raise CannotGoOnError(f"row {place} of job {job_id} is not to be denoised here")
+        rows.append(job.rows[place])
+    return worker.steps.batch(rows)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from sgl_diffusion.base.errors import from_wire
 from sgl_diffusion.distributed.group import Group, RankLostError
-from sgl_diffusion.engine.lineup import Batch, Unit
+from sgl_diffusion.engine.lineup import Batch, Decode, Encode, Unit
 from sgl_diffusion.engine.parallel.agreement import agree, together
 from sgl_diffusion.engine.parallel.turn import Turn, encode_turn
 from sgl_diffusion.engine.worker import DiffusionWorker
@@ -92,12 +92,14 @@ class Leader:
         return True
 
     def _turn(self, messages: list[Submit | Cancel], unit: Unit | None) -> Turn:
-        jobs, steps = self._jobs(), self._worker.steps
+        jobs = self._jobs()
         if isinstance(unit, Batch):
-            rows = [(row.job.id, row.job.rows.index(row)) for row in steps.lineup.rows[unit]]
+            rows = [(row.job.id, row.job.rows.index(row)) for row in unit.rows]
             return Turn([*messages], jobs, "denoise", rows=rows)
-        if unit == "encode" and steps.lineup.to_encode is not None:
-            return Turn([*messages], jobs, "encode", job=steps.lineup.to_encode.id)
+        if isinstance(unit, Encode):
+            return Turn([*messages], jobs, "encode", job=unit.job.id)
+        if isinstance(unit, Decode) and self._worker.steps.shares_decoding:
+            return Turn([*messages], jobs, "decode", job=unit.job.id)
         return Turn([*messages], jobs)
 
     def _take(self) -> list[Submit | Cancel]:

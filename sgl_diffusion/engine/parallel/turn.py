@@ -12,13 +12,13 @@ from sgl_diffusion.orchestrator.messages import Cancel, Control, Submit
 class Turn(msgspec.Struct, frozen=True):
     """First `messages`, in order; then the jobs of every rank are `jobs`; then the unit.
 
-    `rows` are those of a denoise step, as job and place in it; `job` is the one to encode.
-    Decoding is for the first rank alone, and is no unit of the others.
+    `rows` are those of a denoise step, as job and place in it; `job` is the one to encode or to
+    decode. Without tiles decoding is for the first rank alone, and is no unit of the others.
     """
 
     messages: list[Submit | Cancel | Control] = []
     jobs: list[str] = []
-    unit: Literal["", "encode", "denoise"] = ""
+    unit: Literal["", "encode", "denoise", "decode"] = ""
     job: str = ""
     rows: list[tuple[str, int]] = []
 

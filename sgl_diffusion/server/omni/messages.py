@@ -145,6 +145,7 @@ def _append_lists(wanted: ChatRequest, read: list[tuple[str, list[Part | _Wanted
         raise RequestError(
             "Media without a message of the user.",
             hint="Add a message with the role user.",
+            code="missing_message",
             param="messages",
         )
     user += extra

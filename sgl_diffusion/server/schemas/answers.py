@@ -61,6 +61,7 @@ class Images(BaseModel):
     size: str = Field(pattern=r"^[0-9]+x[0-9]+$")
     seeds: list[int]
     inference_time_s: float
+    peak_memory_mb: float
     usage: Usage
     quality: str = ""
 
@@ -113,6 +114,7 @@ class Video(BaseModel):
     state_detail: str | None = None
     preview_url: str | None = None
     inference_time_s: float = 0.0
+    peak_memory_mb: float = 0.0
 
 
 class Videos(BaseModel):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.lora import MAX_USES
+from sgl_diffusion.base.params import DEFAULT_PRIORITY, MAX_PRIORITY
 from sgl_diffusion.server.schemas.lora import Lora, parse_lora
 from sgl_diffusion.server.validate import Edge, Int, RequestBody
 
@@ -68,6 +69,11 @@ class Sampling(RequestBody):
     true_cfg_scale: float | None = None
     flow_shift: float | None = None
     max_sequence_length: Int | None = None
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    enable_teacache: bool = False
+    teacache_threshold: float | None = None
     seed: Int | list[Int] | None = None
     output_quality: OutputQuality = "default"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None

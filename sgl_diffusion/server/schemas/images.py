@@ -84,6 +84,11 @@ class ImageRequest(Sampling):
             partial_images=self.partial_images,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
+            priority=self.priority,
+            guidance_start=self.guidance_start,
+            guidance_stop=self.guidance_stop,
+            enable_teacache=self.enable_teacache,
+            teacache_threshold=self.teacache_threshold,
             num_outputs=self.n,
             seed=self.seeds(),
         )

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sgl_diffusion.base.checks import MAX_PARTIAL_IMAGES
+from sgl_diffusion.base.checks import MAX_OUTPUTS, MAX_PARTIAL_IMAGES
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.params import MAX_OUTPUTS, ModelCard, SamplingParams
+from sgl_diffusion.base.params import ModelCard, SamplingParams
 from sgl_diffusion.server.body import parse_json
 from sgl_diffusion.server.media import VIDEO_QUALITY
 from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Sampling
@@ -109,6 +109,11 @@ class VideoRequest(Sampling):
             true_cfg_scale=self.true_cfg_scale,
             flow_shift=self.flow_shift,
             max_sequence_length=self.max_sequence_length,
+            priority=self.priority,
+            guidance_start=self.guidance_start,
+            guidance_stop=self.guidance_stop,
+            enable_teacache=self.enable_teacache,
+            teacache_threshold=self.teacache_threshold,
             partial_images=self.partial_images,
             num_outputs=self.n or self.num_outputs_per_prompt or 1,
             seed=self.seeds(),

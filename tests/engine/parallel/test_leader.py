@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,19 @@ from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError, SglError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.distributed.layout import Layout
-from sgl_diffusion.engine.parallel.follower import SilentOutbox, follow
+from sgl_diffusion.engine.parallel.follower import SilentOutbox
 from sgl_diffusion.engine.parallel.leader import Leader
 from sgl_diffusion.engine.parallel.ranks import Ranks as WorkerRanks
-from sgl_diffusion.engine.parallel.turn import Turn, encode_turn
+from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.worker import DiffusionWorker
-from sgl_diffusion.orchestrator.stage import CannotGoOnError, Worker
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.distributed.ranks import Group, Ranks
-from tests.engine.outbox import RecordingOutbox
+from tests.engine.parallel.served import compare, compare_frames
+from tests.engine.test_tiles import PIXELS, drawn, local
 from tests.recipes.test_wan_lora import write
 
 pytestmark = pytest.mark.timeout(600)  # four processes load torch, on a busy machine, too
 
-Latents = list[torch.Tensor]
 WISHES = {
     "guided": SamplingParams(
         prompt="a fox", width=80, height=48, num_inference_steps=3, guidance_scale=5.0, seed=1
@@ -36,7 +34,7 @@ WISHES = {
         prompt="waves", width=96, height=80, num_inference_steps=2, guidance_scale=1.0, seed=2
     ),
     "two": SamplingParams(
-        prompt="a cat", width=80, height=48, num_inference_steps=3, seed=3, num_outputs=2
+        prompt="a cat", width=96, height=48, num_inference_steps=3, seed=3, num_outputs=2
     ),
     "clip": SamplingParams(
         prompt="sea", width=48, height=80, num_frames=9, num_inference_steps=2, seed=4
@@ -44,81 +42,57 @@ WISHES = {
 }
 
 
-def _worker(
-    options: EngineOptions, outbox: Any, ranks: WorkerRanks | None
-) -> tuple[DiffusionWorker, dict[str, Latents]]:
-    """A worker, and the latents that it decodes by their shape."""
-    seen: dict[str, Latents] = {}
-
-    def opened(note: Any) -> Any:
-        pipeline = open_pipeline(options, note)
-        decode = pipeline.decode
-
-        def look(latents: torch.Tensor) -> Any:
-            seen.setdefault(str(tuple(latents.shape)), []).append(latents.clone())
-            return decode(latents)
-
-        pipeline.decode = look
-        return pipeline
-
-    return DiffusionWorker(opened, options, outbox, ranks=ranks), seen
-
-
-def _run(worker: Worker, outbox: RecordingOutbox, cards: Any) -> None:
-    for name, wish in WISHES.items():
-        params = cards.resolve(wish, video=wish.num_frames is not None and wish.num_frames > 1)
-        worker.submit(name, {"params": dataclasses.asdict(params)})
-        worker.submit(f"{name} not wanted", {"params": dataclasses.asdict(params)})
-        worker.step()
-        worker.cancel(f"{name} not wanted")
-    while worker.step():
-        pass
-    assert not outbox.errors, outbox.errors
-    assert set(outbox.outputs) >= set(WISHES)
-
-
-def _compare(everyone: Group, path: str, layout: Layout, adapter: str) -> float:
-    """The largest difference of any latents to those of one rank, relative to the largest."""
-    alone = EngineOptions(model_path=path, backend="native", device="cpu", lora_path=(adapter,))
-    options = dataclasses.replace(
-        alone,
-        num_gpus=layout.ranks,
-        ulysses_degree=layout.ulysses,
-        ring_degree=layout.ring,
-        cfg_parallel_size=layout.cfg,
-    )
-    ranks = WorkerRanks(everyone, options)
-    if everyone.index > 0:
-        with contextlib.suppress(CannotGoOnError):
-            follow(everyone, _worker(options, SilentOutbox(), ranks)[0])
-        return 0.0
-    outbox = RecordingOutbox()
-    worker, seen = _worker(options, outbox, ranks)
-    leader = Leader(lambda: (everyone, worker))
-    leader.load()
-    card = worker.steps._pipeline.card
-    _run(leader, outbox, card)
-    everyone.broadcast(encode_turn(Turn(jobs=["one that nobody has"])))
-
-    reference_outbox = RecordingOutbox()
-    reference, expected = _worker(alone, reference_outbox, None)
-    reference.load()
-    _run(reference, reference_outbox, card)
-    assert seen.keys() == expected.keys() and len(seen) == 4
-    return max(
-        float((ours - theirs).abs().max() / theirs.abs().max())
-        for shape, all_theirs in expected.items()
-        for ours, theirs in zip(seen[shape], all_theirs, strict=True)
-    )
-
-
 @pytest.mark.parametrize("layout", [Layout(1, 2, 2), Layout(2, 1, 2)], ids=str)
 def test_latents_are_those_of_one_rank(
     four_ranks: Ranks, tiny_wan_a: Path, tmp_path: Path, layout: Layout
 ) -> None:
     adapter = write(tmp_path, "a", 1, 4)
-    differences = four_ranks.run(_compare, str(tiny_wan_a), layout, str(adapter))
+    differences = four_ranks.run(compare, str(tiny_wan_a), layout, str(adapter), WISHES)
     assert 0 < max(differences) < 1e-4
+
+
+def test_tiles_are_shared_out(four_ranks: Ranks, tiny_wan_a: Path) -> None:
+    """Each rank decodes some of them: pictures, a clip, and what is shown of one under way."""
+    options = EngineOptions(
+        model_path=str(tiny_wan_a), device="cpu", overlap=False, vae_tile_size=32
+    )
+    wishes = {
+        "tiles": SamplingParams(
+            prompt="a fox", width=96, height=64, num_inference_steps=3, partial_images=1, seed=1
+        ),
+        "two": SamplingParams(
+            prompt="a cat", width=80, height=48, num_inference_steps=2, num_outputs=2, seed=2
+        ),
+        "clip": SamplingParams(
+            prompt="sea", width=48, height=80, num_frames=9, num_inference_steps=2, seed=3
+        ),
+    }
+    found = four_ranks.run(compare_frames, options, Layout(1, 2, 2), wishes)
+    assert max(found) <= 1
+
+
+def _shared(everyone: Group, size: tuple[int, int]) -> tuple[int, bool]:
+    """How many tiles this rank decoded, and whether the frames are those of one rank."""
+    latents, calls = drawn(*size), []
+
+    def watched(part: torch.Tensor) -> Iterator[torch.Tensor]:
+        calls.append(part)
+        return local(part)
+
+    height = size[0] * PIXELS
+    together = list(Tiles(watched, 8 * PIXELS, everyone).decode(latents, height))
+    alone = list(Tiles(local, 8 * PIXELS).decode(latents, height))
+    equal = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    return len(calls), equal
+
+
+@pytest.mark.parametrize(("size", "each"), [((20, 20), [3, 2, 2, 2]), ((8, 14), [1, 1, 1, 1])])
+def test_each_rank_decodes_its_share(
+    four_ranks: Ranks, size: tuple[int, int], each: list[int]
+) -> None:
+    found = four_ranks.run(_shared, size)
+    assert [count for count, _ in found] == each
+    assert all(equal for _, equal in found)
 
 
 def _refused(everyone: Group, path: str) -> SglError | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
+import random
 import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from sgl_diffusion.ar.worker import ChatWorker
@@ -74,39 +77,45 @@ def test_speech_that_nobody_hears_ends(omni: OmniApi, endless: ChatWorker) -> No
     omni.wait_until("cancelled", lambda: omni.unfinished() == 0)
 
 
-def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi) -> None:
+@pytest.mark.parametrize("spoken", [False, True], ids=["text", "speech"])
+def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi, spoken: bool) -> None:
     texts = ["a cat", "a dog", "the sea", "a bird", "a fox", "the moon"]
+    body: dict[str, Any] = {"temperature": 0, "max_tokens": 14, "stream": True}
+    if spoken:
+        short = {"max_tokens": 4, "talker_temperature": 0, "talker_max_new_tokens": 8}
+        body |= {"modalities": ["text", "audio"], **short}
 
-    async def ask(client: httpx.AsyncClient, text: str, leave: bool) -> str:
-        body = {
-            "messages": [{"role": "user", "content": text}],
-            "temperature": 0,
-            "max_tokens": 14,
-            "stream": True,
-        }
-        said = ""
-        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+    async def ask(client: httpx.AsyncClient, text: str, leave: int) -> tuple[str, bytes]:
+        """What was said; somebody who leaves does so after `leave` pieces."""
+        said, sound, pieces = "", b"", 0
+        asked = {**body, "messages": [{"role": "user", "content": text}]}
+        async with client.stream("POST", "/v1/chat/completions", json=asked) as answer:
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
                     (choice,) = json.loads(line.removeprefix("data: "))["choices"]
                     said += choice["delta"].get("content", "")
-                if leave and said:
-                    return ""
-        return said
+                    audio = choice["delta"].get("audio", {})
+                    sound += base64.b64decode(audio.get("data", ""))
+                    pieces += 1
+                if 0 < leave <= pieces:
+                    return "", b""
+        return said, sound
 
-    async def story() -> list[str]:
+    async def story(asked: list[tuple[str, int]]) -> list[tuple[str, bytes]]:
         async with httpx.AsyncClient(base_url=omni.url, timeout=300) as client:
-            jobs = [ask(client, texts[i % 6], leave=i % 3 == 2) for i in range(16)]
-            return list(await asyncio.gather(*jobs))
+            return list(await asyncio.gather(*(ask(client, *each) for each in asked)))
 
-    alone = {}
-    for text in texts:
-        answer = omni.chat(text, max_tokens=14)
-        alone[text] = answer.json()["choices"][0]["message"]["content"]
-    said = asyncio.run(story())
-    assert [said[i] for i in range(16)] == [
-        "" if i % 3 == 2 else alone[texts[i % 6]] for i in range(16)
-    ]
+    alone = {text: asyncio.run(story([(text, 0)]))[0] for text in texts}
+    chance = random.Random(7)
+    leaves = [chance.randint(1, 5) if i % 3 == 2 else 0 for i in range(16)]
+    found = asyncio.run(story([(texts[i % 6], leave) for i, leave in enumerate(leaves)]))
+    for i, (said, sound) in enumerate(found):
+        if leaves[i]:
+            continue
+        expected, heard = alone[texts[i % 6]]
+        assert said == expected and len(sound) == len(heard) and bool(heard) == spoken
+        samples = [np.frombuffer(data, "<i2").astype(int) for data in (sound, heard)]
+        np.testing.assert_allclose(*samples, atol=3)
     omni.wait_until("all over", lambda: omni.unfinished() == 0)
     sizes = [
         line.partition('rows="')[2].partition('"')[0]

@@ -1,0 +1,89 @@
+"""What a worker may take of the memory, and what its model leaves of that for jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import OutOfMemoryError, RequestError
+from sgl_diffusion.base.footprint import Footprint, check_memory
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.memory import memory_budget
+from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.engine.footprint.trials import measure
+from sgl_diffusion.engine.footprint.usage import give_back, taken
+from sgl_diffusion.engine.pipeline import Pipeline
+
+log = get_logger(__name__)
+
+_TILES = (512, 256)  # edges that are tried where a frame cannot be decoded whole
+
+
+class Budget:
+    """Made before the model is loaded: what is free then is for the model and its jobs."""
+
+    def __init__(self, options: EngineOptions, device: torch.device) -> None:
+        self._options = options
+        self._device = device
+        free = memory_budget(options.memory_budget, device)
+        shares = options.dp_size if device.type == "cpu" else 1  # replicas live side by side
+        self._most = None if free is None else free // shares + taken(device)
+
+    def footprint(self, pipeline: Pipeline, note: Callable[[str], None]) -> Footprint | None:
+        """What jobs take and have room for; None where nobody knows how much memory there is."""
+        if self._most is None:
+            return None
+        note("counting what requests will take of the memory")
+        try:
+            counted = measure(pipeline)
+        except Exception:  # whether the model itself works is for the warm-up to find out
+            log.exception("not counted: no request will be refused for its size")
+            return None
+        give_back()
+        room = max(self._most - taken(self._device), 0)
+        edge = self._options.vae_tile_size
+        footprint = dataclasses.replace(counted, room=room, tile_edge=edge)
+        # What is asked here comes with no picture.
+        card = dataclasses.replace(pipeline.card, min_images=0)
+        if self._options.memory_budget is not None and not edge:
+            footprint = _tiled(footprint, _usual(card), note)
+        card = dataclasses.replace(card, footprint=footprint)
+        _check_smallest(card)
+        try:
+            check_memory(card, _usual(card))
+        except RequestError as error:
+            log.warning("requests that name no size will be refused: %s", error)
+        return footprint
+
+
+def _tiled(footprint: Footprint, usual: ResolvedParams, note: Callable[[str], None]) -> Footprint:
+    """With tiles, if only with them a request that names no size fits."""
+    if footprint.job_bytes(usual) <= footprint.room:
+        return footprint
+    for edge in _TILES:
+        tiled = dataclasses.replace(footprint, tile_edge=edge)
+        if tiled.job_bytes(usual) <= footprint.room:
+            note(f"frames are decoded in tiles of {edge} pixels: whole they exceed the budget")
+            return tiled
+    return footprint
+
+
+def _check_smallest(card: ModelCard) -> None:
+    edge, footprint = card.size_multiple, card.footprint
+    assert footprint is not None
+    least = dataclasses.replace(_usual(card), width=edge, height=edge, num_frames=1)
+    if footprint.job_bytes(least) > footprint.room:
+        raise OutOfMemoryError(
+            f"The model is loaded, and {footprint.room / 1e9:.2f} GB are left for requests: the "
+            f"smallest picture takes {footprint.job_bytes(least) / 1e9:.2f} GB.",
+            hint="Use a larger --memory-budget, lower precisions or a smaller model.",
+        )
+
+
+def _usual(card: ModelCard) -> ResolvedParams:
+    """A request that says nothing but its prompt."""
+    plain = dataclasses.replace(card, footprint=None)
+    return plain.resolve(SamplingParams(prompt="a"), video=card.makes_video)

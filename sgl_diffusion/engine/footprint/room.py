@@ -1,0 +1,116 @@
+"""Which jobs, rows and lanes fit into the memory beside each other.
+
+A job that was begun can always go on, one row and one unit at a time: so much room is kept for the
+largest unit of all that were begun. What is beyond that goes to larger batches, and to lanes that
+encode and decode beside the steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sgl_diffusion.base.footprint import Footprint
+from sgl_diffusion.engine.denoise import ShapeKey
+from sgl_diffusion.engine.job import Job
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Bytes of one job: see `Footprint`."""
+
+    kept: float
+    frames: float
+    encode: float
+    step: float  # of one row
+    decode: float
+    decoding: float  # between two chunks
+
+    @property
+    def unit(self) -> float:
+        return max(self.encode, self.step, self.frames + self.decode)
+
+
+class Room:
+    """Of one runner. Without a footprint everything fits."""
+
+    def __init__(self) -> None:
+        self.footprint: Footprint | None = None
+        self._known: dict[str, _Needs] = {}
+
+    def forget(self, job_id: str) -> None:
+        self._known.pop(job_id, None)
+
+    def fitting(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs to work on, in the order given: those that were begun, and as many others as
+        fit beside them. Nobody overtakes, so everybody's turn comes."""
+        if self.footprint is None:
+            return list(jobs)
+        begun = [job for job in jobs if job.begun]
+        total = self._held(begun)
+        unit = max((self._needs(job).unit for job in begun), default=0.0)
+        chosen: list[Job] = []
+        full = False
+        for job in jobs:
+            if not job.begun:
+                needs = self._needs(job)
+                total, unit = total + needs.kept, max(unit, needs.unit)
+                alone = not begun and not chosen
+                full = full or not (alone or total + unit <= self.footprint.room)
+            if job.begun or not full:
+                chosen.append(job)
+        return chosen
+
+    def rows(self, jobs: Iterable[Job], key: ShapeKey, most: int) -> int:
+        """How many rows of this shape fit into one step, beside all there is: at least one."""
+        if self.footprint is None:
+            return most
+        jobs = list(jobs)
+        pictures = max((len(job.params.images) for job in jobs), default=0)
+        cells = math.prod(key.latents[1:])
+        each = self.footprint.row_bytes(cells, key.guided, pictures)
+        free = self.footprint.room - self._held(jobs)
+        return max(min(most, int(free / max(each, 1.0))), 1)
+
+    def lane(self, jobs: Sequence[Job], job: Job) -> bool:
+        """Whether the next unit of `job`, its encoding or a chunk, fits beside the steps."""
+        if self.footprint is None:
+            return True
+        needs = self._needs(job)
+        more = needs.decode if job.encoded else needs.kept + needs.encode
+        step = max((self._needs(other).step for other in jobs if other.encoded), default=0.0)
+        return self._held(jobs) + more + step <= self.footprint.room
+
+    def _held(self, jobs: Iterable[Job]) -> float:
+        """What is there between two steps: what jobs keep, and what lanes work with."""
+        total = 0.0
+        for job in jobs:
+            if not job.begun:
+                continue
+            needs = self._needs(job)
+            total += needs.kept
+            if any(row.to_decode or row.decoded for row in job.rows):
+                total += needs.frames
+            decoding = sum(needs.decoding for row in job.rows if row.chunks is not None)
+            if job.away == "encode":
+                total += needs.encode
+            elif job.away == "decode":
+                decoding = max(decoding, needs.decode)
+            total += decoding
+        return total
+
+    def _needs(self, job: Job) -> _Needs:
+        assert self.footprint is not None
+        needs = self._known.get(job.id)
+        if needs is None:
+            found, params = self.footprint, job.params
+            needs = self._known[job.id] = _Needs(
+                kept=found.kept(params),
+                frames=found.frames(params),
+                encode=found.encode_bytes(params),
+                step=found.step_bytes(params),
+                decode=found.decode_bytes(params),
+                decoding=found.decoding_kept(params),
+            )
+        return needs

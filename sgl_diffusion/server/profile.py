@@ -1,0 +1,26 @@
+"""POST /start_profile and POST /stop_profile: a record of what the worker does, for Perfetto."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from sgl_diffusion.server.context import Context
+
+router = APIRouter()
+
+
+@router.post("/start_profile")
+async def start(context: Context) -> dict[str, str]:
+    """Begin a record; 409 while there is one."""
+    context.check_open()
+    await context.client.control("profile_start")
+    return {"status": "ok", "message": "The worker records what it does."}
+
+
+@router.post("/stop_profile")
+async def stop(context: Context) -> dict[str, Any]:
+    """End the record. The answer is a trace file: keep it, and open it with ui.perfetto.dev."""
+    context.check_open()
+    return await context.client.control("profile_stop")
