@@ -167,9 +167,9 @@ def measure(name: str, folder: Path, clients_of: list[int], rounds: int) -> list
             for clients in clients_of:
                 found: dict[str, list[Row]] = {"ours": [], "plain": []}
                 for _ in range(rounds):
-                    for name, url in (("ours", mine), ("plain", plain)):
+                    for server, url in (("ours", mine), ("plain", plain)):
                         answers, wall = asyncio.run(load(url, clients, speech=speech))
-                        found[name].append(summary(answers, wall, speech=speech))
+                        found[server].append(summary(answers, wall, speech=speech))
                 what = "speech" if speech else "text"
                 row: Row = {"model": name, "what": what, "clients": clients}
                 for server, each in found.items():

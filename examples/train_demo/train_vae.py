@@ -34,7 +34,7 @@ def train_vae(vae: Any, steps: Steps, seed: int, device: torch.device) -> None:
     unroll(vae)
     chance = random.Random(seed)
     torch.manual_seed(seed)
-    optimizer = Both(vae.parameters(), vae.parameters(), rate=1.5e-3, adam_rate=1e-3)
+    optimizer = Both(vae.parameters(), vae.parameters(), rate=3e-3, adam_rate=1e-3)
     turns = itertools.cycle(BATCHES)
     while not steps.over:
         clips = batch(chance, *next(turns)).to(device)

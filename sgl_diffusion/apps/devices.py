@@ -20,13 +20,14 @@ def pick_rank_device(options: EngineOptions, replica: int, rank: int) -> torch.d
     from sgl_diffusion.base.device import pick_device
 
     device = pick_device(options.device)
+    processes = options.num_gpus // options.nnodes
     if device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // options.num_gpus)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // processes)))
         return device
-    if options.num_gpus > torch.cuda.device_count():
+    if processes > torch.cuda.device_count():
         raise ConfigError(
-            f"num_gpus is {options.num_gpus}; this machine has {torch.cuda.device_count()} GPUs.",
+            f"{processes} ranks are to run here, on {torch.cuda.device_count()} GPUs.",
             hint="Use fewer, or --device cpu.",
             param="num_gpus",
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.distributed.layout import Degrees, ranks_each
+from sgl_diffusion.distributed.nodes import Nodes
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
@@ -27,12 +28,13 @@ def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> 
     share it.
     """
     Degrees.of(options).layouts()  # raises if there is none
+    nodes = Nodes.of(options)
     names = [field.name for field in dataclasses.fields(EngineOptions)]
     config = {name: getattr(options, name) for name in names}
     state = None if lora_state is None else str(lora_state)
     stage = StageSpec(
         name="diffusion",
-        entry="sgl_diffusion.apps.diffusion:make_worker",
+        entry=f"sgl_diffusion.apps.{'ranks:make_node' if nodes.own else 'diffusion:make_worker'}",
         config={"options": config, "lora_state": state},
         replicas=options.dp_size,
     )

@@ -16,27 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
+from sgl_diffusion.ar.code_decoder import CodeDecoder
 from sgl_diffusion.ar.talker import DrawCode, Manner, Opening
 
 _SILENT_TAIL = 1024
 
 
-class Qwen3Talker:
+class Qwen3Talker(CodeDecoder):
     seen: tuple[int, ...] = ()
     pace = 1
     usual = Manner()
 
     def __init__(self, model: Any, rows: int) -> None:
-        self.model = model
         self._config = model.config
-        self.kv = KvSlab(KvShape.of(model.model), rows)
         end = int(self._config.codec_eos_token_id)
         self.ends = frozenset({end})
         size = int(self._config.text_config.vocab_size)
-        self._never = torch.zeros(size, dtype=torch.bool)
-        self._never[size - _SILENT_TAIL :] = True
-        self._never[end] = False
+        never = torch.zeros(size, dtype=torch.bool)
+        never[size - _SILENT_TAIL :] = True
+        never[end] = False
+        super().__init__(model, never, rows)
         self.groups = int(self._config.num_code_groups)
 
     @torch.inference_mode()
@@ -77,12 +76,6 @@ class Qwen3Talker:
         return [*told, zeros[:answered], zeros[0], positions]
 
     @torch.inference_mode()
-    def prefill(self, slot: Slot, opening: Opening) -> tuple[Tensor, Tensor]:
-        mask = self.kv.prefill(slot, len(opening.vectors))
-        states = self._forward(opening.vectors[None], opening.positions[:, None], mask)[:, -1]
-        return self._logits(states)[0], states[0]
-
-    @torch.inference_mode()
     def frames(
         self, states: Tensor, firsts: Sequence[int], draw: DrawCode
     ) -> tuple[Tensor, Tensor]:
@@ -105,26 +98,3 @@ class Qwen3Talker:
             total = total + fresh
             inputs = fresh[:, None]
         return torch.stack(codes, dim=1), total
-
-    @torch.inference_mode()
-    def decode(
-        self, vectors: Tensor, positions: Tensor, writing: Sequence[bool]
-    ) -> tuple[Tensor, Tensor]:
-        mask = self.kv.decode(writing)
-        states = self._forward(vectors[:, None], positions[None, :, None].expand(3, -1, -1), mask)
-        return self._logits(states[:, -1]), states[:, -1]
-
-    def _forward(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        output = self.model.model(
-            inputs_embeds=vectors,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self.kv,
-            use_cache=True,
-        )
-        states: Tensor = output.last_hidden_state
-        return states
-
-    def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.model.codec_head(states).float().cpu()
-        return logits.masked_fill(self._never, float("-inf"))

@@ -10,6 +10,7 @@ sooner, and is a little different.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ar.bigvgan import Waves
+from sgl_diffusion.ar.vocoder import Piece
 from sgl_diffusion.ar.voices import Voice
 
 _POINTS = 10
@@ -40,6 +42,7 @@ class _Prepared:
 
 class Token2Wav:
     groups = 1
+    together = 1
 
     def __init__(self, model: Any, voices: dict[str, Voice], look_ahead: int | None) -> None:
         self.dit = model.code2wav_dit_model
@@ -56,6 +59,9 @@ class Token2Wav:
 
     def stream(self, voice: str, seed: int) -> Token2WavStream:
         return Token2WavStream(self, self._prepare(voice), seed)
+
+    def decode(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        return [stream.add(codes, last=last) for stream, codes, last in pieces]
 
     @torch.inference_mode()
     def velocity(self, time: Tensor, states: Tensor, codes: Tensor, voice: _Prepared) -> Tensor:

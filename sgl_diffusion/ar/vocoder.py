@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -17,9 +18,19 @@ class SoundStream(Protocol):
         fp32 on the CPU."""
 
 
+# A piece of an answer: its stream, new codes, whether they are the last.
+Piece = tuple[SoundStream, Tensor, bool]
+
+
 class Vocoder(Protocol):
+    """`together` is how many pieces one step decodes at most."""
+
     groups: int
+    together: int
     voices: tuple[str, ...]
+
+    def decode(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """New samples of each of different streams."""
 
     def stream(self, voice: str, seed: int) -> SoundStream:
         """`seed` is for what is drawn in decoding."""

@@ -8,6 +8,7 @@ keeps the origin of each value; an unknown key is an error with a suggestion.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -51,6 +52,13 @@ class EngineOptions:
     num_gpus: int = option(1, "Devices for the model; on a CPU, processes.", least=1)
     dp_size: int = option(
         1, "Replicas of the model, each with its share of the devices and its own jobs.", least=1
+    )
+    nnodes: int = option(1, "Machines that run one model together.", least=1)
+    node_rank: int = option(
+        0, "Which of them this is; 0 answers requests, the others follow it.", least=0
+    )
+    dist_init_addr: str | None = option(
+        None, "HOST:PORT of machine 0 where the others find it; a private network only."
     )
     ulysses_degree: int | None = option(
         None, "Ranks that share the heads of attention; without it chosen.", least=1
@@ -210,6 +218,12 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
     port: int = option(30000, "Port to listen on.")
     served_model_name: str | None = option(None, "Name of the model in /v1/models.")
     public_base_url: str | None = option(None, "Prefix of the URLs in answers.")
+    database_url: str | None = option(
+        None, "PostgreSQL for a job table that several servers share: postgresql://..."
+    )
+    node_name: str | None = option(
+        None, "Name of this server among them; default: that of the machine."
+    )
     s3_bucket: str | None = option(None, "S3 bucket that results are copied to.")
     s3_endpoint_url: str | None = option(None, "S3 service; without it Amazon's.")
     s3_region: str | None = option(None, "Region of the bucket.")
@@ -222,6 +236,8 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
 
 C = TypeVar("C")
 
+_PASSWORD = re.compile(r"(?<=//)([^/:@\s]*):[^/@\s]*@")
+
 
 @dataclass(frozen=True)
 class Resolved(typing.Generic[C]):
@@ -231,10 +247,12 @@ class Resolved(typing.Generic[C]):
     origins: dict[str, str]
 
     def lines(self, *, origin: bool = True) -> list[str]:
-        return [
-            f"{name} = {getattr(self.value, name)!r}" + (f"  ({source})" if origin else "")
-            for name, source in self.origins.items()
-        ]
+        """One for each option; passwords in URLs are left out."""
+        shown = []
+        for name, source in self.origins.items():
+            value = _PASSWORD.sub(r"\1:***@", repr(getattr(self.value, name)))
+            shown.append(f"{name} = {value}" + (f"  ({source})" if origin else ""))
+        return shown
 
 
 def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolved[C]:

@@ -50,6 +50,7 @@ TABLE = {
         Variable("SGLD_DATA_DIR", str, "", "Default of `--data-dir`."),
         Variable("SGLD_API_KEY", str, "", "A key of `sglang serve`, beside `--api-key-file`."),
         Variable("SGLD_ADMIN_KEY", str, "", "An admin key, beside `--admin-key-file`."),
+        Variable("SGLD_DATABASE_URL", str, "", "Default of `--database-url`, with its password."),
         Variable("SGLD_DEBUG", _flag, False, "Show tracebacks on the command line."),
         Variable("SGLD_S3_BUCKET", str, "", "Default of `--s3-bucket`."),
         Variable("SGLD_S3_ENDPOINT_URL", str, "", "Default of `--s3-endpoint-url`."),
@@ -80,7 +81,7 @@ TABLE = {
 }
 
 
-_SECRET = frozenset({"SGLD_API_KEY", "SGLD_ADMIN_KEY"})
+_SECRET = frozenset({"SGLD_API_KEY", "SGLD_ADMIN_KEY", "SGLD_DATABASE_URL"})
 
 
 def get(name: str) -> Any:
@@ -93,6 +94,13 @@ def get(name: str) -> Any:
         return variable.parse(text)
     except ValueError as error:
         raise ConfigError(f"{name}={text!r} cannot be read: {error}.", hint=variable.doc) from None
+
+
+def talk_over(interface: str) -> None:
+    """Let the ranks in this process use another interface than loopback, unless one is set."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if get(name) == TABLE[name].default:
+            os.environ[name] = interface
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:

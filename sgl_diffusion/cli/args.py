@@ -24,6 +24,7 @@ _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _VARIABLES = {
     "log_level": "SGLD_LOG_LEVEL",
     "data_dir": "SGLD_DATA_DIR",
+    "database_url": "SGLD_DATABASE_URL",
     "s3_bucket": "SGLD_S3_BUCKET",
     "s3_endpoint_url": "SGLD_S3_ENDPOINT_URL",
     "s3_region": "SGLD_S3_REGION",

@@ -12,8 +12,8 @@ from typing import Any
 # Patterns of names, under titles in the order in which they are shown.
 GROUPS: dict[str, tuple[str, ...]] = {
     "what to make": (
-        "prompt", "negative_prompt", "image", "mask", "strength", "size", "width", "height",
-        "num_frames", "fps", "num_outputs", "seed",
+        "prompt", "negative_prompt", "image", "mask", "strength", "size", "width",
+        "height", "num_frames", "fps", "num_outputs", "seed",
     ),
     "how to make it": (
         "num_inference_steps", "guidance_scale*", "true_cfg_scale", "flow_shift",
@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "max_queue*", "max_*_per_key", "request_timeout", "video_timeout", "worker_timeout",
         "drain_timeout", "retention_hours", "max_disk_gb", "min_free_gb",
     ),
+    "several servers with one job table": ("database_url", "node_name"),
     "a copy of the results in S3": ("s3_*",),
     "limits of a request": ("max_*", "*_timeout", "keep_alive", "lenient", "log_prompts"),
     "further options": ("*",),

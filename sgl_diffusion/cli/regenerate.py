@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_diffusion.base import log
 from sgl_diffusion.base.config import EngineOptions, option
 from sgl_diffusion.base.errors import ModelNotFoundError, RequestError
+from sgl_diffusion.base.lora import LoraUse, settings_to_begin_with
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for
 from sgl_diffusion.cli.generate import engine_of, produce
 from sgl_diffusion.cli.target import Target
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Make a picture or video again from the settings that the file carries. On the same
 machine, with the same model and precision, a single output has the same pixels; whether it has is
-told for PNG files. Adapters that a server had set for everybody are not in its files.
+told for PNG files. Adapters that a server had set for everybody are not in its files; those of a
+request are, and where they are on this machine say --lora-path and --lora-nickname.
 """
 
 # Of the wishes, what a file does not carry, or not in the same form.
 _OTHERS = frozenset({"images", "mask", "num_outputs", "partial_images", "prompt", "seed", "loras"})
+_NO_ADAPTERS: dict[str, Any] = {"lora_path": (), "lora_nickname": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,9 @@ def main(argv: list[str]) -> int:
     target = Target.of(options.output_path, options.output_compression)
     wishes = {**_wishes(settings), "num_frames": target.frames(settings.get("num_frames"))}
     wishes |= {"images": options.image, "mask": options.mask}
+    wishes["loras"] = loras = _adapters(path, settings, options)
+    if loras:
+        options = dataclasses.replace(options, **_NO_ADAPTERS)  # they are the job's own
     model = _model(path, settings, options)
     engine = engine_of(dataclasses.replace(options, model_path=model))
     result = produce(engine, settings["prompt"], wishes, target, metadata=options.metadata)
@@ -110,18 +116,32 @@ def _model(path: Path, settings: dict[str, Any], options: RegenerateOptions) -> 
 
 
 def _wishes(settings: dict[str, Any]) -> dict[str, Any]:
-    import msgspec
-
-    from sgl_diffusion.base.lora import LoraUse
     from sgl_diffusion.base.params import SamplingParams
 
     names = {field.name for field in dataclasses.fields(SamplingParams)} - _OTHERS
     wishes = {name: value for name, value in settings.items() if name in names}
+    return {**wishes, "seed": settings.get("seed")}
+
+
+def _adapters(
+    path: Path, settings: dict[str, Any], options: RegenerateOptions
+) -> tuple[LoraUse, ...]:
+    """Those of the file; of one that comes from no hub it has the nickname only."""
+    import msgspec
+
     try:
-        loras = msgspec.convert(settings.get("loras", []), tuple[LoraUse, ...])
+        uses = msgspec.convert(settings.get("loras", []), tuple[LoraUse, ...])
     except msgspec.ValidationError:
         raise RequestError("The adapters in the file cannot be read.") from None
-    return {**wishes, "loras": loras, "seed": settings.get("seed")}
+    given = settings_to_begin_with(options.lora_path, options.lora_nickname)
+    here = {one.nickname: one.path for one in given}
+    for use in uses:
+        if use.path is None and use.nickname not in here:
+            raise UsageError(
+                f"{path} was made with the adapter {use.nickname!r} and does not say where it is.",
+                hint="Name it with --lora-path and --lora-nickname.",
+            )
+    return tuple(dataclasses.replace(u, path=here.get(u.nickname, u.path)) for u in uses)
 
 
 def _compared(path: Path, result: Generation) -> str:

@@ -24,6 +24,10 @@ def main(argv: list[str]) -> int:
     options = dataclasses.replace(options, data_dir=str(data_folder(options.data_dir)))
     if options.model_path is not None:
         local_model(options.model_path)
+    if options.node_rank > 0:
+        from sgl_diffusion.client.node import follow
+
+        return follow(options)
     from sgl_diffusion.server.run import serve
 
     return serve(options)

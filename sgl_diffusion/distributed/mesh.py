@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.distributed.layout import Layout
+from sgl_diffusion.distributed.nodes import Address, meeting_point
 
 # Ranks wait for each other's forward pass at most so long; the first one may load or decode.
 EXCHANGE_SECONDS = 120.0
@@ -61,10 +62,13 @@ def _mine(rank: int, sets: list[range], wait: timedelta) -> Group:
     return mine
 
 
-def join_world(rendezvous: Path, rank: int, ranks: int, device: torch.device) -> Group:
-    """Meet the other ranks through a file that does not exist yet; returns the group on the CPU
-    by which the first rank leads the others."""
-    store = dist.FileStore(str(rendezvous), ranks)
+def join_world(rendezvous: Path | Address, rank: int, ranks: int, device: torch.device) -> Group:
+    """Meet the other ranks through a file that does not exist yet, or at an address of the first
+    one; returns the group on the CPU by which the first rank leads the others."""
+    if isinstance(rendezvous, Address):
+        store = meeting_point(rendezvous, first=rank == 0, seconds=CONTROL_SECONDS)
+    else:
+        store = dist.FileStore(str(rendezvous), ranks)
     wait = timedelta(seconds=CONTROL_SECONDS)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)

@@ -60,6 +60,10 @@ class Overlap:
         if done is not None and self._beside.free("decode"):
             self._begin(Decode(done), jobs)
 
+    def fits(self, unit: Encode | Decode, jobs: Sequence[Job]) -> bool:
+        """Whether this unit has its place beside the steps, now or when its lane is free."""
+        return not self._beside.free(lane_of(unit)) or self._room.lane(jobs, unit.job)
+
     def gives_way(self, unit: Encode | Decode) -> bool:
         """Whether this unit can be done in the steps' thread; if not, it soon can. Two at a time
         would share what a VAE or a tokenizer remembers between two calls."""

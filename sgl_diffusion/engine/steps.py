@@ -160,7 +160,10 @@ class StepRunner:
         offer = self._offers[self._turns.next(self._offers)]
         if self._overlap is None:
             return offer.next
-        unit = offer.beside or offer.next
+        unit = offer.next
+        fits = isinstance(unit, Batch) or self._overlap.fits(unit, jobs)
+        if offer.beside is not None and fits:
+            unit = offer.beside
         if isinstance(unit, Batch):
             self._overlap.send(jobs)
         elif not self._overlap.gives_way(unit):

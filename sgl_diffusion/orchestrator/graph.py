@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,11 +48,13 @@ _WORST: tuple[State, ...] = ("stopped", "failed", "restarting", "loading", "read
 
 @dataclass(eq=False)
 class _Run:
-    """One attempt of a job. `held` is what waits for a stage that is not ready."""
+    """One attempt of a job. `sent` counts what went to each stage since it was open, `held` is what
+    waits for a stage that is not ready."""
 
     id: str
     job: Job
     parts: Parts
+    sent: Counter[str] = field(default_factory=Counter)
     held: dict[str, list[tuple[Submit | Feed, list[NDArray[Any]]]]] = field(default_factory=dict)
 
 
@@ -194,12 +197,17 @@ class Graph(Desk):
             self._send(run, message.to, feed, arrays)
         elif not message.final:
             run.job.part(JobOutput(arrays, message.meta))
-        elif run.parts.ended(stage, message.meta, arrays):
-            self._complete(run.job, JobOutput(run.parts.arrays, run.parts.meta))
+        else:
+            run.sent[stage] -= message.taken
+            if run.sent[stage]:  # it knew nothing of what is still on its way there
+                run.parts.gave(message.meta, arrays)
+            elif run.parts.ended(stage, message.meta, arrays):
+                self._complete(run.job, JobOutput(run.parts.arrays, run.parts.meta))
 
     def _send(
         self, run: _Run, stage: str, message: Submit | Feed, arrays: list[NDArray[Any]]
     ) -> None:
+        run.sent[stage] += 1
         ready = self._stages[stage].ready()
         if ready:
             ready[0].send(message, arrays)

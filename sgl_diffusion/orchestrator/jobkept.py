@@ -5,20 +5,21 @@ Every question is answered from an index or a counter: its cost is that of the a
 
 from __future__ import annotations
 
-import sqlite3
+from typing import Any
 
 from sgl_diffusion.orchestrator.jobrow import COLUMNS, JobRow, decode
+from sgl_diffusion.orchestrator.sqldb import Database
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 _OVER = "status IN ('completed', 'failed')"
 
 
-def kept_bytes(db: sqlite3.Connection) -> int:
+def kept_bytes(db: Database) -> int:
     """Of all files of all rows; triggers of the schema count them."""
     return int(db.execute("SELECT bytes FROM kept").fetchone()[0])
 
 
-def due(db: sqlite3.Connection, now: float, ended: float, limit: int) -> list[JobRow]:
+def due(db: Database, now: float, ended: float, limit: int) -> list[JobRow]:
     """Rows whose time is over: `expires_at` has come, or, without one, they ended by `ended`."""
     found = db.execute(
         f"{_SELECT} WHERE expires_at <= :now AND {_OVER} ORDER BY expires_at LIMIT :limit",
@@ -32,13 +33,14 @@ def due(db: sqlite3.Connection, now: float, ended: float, limit: int) -> list[Jo
     return [decode(values) for values in found]
 
 
-def oldest(db: sqlite3.Connection, limit: int) -> list[JobRow]:
-    """Rows with files, the first to end first."""
-    sql = f"{_SELECT} WHERE files != '[]' AND {_OVER} ORDER BY completed_at, id LIMIT ?"
-    return [decode(values) for values in db.execute(sql, (limit,))]
+def oldest(db: Database, limit: int, mine: str, values: dict[str, Any]) -> list[JobRow]:
+    """Rows of this server with files, the first to end first."""
+    where = f"files != '[]' AND {_OVER}{mine}"
+    sql = f"{_SELECT} WHERE {where} ORDER BY completed_at, id LIMIT :limit"
+    return [decode(found) for found in db.execute(sql, {**values, "limit": limit})]
 
 
-def forget(db: sqlite3.Connection, before: float) -> None:
+def forget(db: Database, before: float) -> None:
     """Drop the tombstones of jobs that went before that time, and their history."""
     db.execute("DELETE FROM expired WHERE at <= ?", (before,))
     db.execute(

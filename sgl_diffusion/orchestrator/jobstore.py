@@ -1,4 +1,5 @@
-"""Durable jobs: rows in SQLite, a sidecar file beside each.
+"""Durable jobs: rows in SQLite with a sidecar file beside each, or in a database that several
+servers share.
 
 One connection, owned by one thread; a call returns after the commit reached the disk. A lock file
 keeps a second server out of the data folder.
@@ -9,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sgl_diffusion.base.errors import SetupError, UnavailableError
 from sgl_diffusion.base.log import get_logger
@@ -23,6 +25,10 @@ from sgl_diffusion.orchestrator.jobrow import COLUMNS, JobRow
 from sgl_diffusion.orchestrator.jobtable import MAX_INTERRUPTIONS, JobTable
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.orchestrator.sidecars import Sidecars
+from sgl_diffusion.orchestrator.sqldb import SqliteDatabase
+
+if TYPE_CHECKING:
+    from sgl_diffusion.orchestrator.sharedtable import SharedTable
 
 __all__ = ["MAX_INTERRUPTIONS", "JobRow", "JobStore", "Rows"]
 
@@ -40,18 +46,23 @@ Watchers = list[Callable[[str, JobRow | None], None]]
 class JobStore:
     """`JobStore.open(folder)`; every method but `open` may be called from any task of one loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None, node: str = "") -> None:
         self._folder = folder
+        self._url, self._node = url, node
         self._lock = datalock.lock(folder)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobstore")
         self._table: JobTable
+        self._errors: tuple[type[Exception], ...] = (sqlite3.Error,)
+        self._refusals: tuple[type[Exception], ...] = ()
+        self._peers: SharedTable  # the same table, where others share it
         self._watchers: Watchers = []
         self._known = _Known()
 
     @classmethod
-    async def open(cls, folder: Path) -> JobStore:
-        """Lock the folder and open its database; SetupError names the server that holds it."""
-        store = cls(folder)
+    async def open(cls, folder: Path, url: str | None = None, node: str = "") -> JobStore:
+        """Lock the folder and open its database; SetupError names the server that holds it. With
+        the `url` of a database the rows are there, and this server is `node` among its peers."""
+        store = cls(folder, url, node)
         try:
             await store._run(store._connect)
         except BaseException:
@@ -67,11 +78,17 @@ class JobStore:
             os.close(self._lock)
             self._lock = -1
 
-    async def insert(self, row: JobRow, *, retried: bool = False) -> JobRow:
+    @property
+    def shared(self) -> bool:
+        """Whether other servers work on the rows, too."""
+        return self._url is not None
+
+    async def insert(self, row: JobRow, *, retried: bool = False, bound: bool = False) -> JobRow:
         """Store a new row, or return the one that the same request made before: within a day under
         the same `idempotency_key` (ConflictError if the body differs), or, with `retried`, one of
-        the same owner and body within ten minutes. It is on disk when this returns."""
-        stored = await self._run(lambda: self._table.insert(row, retried))
+        the same owner and body within ten minutes. It is on disk when this returns. What is `bound`
+        no other server can work on."""
+        stored = await self._run(lambda: self._table.insert(row, retried, bound))
         return self._tell(stored.id, stored)
 
     async def earlier(self, row: JobRow, *, retried: bool = False) -> JobRow | None:
@@ -91,7 +108,8 @@ class JobStore:
 
     async def get(self, job_id: str) -> JobRow | None:
         """A row; clients that poll get it from memory. Nobody may change what is in it."""
-        return self._known.get(job_id) or await self._run(lambda: self._read(job_id))
+        known = None if self.shared else self._known.get(job_id)
+        return known or await self._run(lambda: self._read(job_id))
 
     async def list(
         self,
@@ -166,6 +184,27 @@ class JobStore:
         """
         return await self._run(self._recover)
 
+    async def claim(self, like: JobRow, most: int, here: Names) -> Rows:
+        """Take over at most `most` waiting rows, for the model and adapters of `like`, from other
+        servers, and all unfinished ones of ours that are not among those `here`."""
+        return await self._run(lambda: self._peers.claim(like, most, here, time.time()))
+
+    async def tell(self, job_id: str, progress: int) -> None:
+        """Let clients of other servers know how far a job is."""
+        await self._run(lambda: self._peers.tell(job_id, progress))
+
+    async def lost(self, ids: Names) -> Names:
+        """Which of these rows this server does not hold any more."""
+        return await self._run(lambda: self._peers.lost(ids))
+
+    async def absent(self, ids: Names) -> Names:
+        """Which of these ids no server has a row of."""
+        return await self._run(lambda: self._peers.absent(ids))
+
+    async def elsewhere(self, job_id: str) -> bool:
+        """Whether the files of a job are with another server."""
+        return self.shared and await self._run(lambda: self._peers.elsewhere(job_id))
+
     def watch(self, watcher: Callable[[str, JobRow | None], None]) -> None:
         """Call `watcher` with every row that was stored, and with None for one that went. It runs
         in the event loop and must neither wait nor fail."""
@@ -192,11 +231,12 @@ class JobStore:
 
     async def _run(self, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
+        failures: tuple[type[Exception], ...] = (*self._errors, OSError)
         try:
             return await loop.run_in_executor(self._thread, work)
-        except sqlite3.IntegrityError:
+        except self._refusals:
             raise
-        except (sqlite3.Error, OSError) as error:
+        except failures as error:
             log.error("the job database failed: %s", error)
             raise UnavailableError(
                 "The server cannot store jobs now.",
@@ -205,19 +245,35 @@ class JobStore:
             ) from error
 
     def _connect(self) -> None:
+        self._table = self._open_shared() if self._url is not None else self._open_own()
+
+    def _open_shared(self) -> JobTable:
+        from sgl_diffusion.orchestrator.postgres import PostgresDatabase
+        from sgl_diffusion.orchestrator.sharedtable import SharedTable
+
+        assert self._url is not None
+        db = PostgresDatabase(self._url, self._node)
+        self._errors, self._refusals = db.failures, db.refusals
+        self._peers = SharedTable(db)
+        return self._peers
+
+    def _open_own(self) -> JobTable:
         path = self._folder / "jobs.db"
         try:
             sidecars = Sidecars(self._folder)
-            db, fresh = open_database(path)
+            connection, fresh = open_database(path)
         except (sqlite3.Error, OSError) as error:
             raise SetupError(
                 f"The job database {path} cannot be opened: {error}.",
                 hint="Check its permissions and the free space, or use another --data-dir.",
             ) from error
-        self._table = JobTable(db, sidecars)
-        if fresh and (count := self._table.rebuild()):
+        db = SqliteDatabase(connection)
+        self._errors, self._refusals = db.failures, db.refusals
+        table = JobTable(db, sidecars)
+        if fresh and (count := table.rebuild()):
             log.warning("%d jobs were rebuilt from their sidecars", count)
-        sidecars.sweep(self._table.ids())
+        sidecars.sweep(table.ids())
+        return table
 
 
 class _Known:

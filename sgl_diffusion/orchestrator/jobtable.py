@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from sgl_diffusion.base.errors import ConflictError, NotFoundError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator import jobkept
 from sgl_diffusion.orchestrator.jobrow import COLUMNS, JobRow, decode, encode
-from sgl_diffusion.orchestrator.sidecars import Sidecars
+from sgl_diffusion.orchestrator.sidecars import Keepsakes
+from sgl_diffusion.orchestrator.sqldb import Database
 
 log = get_logger(__name__)
 
@@ -32,7 +32,11 @@ _RESTARTED = {"code": "server_restarted", "message": "The server was restarted t
 
 
 class JobTable:
-    def __init__(self, db: sqlite3.Connection, sidecars: Sidecars) -> None:
+    # What narrows a question to the rows of this server, and its values: all rows are, here.
+    _mine = ""
+    _values: dict[str, Any] = {}
+
+    def __init__(self, db: Database, sidecars: Keepsakes) -> None:
         self._db = db
         self._sidecars = sidecars
         self.commits, self.commit_seconds = 0, 0.0
@@ -40,12 +44,13 @@ class JobTable:
     def close(self) -> None:
         self._db.close()
 
-    def insert(self, row: JobRow, retried: bool) -> JobRow:
-        """Store the row, or return the one that the same request made before."""
+    def insert(self, row: JobRow, retried: bool, bound: bool = False) -> JobRow:
+        """Store the row, or return the one that the same request made before. A row that is
+        `bound` can only be worked on here."""
         with self._transaction():
             if earlier := self.earlier(row, retried):
                 return earlier
-            self._add(row)
+            self._add(row, bound)
             self._note(row.id, "created", row.attempts)
             if row.over:
                 self._note(row.id, row.status, row.attempts)
@@ -57,7 +62,7 @@ class JobTable:
         count = 0
         with self._transaction():
             for row in self._sidecars.rows():
-                self._add(row)
+                self._add(row, bound=True)
                 self._note(row.id, "rebuilt", row.attempts, {"status": row.status})
                 count += 1
         return count
@@ -66,7 +71,7 @@ class JobTable:
         """Change columns. A job that is over keeps its status: NotFoundError if it is gone."""
         with self._transaction():
             row = self.get(job_id)
-            if row is None:
+            if row is None or not self._holds(job_id):
                 raise no_job(job_id)
             new = dataclasses.replace(row, **changes)
             if row.over and new.status != row.status:
@@ -74,6 +79,7 @@ class JobTable:
             columns = ", ".join(f"{name} = :{name}" for name in changes)
             values = {**encode(changes), "id": job_id}
             self._db.execute(f"UPDATE jobs SET {columns} WHERE id = :id", values)
+            self._changed(new, changes)
             if (new.status, new.attempts) != (row.status, row.attempts):
                 if new.error is not None:
                     detail = {**detail, "code": new.error.get("code")}
@@ -112,14 +118,15 @@ class JobTable:
 
     def over(self) -> list[JobRow]:
         """Jobs that have ended, the first to end first."""
-        sql = f"{_SELECT} WHERE status IN ('completed', 'failed') ORDER BY completed_at, id"
-        return [decode(found) for found in self._db.execute(sql)]
+        over = f"status IN ('completed', 'failed'){self._mine}"
+        sql = f"{_SELECT} WHERE {over} ORDER BY completed_at, id"
+        return [decode(found) for found in self._db.execute(sql, self._values)]
 
     def due(self, now: float, ended: float, limit: int) -> list[JobRow]:
         return jobkept.due(self._db, now, ended, limit)
 
     def oldest(self, limit: int) -> list[JobRow]:
-        return jobkept.oldest(self._db, limit)
+        return jobkept.oldest(self._db, limit, self._mine, self._values)
 
     def kept_bytes(self) -> int:
         return jobkept.kept_bytes(self._db)
@@ -145,7 +152,8 @@ class JobTable:
                 return False
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
             self._db.execute(
-                "INSERT OR REPLACE INTO expired VALUES (?, ?, ?, ?)",
+                "INSERT INTO expired VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "kind = excluded.kind, owner = excluded.owner, at = excluded.at",
                 (job_id, row.kind, row.owner, time.time()),
             )
             self._note(job_id, "expired", row.attempts, {"why": why})
@@ -184,25 +192,26 @@ class JobTable:
 
     def recover(self) -> list[JobRow]:
         with self._transaction():
-            running = f"{_SELECT} WHERE status = 'in_progress'"
-            for row in [decode(found) for found in self._db.execute(running)]:
-                count = row.interruptions + 1
-                changes: dict[str, Any] = {"interruptions": count, "progress": 0}
-                if count > MAX_INTERRUPTIONS:
-                    changes |= {
-                        "status": "failed",
-                        "error": _RESTARTED,
-                        "completed_at": time.time(),
-                    }
-                else:
-                    changes |= {"status": "queued"}
-                columns = ", ".join(f"{name} = :{name}" for name in changes)
-                values = {**encode(changes), "id": row.id}
-                self._db.execute(f"UPDATE jobs SET {columns} WHERE id = :id", values)
-                self._note(row.id, changes["status"], row.attempts, {"interruptions": count})
-                self._remember(dataclasses.replace(row, **changes))
-        sql = f"{_SELECT} WHERE status = 'queued' ORDER BY created_at, id"
-        return [decode(found) for found in self._db.execute(sql)]
+            running = f"{_SELECT} WHERE status = 'in_progress'{self._mine}"
+            for found in self._db.execute(running, self._values).fetchall():
+                self._interrupted(decode(found))
+        sql = f"{_SELECT} WHERE status = 'queued'{self._mine} ORDER BY created_at, id"
+        return [decode(found) for found in self._db.execute(sql, self._values)]
+
+    def _interrupted(self, row: JobRow) -> JobRow:
+        """A running row whose server is gone: back in the queue, or failed if that was too often.
+        Part of a transaction."""
+        count = row.interruptions + 1
+        changes: dict[str, Any] = {"interruptions": count, "progress": 0, "status": "queued"}
+        if count > MAX_INTERRUPTIONS:
+            changes |= {"status": "failed", "error": _RESTARTED, "completed_at": time.time()}
+        columns = ", ".join(f"{name} = :{name}" for name in changes)
+        values = {**encode(changes), "id": row.id}
+        self._db.execute(f"UPDATE jobs SET {columns} WHERE id = :id", values)
+        self._note(row.id, changes["status"], row.attempts, {"interruptions": count})
+        new = dataclasses.replace(row, **changes)
+        self._remember(new)
+        return new
 
     def earlier(self, row: JobRow, retried: bool) -> JobRow | None:
         """The row that the same request made before."""
@@ -224,7 +233,14 @@ class JobTable:
             return None if found is None else decode(found)
         return None
 
-    def _add(self, row: JobRow) -> None:
+    def _holds(self, job_id: str) -> bool:
+        """Whether this server may change the row."""
+        return True
+
+    def _changed(self, row: JobRow, changes: dict[str, Any]) -> None:
+        """What else follows a change, in its transaction."""
+
+    def _add(self, row: JobRow, bound: bool) -> None:
         marks = ", ".join(f":{name}" for name in COLUMNS)
         sql = f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks})"
         self._db.execute(sql, encode(dataclasses.asdict(row)))
@@ -245,8 +261,7 @@ class JobTable:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         started = time.monotonic()
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._db.transaction():
             yield
         self.commits += 1
         self.commit_seconds += time.monotonic() - started

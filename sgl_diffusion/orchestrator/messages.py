@@ -120,13 +120,14 @@ class Progress(Message, frozen=True):
 
 class Output(Message, frozen=True):
     """A result, or with `final` false a part of one, or for the stage `to`. With `final` the stage
-    that sends it has done its part of the job."""
+    that sends it has done its part of the job, as far as the `taken` messages about it go."""
 
     job_id: str
     meta: Payload
     arrays: list[ArraySpec]
     final: bool = True
     to: str = ""
+    taken: int = 0
 
 
 class Failed(Message, frozen=True):

@@ -22,7 +22,11 @@ class Parts:
 
     def ended(self, stage: str, meta: Payload, arrays: list[Any]) -> bool:
         """This stage has done its part; True when all have, and `meta` and `arrays` are whole."""
+        self.gave(meta, arrays)
         self.open.remove(stage)
+        return not self.open
+
+    def gave(self, meta: Payload, arrays: list[Any]) -> None:
+        """The same of a stage to which more is on its way."""
         self.meta |= meta
         self.arrays += arrays
-        return not self.open

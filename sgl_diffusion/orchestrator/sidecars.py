@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -16,6 +17,27 @@ from sgl_diffusion.orchestrator.jobrow import JobRow
 log = get_logger(__name__)
 
 _PART = ".part"
+
+
+class Keepsakes(Protocol):
+    """What is kept of rows beside their database."""
+
+    def put(self, row: JobRow) -> None: ...
+    def drop(self, job_id: str) -> None: ...
+    def rows(self) -> Iterator[JobRow]: ...
+
+
+class NoSidecars:
+    """For a database that others keep safe."""
+
+    def put(self, row: JobRow) -> None:
+        pass
+
+    def drop(self, job_id: str) -> None:
+        pass
+
+    def rows(self) -> Iterator[JobRow]:
+        return iter(())
 
 
 class Sidecars:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,7 +61,7 @@ class StageLoop:
         self._channel = channel
         self._boot = boot
         self._worker: Worker | None = None
-        self._jobs: set[str] = set()
+        self._jobs: Counter[str] = Counter()  # how many messages came about each
         self._dropped: list[str] = []
         self._outputs: deque[tuple[Output, list[NDArray[Any]]]] = deque()
         self._credits = boot.credits
@@ -100,7 +100,7 @@ class StageLoop:
     def output(self, job_id: str, meta: Payload, arrays: list[Any], *, final: bool = True) -> None:
         self._put(job_id, meta, arrays, final=final)
         if final:
-            self._jobs.discard(job_id)
+            self._jobs.pop(job_id, None)
 
     def hand_on(self, job_id: str, stage: str, meta: Payload, arrays: list[Any]) -> None:
         self._put(job_id, meta, arrays, final=False, to=stage)
@@ -129,7 +129,9 @@ class StageLoop:
     ) -> None:
         if job_id in self._jobs:
             views = [np.asarray(values) for values in arrays]
-            message = Output(job_id, meta, relay.describe(views), final, to)
+            message = Output(
+                job_id, meta, relay.describe(views), final, to, self._jobs[job_id] if final else 0
+            )
             self._outputs.append((message, views))
 
     def _load(self) -> Worker | None:
@@ -162,11 +164,11 @@ class StageLoop:
     def _take(self, worker: Worker, message: Received) -> None:
         match message:
             case Submit(job_id, payload):
-                self._jobs.add(job_id)
+                self._jobs[job_id] += 1
                 worker.submit(job_id, payload)
             case Fed(job_id, meta, arrays):
                 assert isinstance(worker, Downstream), "the app feeds a stage that takes nothing"
-                self._jobs.add(job_id)
+                self._jobs[job_id] += 1
                 worker.feed(job_id, meta, arrays)
             case Cancel(job_id):
                 self._forget(job_id)
@@ -238,7 +240,7 @@ class StageLoop:
         return not (self._jobs or self._outputs) or time.monotonic() >= self._leave_at
 
     def _forget(self, job_id: str) -> None:
-        self._jobs.discard(job_id)
+        self._jobs.pop(job_id, None)
         self._outputs = deque(item for item in self._outputs if item[0].job_id != job_id)
 
 

@@ -82,7 +82,8 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Wan:
         size_multiple=vae.spatial_factor * params.patch_size[1],
         frame_multiple=vae.temporal_factor,
         edits="native" if native else "image-to-image",
-        min_images=1 if from_picture else 0,
+        # Where the text's attention sees both, one alone does not fit.
+        min_images=0 if not from_picture else 2 if params.pos_embed_seq_len else 1,
         max_images=2 if ends else 1,
         masks=not native,
         previews=True,

@@ -40,6 +40,7 @@ from sgl_diffusion.server.outer import middleware_of
 from sgl_diffusion.server.pools import media_pool, video_pool
 from sgl_diffusion.server.probe import Probe
 from sgl_diffusion.server.rows import own_rows
+from sgl_diffusion.server.sharing import Sharing
 from sgl_diffusion.server.storage import Bucket
 from sgl_diffusion.server.uploads import Uploads
 from sgl_diffusion.server.validate import check_query
@@ -73,6 +74,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     admission = Admission(settings.jobs, keeper)
     outcomes = Outcomes(jobs, files, keeper, encoders, metadata=settings.metadata)
     runner = VideoRunner(client, jobs, files, settings, admission, outcomes)
+    sharing = Sharing(runner, client)
     fetcher = Fetcher(settings.fetch)
     inputs = Inputs(settings.inputs, fetcher, threads)
     probe = Probe(client)
@@ -101,12 +103,14 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         gauges.start()
         await keeper.start()
         await runner.start()
+        sharing.start()
         if uploads is not None:
             await uploads.start()
         try:
             yield
         finally:
             await probe.stop()
+            await sharing.stop()
             await runner.stop()
             await keeper.stop()
             await gauges.stop()

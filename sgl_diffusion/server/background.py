@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sgl_diffusion.base.errors import (
-    BusyError,
-    NotFoundError,
-    SglError,
-    UnavailableError,
-)
+from sgl_diffusion.base.errors import BusyError, NotFoundError, SglError, UnavailableError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.client.types import partial_of
@@ -31,6 +26,7 @@ from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.outcomes import Outcomes
 from sgl_diffusion.server.previews import Preview, preview_of
 from sgl_diffusion.server.repeats import Origin
+from sgl_diffusion.server.sharing import AT_ONCE, stays_here
 from sgl_diffusion.server.turn import Turn
 
 if TYPE_CHECKING:
@@ -72,18 +68,18 @@ class VideoRunner:
         self._settings = settings
         self._admission = admission
         self._outcomes = outcomes
-        self._live: dict[str, _Live] = {}
+        self.live: dict[str, _Live] = {}
         self._queue: asyncio.Queue[_Live | Turn] = asyncio.Queue()
         self._turns: set[Turn] = set()
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._slots = asyncio.Semaphore(AT_ONCE if jobs.shared else IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: asyncio.Task[None] | None = None
-        self._stopping = False
+        self.stopping = False
 
     async def start(self) -> None:
         """Take up the rows that an earlier server left."""
         for row in await self.jobs.recover():
-            self._enter(row)
+            self.enter(row)
         self._client.loras.order = self._in_turn
         self._dispatcher = asyncio.create_task(self._dispatch())
 
@@ -106,9 +102,9 @@ class VideoRunner:
             if earlier is not None:
                 return earlier
         live = _Live(row, self._admission.enter(row.kind, row.owner))
-        self._live[row.id] = live  # before the first await: concurrent calls see each other
+        self.live[row.id] = live  # before the first await: concurrent calls see each other
         try:
-            stored = await self.jobs.insert(row, retried=origin.retried)
+            stored = await self.jobs.insert(row, retried=origin.retried, bound=stays_here(row))
         except BaseException:
             self._forget(live)
             raise
@@ -122,18 +118,18 @@ class VideoRunner:
 
     def snapshot(self, job_id: str) -> Snapshot | None:
         """Where a job that the client knows stands; None for one that waits or has ended."""
-        live = self._live.get(job_id)
+        live = self.live.get(job_id)
         return live.handle.snapshot() if live and live.handle else None
 
     def preview(self, job_id: str) -> Preview | None:
         """The newest picture of a running job."""
-        live = self._live.get(job_id)
+        live = self.live.get(job_id)
         return live.preview if live else None
 
     def position(self, job_id: str) -> int | None:
         """How many videos wait ahead of a waiting one."""
         ahead = 0
-        for live in self._live.values():
+        for live in self.live.values():
             if live.row.id == job_id:
                 return ahead if live.ticket.waits else None
             ahead += live.ticket.waits
@@ -143,7 +139,11 @@ class VideoRunner:
         """End a job if it lives, and forget its row and file; NotFoundError for an unknown id."""
         if not await self.jobs.delete(job_id):
             raise not_found("video")
-        live = self._live.get(job_id)
+        await self.drop(job_id)
+
+    async def drop(self, job_id: str) -> None:
+        """End a job whose row is not ours any more, and remove its files."""
+        live = self.live.get(job_id)
         if live is not None:
             live.dropped = True
             if live.handle is not None:
@@ -152,7 +152,7 @@ class VideoRunner:
 
     def stop_taking(self) -> None:
         """Queued rows stay queued from now on, and jobs that are ended now keep their rows."""
-        self._stopping = True
+        self.stopping = True
         for turn in self._turns:  # the client refuses what waits for it
             turn.reach()
         if self._dispatcher is not None:
@@ -171,9 +171,10 @@ class VideoRunner:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    def _enter(self, row: JobRow) -> None:
+    def enter(self, row: JobRow) -> None:
+        """Queue a row that is in the table."""
         live = _Live(row, self._admission.readmit(row.kind, row.owner))
-        self._live[row.id] = live
+        self.live[row.id] = live
         self._queue.put_nowait(live)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -256,14 +257,14 @@ class VideoRunner:
                 live.handle.cancel()
             await asyncio.to_thread(self._files.remove, live.row.id)
             live.ticket.close("cancelled")
-        elif self._stopping and isinstance(error, SglError):
+        elif self.stopping and isinstance(error, SglError):
             await self._outcomes.store(live.row, status="queued", why={"server": "stopped"})
         elif isinstance(error, UnavailableError) and error.code != "insufficient_storage":
             # No worker can be started now: that is not the fault of this job, so it waits.
             attempts = live.handle.snapshot().attempt if live.handle else live.row.attempts
             await self._outcomes.store(live.row, status="queued", why={"worker": "not ready"})
             live.ticket.drop()
-            self._enter(replace(live.row, attempts=attempts))
+            self.enter(replace(live.row, attempts=attempts))
         else:
             await self._fail(live, error)
 
@@ -292,5 +293,5 @@ class VideoRunner:
 
     def _forget(self, live: _Live) -> None:
         live.ticket.drop()
-        if self._live.get(live.row.id) is live:  # else it waits again, as another entry
-            del self._live[live.row.id]
+        if self.live.get(live.row.id) is live:  # else it waits again, as another entry
+            del self.live[live.row.id]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from sgl_diffusion.base.config import JobOptions, LimitOptions
-from sgl_diffusion.base.errors import NotFoundError
+from sgl_diffusion.base.errors import NotFoundError, UnavailableError
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.server.fetch import FetchRules
@@ -86,6 +86,14 @@ class ServerContext(AppContext[ModelCard]):
     def redirect_url(self, entry: dict[str, Any]) -> str | None:
         """Where to send a client whose file is not here any more."""
         return None if self.uploads is None else self.uploads.redirect(entry)
+
+    async def check_here(self, job_id: str) -> None:
+        """UnavailableError for files that another server has, and has not copied yet."""
+        if await self.jobs.elsewhere(job_id):
+            raise UnavailableError(
+                "The file is on another server, and not in the bucket yet.",
+                hint="Ask again; without --s3-bucket ask the server that made it.",
+            )
 
     def check_model(self, name: str | None, card: ModelCard) -> str | None:
         """A request may name the served model or its path, or leave the name out. After a colon

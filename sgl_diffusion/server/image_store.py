@@ -73,6 +73,7 @@ async def content(
         url = context.redirect_url(row.files[int(variant)])
         if url is not None:
             return RedirectResponse(url, status_code=302)
+        await context.check_here(image_id)
         raise NotFoundError("The file of this image is gone.", code="image_expired") from None
 
 

@@ -97,6 +97,9 @@ class Keeper:
             await self._expire(rows[0], "disk")
         self._kept = await self._jobs.kept_bytes()
         await self._jobs.prune()
+        if self._jobs.shared:  # another server may have deleted what is here
+            here = await _in_thread(partial(_owners, self._files))
+            await self._sweep(here - set(await self._jobs.absent(list(here))))
 
     async def _run(self) -> None:
         while True:
@@ -117,7 +120,9 @@ class Keeper:
         for row in await self._jobs.over():
             if row.status == "completed" and not self._files.has(row.files):
                 await self._expire(row, "file gone")
-        known = await self._jobs.ids()
+        await self._sweep(await self._jobs.ids())
+
+    async def _sweep(self, known: set[str]) -> None:
         for path in await _in_thread(partial(_orphans, self._files, known)):
             log.warning("%s belongs to no job and is removed", path.name)
             await _in_thread(partial(self._files.discard, path))
@@ -125,6 +130,12 @@ class Keeper:
 
 def _orphans(files: Files, known: set[str]) -> list[Path]:
     return [path for path in _paths(files) if _is_orphan(path, known)]
+
+
+def _owners(files: Files) -> set[str]:
+    """Ids of the jobs that have something here."""
+    found = (_OWNER.match(path.name) for path in _paths(files))
+    return {owner[1] for owner in found if owner is not None}
 
 
 def _paths(files: Files) -> Iterator[Path]:

@@ -55,7 +55,8 @@ def _diffusion(options: ServeOptions) -> App:
 async def _serve(
     options: ServeOptions, settings: Settings, client: Client, listener: socket.socket
 ) -> int:
-    jobs = await JobStore.open(settings.data_dir)
+    node = options.node_name or socket.gethostname()
+    jobs = await JobStore.open(settings.data_dir, options.database_url, node)
     try:
         app = create_app(client, jobs, settings)
         context: ServerContext = app.state.context

@@ -20,12 +20,19 @@ from sgl_diffusion.server.storage import s3_settings
 
 P = TypeVar("P")
 
+_DATABASES = ("postgresql://", "postgres://")
 WILDCARDS = ("0.0.0.0", "::", "")
 
 
 def settings_of(options: ServeOptions) -> Settings:
     """The settings of a server; reads the key files."""
     assert options.data_dir is not None
+    if options.database_url and not options.database_url.startswith(_DATABASES):
+        raise ConfigError(
+            "database_url is no URL of a PostgreSQL.",
+            hint="For example postgresql://name@host/database.",
+            param="database_url",
+        )
     limits = part_of(LimitOptions, options)
     return Settings(
         data_dir=Path(options.data_dir),

@@ -39,6 +39,7 @@ _KINDS = {
     "bool": "true or false",
     "list": "a list",
     "dict": "an object",
+    "model": "an object",
 }
 
 

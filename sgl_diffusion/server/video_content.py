@@ -48,6 +48,7 @@ async def content(
         url = context.redirect_url(entry)
         if url is not None:
             return RedirectResponse(url, status_code=302)
+        await context.check_here(video_id)
         raise NotFoundError("The file of this video is gone.", code="video_expired") from None
 
 

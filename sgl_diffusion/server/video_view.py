@@ -86,6 +86,8 @@ def _live(context: ServerContext, row: JobRow) -> dict[str, Any]:
     """What only the running job knows. One that is done but not yet a file is at 99 percent."""
     snapshot = context.runner.snapshot(row.id)
     position = context.runner.position(row.id)
+    if snapshot is None and row.status == "in_progress" and context.jobs.shared:
+        return {}  # it runs on another server, which keeps the row up to date
     if snapshot is None or snapshot.state == "queued":
         ahead = 0 if position is None else position
         charged = 1 if snapshot is None else snapshot.attempt

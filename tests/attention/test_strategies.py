@@ -59,7 +59,7 @@ def _errors(everyone: Group, layout: Layout, backend: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_strategy_is_attention(four_ranks: Ranks, layout: Layout) -> None:
     for errors in four_ranks.run(_errors, layout, "native", torch.float32):
-        assert max(errors) < 2e-6
+        assert max(errors) < 4e-6
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
@@ -71,4 +71,4 @@ def test_in_bf16(four_ranks: Ranks, layout: Layout) -> None:
 @pytest.mark.parametrize("layout", [Layout(1, 1, 4), Layout(2, 1, 2)], ids=str)
 def test_ulysses_takes_any_backend(four_ranks: Ranks, layout: Layout) -> None:
     for errors in four_ranks.run(_errors, layout, "sdpa", torch.float32):
-        assert max(errors) < 2e-6
+        assert max(errors) < 4e-6

@@ -215,3 +215,6 @@ def test_variables_of_options_that_a_command_lacks_do_not_disturb_it():
     assert done.returncode == 0, done.stderr
     shown = sglang("config", "show", SGLD_S3_BUCKET="films").stdout
     assert "s3_bucket = 'films'  (SGLD_S3_BUCKET)" in shown
+    url = "postgresql://me:secret@db/jobs"
+    shown = sglang("config", "show", SGLD_DATABASE_URL=url).stdout
+    assert "database_url = 'postgresql://me:***@db/jobs'  (SGLD_DATABASE_URL)" in shown

@@ -179,6 +179,7 @@ def test_lines_for_a_person(
         (["--cors-origins", "x"], "options", "not an origin"),
         (["--config", "/nothing.yaml"], "options", "/nothing.yaml"),
         (["--device", "cuda"], "gpu", "no NVIDIA driver"),
+        (["--database-url", "postgresql://127.0.0.1:1/x"], "database", ""),
     ],
 )
 def test_what_serve_would_refuse(

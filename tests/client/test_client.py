@@ -51,7 +51,7 @@ def test_a_generation_has_one_clip_per_seed(in_process: bool) -> None:
         wish = SamplingParams(prompt="a", num_outputs=2, seed=(7, 300), num_inference_steps=4)
         params = client.resolve(wish, video=True)
         handle = await client.submit(params, job_id="mine", deadline=30.0)
-        assert handle.id == "mine" and handle.params is params
+        assert handle.id == "mine" and handle.params == params
         steps = [e.snapshot.step async for e in handle.events() if e.kind == "progress"]
         assert steps == sorted(steps) and steps[-1] == 4
         made = await handle.result()

@@ -10,6 +10,7 @@ import pytest
 
 from sgl_diffusion.base.errors import ConfigError, NotFoundError, RequestError
 from sgl_diffusion.cli.sglang import main
+from sgl_diffusion.cli.target import Target
 from sgl_diffusion.client.generator import DiffGenerator
 from tests.recipes.test_wan_lora import write
 
@@ -64,3 +65,20 @@ def test_generate_begins_with_adapters(
     assert "there is no --lora-path" in capsys.readouterr().err
     assert main([*command, "--lora-path", str(tmp_path / "nothing.safetensors")]) != 0
     assert "nothing.safetensors" in capsys.readouterr().err
+
+
+def test_a_file_with_adapters_of_its_own_is_made_again(
+    tiny_wan_a: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [{"nickname": "ink", "path": str(file), "strength": 0.7}]
+    made = tmp_path / "a.png"
+    with DiffGenerator.from_pretrained(str(tiny_wan_a)) as generator:
+        result = generator.generate("a fox", loras=own, **SMALL)
+        Target.of(str(made), None).write(result, generator.card.name)
+    again = ["regenerate", str(made), "--output-path", str(tmp_path / "b.png")]
+    again += ["--data-dir", str(tmp_path / "data"), "--lora-nickname", "ink", "--lora-path"]
+    assert main([*again, str(file)]) == 0
+    assert f"same pixels as {made}" in capsys.readouterr().err
+    other = write(tmp_path, "other", 5, 4)
+    assert main([*again, str(other)]) == 0
+    assert f"not the same pixels as {made}" in capsys.readouterr().err

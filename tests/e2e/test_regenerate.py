@@ -88,6 +88,7 @@ def test_what_cannot_be_made_again_is_told_before_a_model_is_loaded(tmp_path: Pa
     film = with_settings(tmp_path / "film.png", num_frames=17)
     lost = with_settings(tmp_path / "lost.png", model="/no/such/model")
     adapters = with_settings(tmp_path / "adapters.png", loras=[{"nick": 1}])
+    elsewhere = with_settings(tmp_path / "elsewhere.png", loras=[{"nickname": "ink"}])
     cases = [
         (["nothing.png"], "There is no file nothing.png"),
         (["plain.png"], "plain.png carries no settings"),
@@ -99,6 +100,8 @@ def test_what_cannot_be_made_again_is_told_before_a_model_is_loaded(tmp_path: Pa
         ([film, "--output-path", "film.png"], "17 frames do not fit into a .png file"),
         ([lost], "which is no folder here"),
         ([adapters], "adapters in the file cannot be read"),
+        ([elsewhere], "made with the adapter 'ink' and does not say where"),
+        ([elsewhere, "--lora-path", "x/y"], "made with the adapter 'ink'"),
         ([film, "--model-path", "/no/such/model"], "/no/such/model"),
         ([], "arguments are required: FILE"),
     ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.engine import steps
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
@@ -71,18 +74,23 @@ def test_a_job_joins_and_leaves_in_the_middle_of_another(pipeline: Pipeline) -> 
     assert bench.count("denoise_leaves_total", running="true") == 1
 
 
-def test_different_shapes_take_turns(pipeline: Pipeline) -> None:
+def test_different_shapes_take_turns(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By this thread's time: on a busy machine a unit takes long for no reason of its own.
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=time.thread_time))
     bench = Bench(pipeline)
-    video = bench.add("video", num_frames=17, num_inference_steps=20)
+    video = bench.add("video", num_frames=17, num_inference_steps=200)
     while not video.encoded or video.step < 2:
         bench.runner.step()
-    bench.add("image", num_frames=1, num_inference_steps=4)
-    at = video.step
-    while "image" not in bench.outbox.outputs:
+    image = bench.add("image", num_frames=1, num_inference_steps=4)
+    while not image.encoded:
         bench.runner.step()
-    assert video.step - at <= 4 + 3, "the image waits at most one step of the video for each unit"
+    at = video.step
+    while image.step < 4:
+        bench.runner.step()
+    assert video.step - at <= 4 + 1, "each step of the image waits at most one of the video"
+    bench.runner.drop("video")
     bench.run()
-    assert set(bench.outbox.outputs) == {"video", "image"}
+    assert set(bench.outbox.outputs) == {"image"}
 
 
 def test_guided_and_unguided_jobs_do_not_share_but_both_finish(pipeline: Pipeline) -> None:

@@ -186,6 +186,22 @@ def test_whoever_changes_weights_waits_for_the_lanes(
     assert len(done) == 2, "the prompt and the negative one"
 
 
+def test_what_has_no_room_beside_the_steps_is_done_between_them(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = under_way(pipeline)
+    began = bench.count("phase_units_total", beside="true")
+    monkeypatch.setattr(bench.runner.room, "lane", lambda jobs, job: False)
+    long = bench.runner.job("long")
+    bench.add("short", num_inference_steps=2, seed=2)
+    while "short" not in bench.outbox.outputs:
+        assert bench.runner.step()
+    assert long is not None and long.step < 10
+    bench.run()
+    assert bench.count("phase_units_total", beside="true") == began
+    assert set(bench.outbox.outputs) == {"long", "short"} and not bench.errors
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_short_job_of_another_size_waits_for_no_second_step_of_a_long_one(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, overlap: bool

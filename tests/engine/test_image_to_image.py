@@ -287,4 +287,4 @@ def test_a_model_that_needs_a_picture_warms_up_with_one(pipeline: Pipeline) -> N
     reader.card = dataclasses.replace(reader.card, min_images=2, lora_targets=())
     worker = DiffusionWorker(lambda note: reader, EngineOptions(), RecordingOutbox())  # type: ignore[arg-type,return-value]
     worker.load()
-    assert reader.given and len(reader.given[0][1]) == 2
+    assert reader.given and len(reader.given[-1][1]) == 2

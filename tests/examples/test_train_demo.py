@@ -85,7 +85,7 @@ def test_a_sentence_with_its_zeros_in_one_token_is_the_pipeline_s() -> None:
     for module in (parts.transformer, parts.text_encoder):
         module.eval()
     said = ["a red circle", "a small green star moving left on a pink background"]
-    latents = torch.randn(2, 8, 2, 6, 4)
+    latents = torch.randn(2, 16, 2, 6, 4)
     at = torch.tensor([300.0, 800.0])
     with torch.no_grad():
         tokens, scores = Reader(parts.tokenizer, parts.text_encoder)(said)

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 from transformers import T5EncoderModel
 
@@ -42,20 +41,11 @@ def text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def vae(folder: Path, dtype: torch.dtype) -> nn.Module:
-    part = Component(folder, "diffusers", "AutoencoderKL")
-    model: nn.Module = load_pretrained(AutoencoderKL, part, dtype=dtype, device=torch.device("cpu"))
-    return model
-
-
-KINDS = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae}
-
-
 def main(kind: str, folder: Path, dtype: torch.dtype) -> None:
     # What libraries take when they first run is none of the weights.
     (torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)).float().sum()
     before = resident("VmRSS")
-    model = KINDS[kind](folder, dtype)
+    model = {"transformer": transformer, "text_encoder": text_encoder}[kind](folder, dtype)
     size = sum(parameter.nbytes for parameter in model.parameters())
     print(json.dumps({"size": size, "peak": resident("VmHWM") - before}))
 

@@ -47,22 +47,6 @@ def write_text_encoder(folder: Path, stored: torch.dtype, scale: int) -> None:
     save(model, folder, stored)
 
 
-@torch.no_grad()
-def write_vae(folder: Path, stored: torch.dtype, scale: int) -> None:
-    """Random weights of the image VAE in shards; `scale` 1 is some 50 million of them."""
-    from diffusers import AutoencoderKL
-
-    with torch.device("meta"):
-        model: Any = AutoencoderKL(
-            block_out_channels=(128, 256, 384, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=7 * scale - 6 if scale > 1 else 1,
-            latent_channels=16,
-        )
-    save(model, folder, stored)
-
-
 def save(model: Any, folder: Path, stored: torch.dtype) -> None:
     model = model.to(stored).to_empty(device="cpu")
     if hasattr(model, "tie_weights"):
@@ -89,7 +73,7 @@ def ratio(kind: str, folder: Path, dtype: str, least: int) -> float:
     return float((found["peak"] - FLOOR) / found["size"])
 
 
-WRITERS = {"transformer": write, "text_encoder": write_text_encoder, "vae": write_vae}
+WRITERS = {"transformer": write, "text_encoder": write_text_encoder}
 CASES = [
     (torch.float32, "float32", 6),
     (torch.bfloat16, "bfloat16", 12),

@@ -2,7 +2,7 @@
 them and keeps the sum.
 
 Payload of a job: `steps`, `sleep` per step, `size` of what is handed on, `alone` to hand nothing
-on; at step `at` the stage `crash` kills its process.
+on, `back` to hand on one thing that comes back; at step `at` the stage `crash` kills its process.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ class Counting(_Stage):
             time.sleep(job.get("sleep", 0.0))
             self.die(job)
             job["step"] += 1
+            if job.get("back"):
+                self._ask(job_id, job)
+                continue
             last = job["step"] >= job["steps"]
             self.outbox.progress(job_id, job["step"], job["steps"], "count")
             self.outbox.output(job_id, {"said": job["step"]}, [], final=False)
@@ -77,11 +80,26 @@ class Counting(_Stage):
                 self.outbox.output(job_id, {"counted": job["step"]}, [])
         return bool(self.jobs)
 
+    def feed(self, job_id: str, meta: Payload, arrays: list[Any]) -> None:
+        self.outbox.output(job_id, {"returned": meta["step"]}, [])
+
+    def _ask(self, job_id: str, job: dict[str, Any]) -> None:
+        """Hand on at the first step, end at the second: what comes back meanwhile is not seen."""
+        if job["step"] == 1:
+            self.outbox.hand_on(job_id, SECOND, {"back": True, "step": 1}, [])
+        else:
+            del self.jobs[job_id]
+            self.outbox.output(job_id, {"asked": True}, [])
+
 
 class Doubling(_Stage):
     name = SECOND
 
     def feed(self, job_id: str, meta: Payload, arrays: list[Any]) -> None:
+        if meta.get("back"):
+            self.outbox.hand_on(job_id, FIRST, meta, [])
+            self.outbox.output(job_id, {"seen": True}, [])
+            return
         job = self.jobs.setdefault(job_id, {"sum": 0})
         self.die(meta)
         (values,) = arrays

@@ -103,6 +103,16 @@ def test_pieces_flow_while_the_first_stage_still_works(transport: str, size: int
 
 
 @both
+def test_what_comes_back_to_a_stage_that_ends_its_part_is_waited_for(transport: str) -> None:
+    async def scenario(graph: Graph) -> None:
+        job = await graph.submit({"steps": 2, "sleep": 0.3, "back": True})
+        assert (await job.result()).meta == {"asked": True, "seen": True, "returned": 1}
+        assert graph._runs == {}
+
+    play(scenario, transport)
+
+
+@both
 def test_a_cancelled_job_leaves_every_stage(transport: str) -> None:
     async def scenario(graph: Graph) -> None:
         job = await graph.submit({"steps": 10_000, "sleep": 0.002})

@@ -19,7 +19,7 @@ def files(*sizes: int) -> list[dict[str, object]]:
     return [{"name": f"{size}.mp4", "bytes": size} for size in sizes]
 
 
-def test_bytes_are_counted_as_rows_come_change_and_go(tmp_path: Path) -> None:
+def test_bytes_are_counted_as_rows_come_change_and_go(tmp_path: Path, url: str | None) -> None:
     async def scenario(store: JobStore) -> None:
         assert await store.kept_bytes() == 0
         for number, sizes in enumerate([(5, 7), (), (11,), (13,)]):
@@ -36,8 +36,8 @@ def test_bytes_are_counted_as_rows_come_change_and_go(tmp_path: Path) -> None:
     async def again(store: JobStore) -> None:
         assert await store.kept_bytes() == 16
 
-    with_store(tmp_path, scenario)
-    with_store(tmp_path, again)
+    with_store(tmp_path, scenario, url)
+    with_store(tmp_path, again, url)
 
 
 def test_rows_of_an_older_database_are_counted(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_rows_of_an_older_database_are_counted(tmp_path: Path) -> None:
     with_store(tmp_path, scenario)
 
 
-def test_what_is_due_and_what_is_oldest(tmp_path: Path) -> None:
+def test_what_is_due_and_what_is_oldest(tmp_path: Path, url: str | None) -> None:
     async def scenario(store: JobStore) -> None:
         over = {"status": "completed", "files": files(1)}
         await store.insert(row(0, **over, completed_at=30.0, expires_at=500.0))
@@ -80,7 +80,7 @@ def test_what_is_due_and_what_is_oldest(tmp_path: Path) -> None:
         assert [found.id[-1] for found in await store.oldest(10)] == ["1", "0"]
         assert [found.id[-1] for found in await store.oldest(1)] == ["1"]
 
-    with_store(tmp_path, scenario)
+    with_store(tmp_path, scenario, url)
 
 
 def test_a_look_costs_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_look_costs_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             at = now if number else now - 3 * DAY
             done = {"status": "completed", "files": files(1)}
             await store.insert(row(number, **done, completed_at=at, expires_at=at + DAY))
-        db: sqlite3.Connection = store._table._db
+        db: sqlite3.Connection = store._table._db.connection
         asked: list[str] = []
 
         def look() -> None:
@@ -131,7 +131,7 @@ def test_a_look_costs_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_history_goes_a_day_after_its_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(store: JobStore) -> None:
         for number in range(3):
@@ -145,4 +145,4 @@ def test_the_history_goes_a_day_after_its_job(
         await store.prune()
         assert [len(await store.events(f"video_{n:03}")) for n in range(3)] == [0, 0, 1]
 
-    with_store(tmp_path, scenario)
+    with_store(tmp_path, scenario, url)

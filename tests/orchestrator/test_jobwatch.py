@@ -39,7 +39,7 @@ def test_rows_in_memory_are_those_of_the_table(tmp_path: Path) -> None:
     with_store(tmp_path, scenario)
 
 
-def test_watchers_hear_of_every_change(tmp_path: Path) -> None:
+def test_watchers_hear_of_every_change(tmp_path: Path, url: str | None) -> None:
     async def scenario(store: JobStore) -> None:
         heard: list[tuple[str, str | None]] = []
         store.watch(lambda job_id, row: heard.append((job_id, row and row.status)))
@@ -53,4 +53,4 @@ def test_watchers_hear_of_every_change(tmp_path: Path) -> None:
             ("video_001", None), ("video_002", None),
         ]  # fmt: skip
 
-    with_store(tmp_path, scenario)
+    with_store(tmp_path, scenario, url)

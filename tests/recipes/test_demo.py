@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +12,7 @@ import torch
 from examples.train_demo import eye
 from examples.train_demo.scenes import Scene, draw_scene, sentence
 from sgl_diffusion import DiffGenerator
-from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.recipes import demo
-from sgl_diffusion.recipes.beside import own_adapters, own_defaults
-from sgl_diffusion.recipes.wan_defaults import SMALL
 
 ADAPTERS = ("night", "outline")
 
@@ -66,7 +61,7 @@ def test_the_adapters_change_the_picture_and_leave_no_trace(generator: DiffGener
     for name in ADAPTERS:
         generator.set_lora(name)
         made.append(generator.generate(sentence(scene), num_frames=1, seed=5).frames)
-        generator.unmerge_lora()
+        generator.unmerge_lora_weights()
     again = generator.generate(sentence(scene), num_frames=1, seed=5).frames
     plain, night, outline = (np.array(one).astype(int) for one in made)
     assert night.mean() < plain.mean() - 20, "the night is not dark"
@@ -74,32 +69,3 @@ def test_the_adapters_change_the_picture_and_leave_no_trace(generator: DiffGener
     assert abs(plain[0, middle, middle] - plain[0, 2, 2]).max() > 100, "no yellow circle"
     assert abs(outline[0, middle, middle] - outline[0, 2, 2]).max() < 60, "it is filled"
     assert np.array_equal(made[0], again)
-
-
-def test_a_folder_says_its_own_defaults(tmp_path: Path) -> None:
-    assert own_defaults(tmp_path, SMALL) is SMALL
-    (tmp_path / "defaults.json").write_text('{"width": 96, "guidance_scale": 2}')
-    own = own_defaults(tmp_path, SMALL)
-    assert (own.width, own.height, own.guidance_scale) == (96, SMALL.height, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ({"widht": 96}, "names 'widht'"),
-        ({"width": "96"}, "another type"),
-        ([], "not a JSON object"),
-    ],
-)
-def test_defaults_that_cannot_be(tmp_path: Path, values: object, text: str) -> None:
-    (tmp_path / "defaults.json").write_text(json.dumps(values))
-    with pytest.raises(SetupError, match=text):
-        own_defaults(tmp_path, SMALL)
-
-
-def test_adapters_are_known_by_their_files(tmp_path: Path) -> None:
-    assert own_adapters(tmp_path) == ()
-    (tmp_path / "adapters").mkdir()
-    for name in ("b.safetensors", "a.safetensors", "notes.txt"):
-        (tmp_path / "adapters" / name).touch()
-    assert [Path(path).stem for path in own_adapters(tmp_path)] == ["a", "b"]

@@ -217,7 +217,12 @@ def test_settings_from_options(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"cors_origins": "*"}, {"cors_origins": "https://a.test/"}, {"allowed_media_path": "x"}],
+    [
+        {"cors_origins": "*"},
+        {"cors_origins": "https://a.test/"},
+        {"allowed_media_path": "x"},
+        {"database_url": "mysql://db/jobs"},
+    ],
 )
 def test_wrong_settings(tmp_path, wrong):
     with pytest.raises(ConfigError):

@@ -88,7 +88,7 @@ def test_control_characters_in_a_prompt_are_fine(api):
         ({"output_format": "bmp"}, "'png', 'jpeg' or 'webp'"),
         ({"model": "other"}, "'tiny'"),
         ({"generator_device": "mps"}, 'Leave it out, or send "cpu", "cuda".'),
-        ({"enable_teacache": True}, "Leave it out, or send false."),
+        ({"enable_teacache": True}, "takes no enable_teacache as it is served. Leave it out."),
         ({"num_frames": 5}, "It is one of POST /v1/videos."),
         ({"mask": "x"}, "It is one of POST /v1/images/edits."),
         ({"lora": [{"nickname": "a", "weight": 1}]}, "no parameter 'weight' in lora.0."),

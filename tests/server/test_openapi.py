@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import hypothesis
 import pytest
 import schemathesis
 from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.core.errors import SchemathesisError
 from schemathesis.core.failures import FailureGroup
 
 from sgl_diffusion.base.config import JobOptions
@@ -30,11 +30,16 @@ BEYOND_SCHEMA = {
     "lora_path_not_allowed",
 }  # fmt: skip
 
+# What schemathesis says of itself, where it asks its validator about a part that is a file, or
+# makes a schema that is none.
+BEYOND_THE_TOOL = ("Unsupported type: 'Binary'", "Invalid `allOf` definition")
+
 
 def test_the_document_is_served(api):
     document = api.get("/openapi.json").json()
     assert document == openapi.document(secured=False)
     assert "security" not in json.dumps(document)
+    assert '"allOf": []' not in json.dumps(document)
     assert len(json.dumps(document)) < 200_000
 
 
@@ -99,8 +104,13 @@ def explore_one(operation, mode, checks, examples, *, headers, counts) -> list[s
         except FailureGroup as error:
             failures.append(f"{operation.label} {mode.value}: {error}")
 
-    with contextlib.suppress(hypothesis.errors.Unsatisfiable):
+    try:
         run()
+    except hypothesis.errors.Unsatisfiable:
+        pass
+    except (ValueError, SchemathesisError) as error:
+        if not any(words in str(error) for words in BEYOND_THE_TOOL):
+            raise
     return failures
 
 
@@ -115,8 +125,10 @@ def counts(check, case, response) -> bool:
         return error["param"] not in ("seconds", "num_frames", "max_sequence_length")
     if error["code"] == "unsupported_parameter":  # and what it cannot do
         return "tiny" not in error["message"]
-    if error["code"] == "invalid_type":  # 2.0 is an integer to JSON Schema, any text may be JSON
-        return not error["message"].endswith("a whole number.") and error["param"] != "lora"
+    if case.media_type == "multipart/form-data" and (error["param"] or "").startswith("lora"):
+        return False  # JSON in a text, of which the schema knows that much only
+    if error["code"] == "invalid_type":  # 2.0 is an integer to JSON Schema
+        return not error["message"].endswith("a whole number.")
     return error["code"] not in BEYOND_SCHEMA
 
 

@@ -203,9 +203,9 @@ def test_delete_running_frees_the_worker(api):
     assert time.monotonic() - started < 5 and api.client.cancelled == [video["id"]]
     assert api.get(f"{PATH}/{video['id']}").status_code == 404
     deadline = time.monotonic() + 2
-    while api.context.runner._live and time.monotonic() < deadline:
+    while api.context.runner.live and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not api.context.runner._live
+    assert not api.context.runner.live
     assert not list((api.folder / "videos").iterdir())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +11,8 @@ from torch import Tensor
 
 from sgl_diffusion.ar.loading import load_vocoder
 from sgl_diffusion.ar.stages.part import WARM_UP, Part, tensors
-from sgl_diffusion.ar.vocoder import SAMPLE_RATE, SoundStream
+from sgl_diffusion.ar.vocoder import SAMPLE_RATE, Piece, SoundStream
 from sgl_diffusion.orchestrator.messages import Payload
-
-# In this time, in seconds, a talker in the same process makes a few frames.
-_STEP = 0.05
 
 
 @dataclass(eq=False)
@@ -57,34 +53,58 @@ class Sounding(Part):
             self._waiting = deque(item for item in self._waiting if item[0] != job_id)
 
     def step(self) -> bool:
-        """Decode what waits, as far as one step's time goes."""
+        """Decode what waits of different answers, as much as goes together."""
         if not self._waiting:
             return False
-        until = time.monotonic() + _STEP
-        while self._waiting:
-            job_id, meta, codes = self._waiting.popleft()
-            try:
-                self._decode(job_id, self._jobs[job_id], meta, codes)
-            except Exception as error:
-                self.fail(job_id, error)
-            if time.monotonic() >= until:
-                break
+        batch = self._next()
+        try:
+            sounds = self._decode(batch)
+        except Exception as error:
+            for job_id, _, _ in batch:
+                if job_id in self._jobs:
+                    self.fail(job_id, error)
+            return True
+        for (job_id, meta, codes), samples in zip(batch, sounds, strict=True):
+            self._give(job_id, self._jobs[job_id], meta, codes.shape[1], samples)
         return True
 
     def running(self) -> int:
         return len(self._jobs)
 
-    def _decode(self, job_id: str, job: _Job, meta: Payload, codes: Tensor) -> None:
+    def _next(self) -> list[tuple[str, Payload, Tensor]]:
+        """The first piece of each answer, in the order in which they came."""
+        most = 1 if self._vocoder is None else self._vocoder.together
+        batch: list[tuple[str, Payload, Tensor]] = []
+        rest: deque[tuple[str, Payload, Tensor]] = deque()
+        taken = set()
+        for item in self._waiting:
+            answer = (item[0], item[1]["row"])
+            if answer in taken or len(batch) == most:
+                rest.append(item)
+            else:
+                batch.append(item)
+            taken.add(answer)
+        self._waiting = rest
+        return batch
+
+    def _decode(self, batch: list[tuple[str, Payload, Tensor]]) -> list[Tensor]:
         assert self._vocoder is not None, "nobody speaks here"
+        sounds = [torch.zeros(0)] * len(batch)
+        pieces: dict[int, Piece] = {}
+        for index, (job_id, meta, codes) in enumerate(batch):
+            streams, row = self._jobs[job_id].streams, meta["row"]
+            if row not in streams and codes.shape[1]:
+                streams[row] = self._vocoder.stream(meta["voice"], meta["seed"])
+            if row in streams:
+                pieces[index] = (streams[row], codes, meta["reason"] is not None)
+        decoded = self._vocoder.decode(list(pieces.values()))
+        for index, samples in zip(pieces, decoded, strict=True):
+            sounds[index] = samples
+        return sounds
+
+    def _give(self, job_id: str, job: _Job, meta: Payload, frames: int, samples: Tensor) -> None:
         index, reason = meta["row"], meta["reason"]
-        stream = job.streams.get(index)
-        if stream is None and codes.shape[1]:
-            stream = self._vocoder.stream(meta["voice"], meta["seed"])
-            job.streams[index] = stream
-        samples = torch.zeros(0)
-        if stream is not None:
-            samples = stream.add(codes, last=reason is not None)
-        job.frames += codes.shape[1]
+        job.frames += frames
         if not job.stream:
             job.sounds.setdefault(index, []).append(samples)
         elif len(samples) or reason is not None:

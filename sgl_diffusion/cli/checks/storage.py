@@ -25,6 +25,8 @@ def checks(options: ServeOptions) -> Iterator[Check]:
     else:
         yield data(folder)
         yield disk(folder, options.min_free_gb)
+    if options.database_url is not None:
+        yield database(options.database_url)
     yield cache()
 
 
@@ -48,6 +50,22 @@ def disk(folder: Path, least_gb: float) -> Check:
         fix = "Make room, or lower --min-free-gb."
         return failed("disk", f"{found}; with less than {least_gb:g} no job is taken", fix)
     return ok("disk", found)
+
+
+def database(url: str) -> Check:
+    """Whether the shared job table can be reached. The URL is not shown: it may hold a password."""
+    try:
+        import psycopg
+    except ImportError:
+        return failed("database", "psycopg is missing", "pip install 'sgl-diffusion[postgres]'")
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            info = connection.info
+            version = f"{info.server_version // 10000}.{info.server_version % 10000}"
+            return ok("database", f"PostgreSQL {version}, database {info.dbname}")
+    except psycopg.Error as error:
+        reason = " ".join(str(error).split())
+        return failed("database", reason, "Check --database-url, and that the database runs.")
 
 
 def cache() -> Check:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sgl_diffusion.base.errors import SglError, from_wire, to_wire
+from sgl_diffusion.base.errors import ConfigError, SglError, from_wire, to_wire
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.distributed.group import Group
 
@@ -31,6 +31,21 @@ def agree(everyone: Group, error: Exception | None, *, ready: bool = True) -> li
     outcome = Outcome(None if error is None else to_wire(error), ready)
     collected = everyone.collect(msgspec.msgpack.encode(outcome))
     return [_outcomes.decode(data) for data in collected]
+
+
+def agree_on(everyone: Group, options: dict[str, Any]) -> None:
+    """Raises on every rank if one was started with other options than the first."""
+    collected = everyone.collect(msgspec.msgpack.encode(options))
+    first = msgspec.msgpack.decode(collected[0])
+    for rank, data in enumerate(collected):
+        theirs = msgspec.msgpack.decode(data)
+        if differing := [name for name in first if theirs.get(name) != first[name]]:
+            flags = ", ".join("--" + name.replace("_", "-") for name in differing)
+            raise ConfigError(
+                f"Rank {rank} was started with another value of {flags} than rank 0.",
+                hint="Give the command the same options on every machine, but for --node-rank.",
+                param=differing[0],
+            )
 
 
 def together(everyone: Group, do: Callable[[], T]) -> T:

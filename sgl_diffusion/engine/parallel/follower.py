@@ -5,9 +5,10 @@ A follower whose jobs are not those of the first rank leaves, and with it the wo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.base.errors import RequestError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.engine.lineup import Decode, Encode, Unit
@@ -15,7 +16,7 @@ from sgl_diffusion.engine.parallel.agreement import agree, together
 from sgl_diffusion.engine.parallel.leader import take
 from sgl_diffusion.engine.parallel.turn import Turn, decode_turn
 from sgl_diffusion.engine.worker import DiffusionWorker
-from sgl_diffusion.orchestrator.messages import Control, Payload
+from sgl_diffusion.orchestrator.messages import Control, Metric, Payload
 from sgl_diffusion.orchestrator.stage import CannotGoOnError
 
 log = get_logger(__name__)
@@ -46,6 +47,43 @@ def follow(everyone: Group, worker: DiffusionWorker) -> None:
         log.info("rank %d waits for its end: %s", everyone.index, error)
     while True:
         _take_turn(everyone, worker, decode_turn(everyone.broadcast(None)))
+
+
+class FollowingNode:
+    """Implements `orchestrator.stage.Worker` for the first rank of a machine that only follows:
+    whoever watches this process sees a worker that has no jobs."""
+
+    def __init__(self, meet: Callable[[], tuple[Group, DiffusionWorker]]) -> None:
+        self._meet = meet
+        self._everyone: Group
+        self._worker: DiffusionWorker
+
+    def load(self) -> Payload:
+        self._everyone, self._worker = self._meet()
+        together(self._everyone, self._worker.load)
+        return {}
+
+    def submit(self, job_id: str, payload: Payload) -> None:
+        raise AssertionError("jobs come from the first machine")
+
+    def cancel(self, job_id: str) -> None:
+        raise AssertionError("jobs come from the first machine")
+
+    def control(self, action: str, payload: Payload) -> Payload:
+        raise RequestError("This machine follows the first one.", code="not_supported")
+
+    def step(self) -> bool:
+        try:
+            _take_turn(self._everyone, self._worker, decode_turn(self._everyone.broadcast(None)))
+        except Exception as error:
+            raise CannotGoOnError("this machine cannot follow the first one") from error
+        return True
+
+    def running(self) -> int:
+        return 0
+
+    def metrics(self) -> list[Metric]:
+        return self._worker.metrics()
 
 
 def _take_turn(everyone: Group, worker: DiffusionWorker, turn: Turn) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sgl_diffusion.base.errors import from_wire
+from sgl_diffusion.base.errors import ConfigError, from_wire
 from sgl_diffusion.distributed.group import Group, RankLostError
 from sgl_diffusion.engine.lineup import Batch, Decode, Encode, Unit
 from sgl_diffusion.engine.parallel.agreement import agree, together
@@ -25,15 +25,27 @@ PREPARE = "lora_prepare"  # changes nothing that runs; the ranks need not agree 
 class Leader:
     """Implements `orchestrator.stage.Worker` for all ranks; `meet` waits for them."""
 
-    def __init__(self, meet: Callable[[], tuple[Group, DiffusionWorker]]) -> None:
+    def __init__(
+        self, meet: Callable[[], tuple[Group, DiffusionWorker]], *, nodes: int = 1
+    ) -> None:
         self._meet = meet
+        self._nodes = nodes
         self._waiting: list[Submit | Cancel] = []
         self._everyone: Group
         self._worker: DiffusionWorker
 
     def load(self) -> Payload:
         self._everyone, self._worker = self._meet()
-        return together(self._everyone, self._worker.load)
+        card = together(self._everyone, self._worker.load)
+        if self._nodes > 1:  # pictures of requests are files of this machine
+            if card["min_images"] > 0:
+                raise ConfigError(
+                    "A model that works on pictures runs on one machine only.",
+                    hint="Leave --nnodes out.",
+                    param="nnodes",
+                )
+            card = {**card, "max_images": 0}
+        return card
 
     def submit(self, job_id: str, payload: Payload) -> None:
         self._waiting.append(Submit(job_id, payload))

@@ -47,11 +47,18 @@ class VideoRequest(Sampling):
     reference_url: str | None = None
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
 
-    @field_validator("seconds")
+    @field_validator("seconds", mode="before")
     @classmethod
-    def _seconds(cls, value: str | int | None) -> str | int | None:
+    def _seconds(cls, value: Any) -> int | None:
         if value is None:
             return None
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise RequestError(
+                "seconds must be a whole number.",
+                hint="Also as text, which is what OpenAI's clients send.",
+                code="invalid_type",
+                param="seconds",
+            )
         text = str(value)
         number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
         if not 1 <= number <= _MAX_SECONDS:

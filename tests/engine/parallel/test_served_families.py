@@ -23,20 +23,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # four processes load
 LAYOUTS = [Layout(1, 1, 2), Layout(2, 1, 1), Layout(1, 2, 1), Layout(1, 2, 2), Layout(2, 1, 2)]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ranks]]:
-    two, four = (tmp_path_factory.mktemp(name) for name in ("two", "four"))
-    with running_ranks(2, two) as pair, running_ranks(4, four) as all_four:
-        yield {2: pair, 4: all_four}
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ranks]:
+    with running_ranks(request.param, tmp_path_factory.mktemp("ranks")) as started:
+        yield started
 
 
 def _wishes(row: Row, files: tuple[str, ...], edge: int) -> Wishes:
     """With and without guidance, two outputs, and a clip where the class makes one."""
     frames = 5 if max(row.frames) > 1 else 1
     more = {**row.call, "images": files, "num_inference_steps": 2}
+    still = min(row.frames)
     return {
         "guided": SamplingParams(
-            prompt="a fox", seed=1, width=5 * edge, height=3 * edge, **more, **row.on
+            prompt="a fox",
+            seed=1,
+            width=5 * edge,
+            height=3 * edge,
+            num_frames=still,
+            **more,
+            **row.on,
         ),
         "plain": SamplingParams(
             prompt="waves",
@@ -44,6 +52,7 @@ def _wishes(row: Row, files: tuple[str, ...], edge: int) -> Wishes:
             width=3 * edge,
             height=4 * edge,
             num_outputs=2,
+            num_frames=still,
             **more,
             **row.off,
         ),
@@ -93,7 +102,7 @@ def _compare(everyone: Group, *arguments: Any) -> float:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_latents_are_those_of_one_rank(
-    ranks: dict[int, Ranks], name: str, tmp_path: Path, request: pytest.FixtureRequest
+    ranks: Ranks, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     row = ROWS[name]
     path = checkpoint(row, 0, request, tmp_path / "model")
@@ -101,5 +110,6 @@ def test_latents_are_those_of_one_rank(
     edge = opened(path).card.size_multiple
     wishes = _wishes(row, files_in(tmp_path, row.pictures[-1]), edge)
     for layout in LAYOUTS:
-        found = ranks[layout.ranks].run(_compare, str(path), layout, adapter, wishes)
-        assert 0 < max(found) < 1e-4, (layout, found)
+        if layout.ranks == len(ranks.processes):
+            found = ranks.run(_compare, str(path), layout, adapter, wishes)
+            assert max(found) < 1e-4, (layout, found)
