@@ -24,7 +24,7 @@ from examples.train_demo.train_dit import train_dit
 from examples.train_demo.train_vae import train_vae, trained_vae
 
 # Steps of each part: about 45 minutes on two cores.
-_VAE, _DIT, _ADAPTER = 2100, 2800, 200
+_VAE, _DIT, _ADAPTER = 2100, 3200, 200
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def make_transformer() -> Any:
     return WanTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=64,
-        num_layers=6,
+        num_layers=5,
         ffn_dim=512,
         in_channels=CHANNELS,
         out_channels=CHANNELS,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -65,10 +67,15 @@ def children(parent: int | None = None) -> list[int]:
     return [int(pid) for path in listed for pid in path.read_text().split()]
 
 
-def descriptors() -> int:
-    """Open ones, but for those of garbage: earlier tests' may go away at any time."""
+def descriptors() -> Counter[str]:
+    """What is open, by kind and number, but for garbage. Of two times `later - sooner` is new:
+    what an earlier test left to a thread may go away at any time."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    opened: Counter[str] = Counter()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            opened[os.readlink(f"/proc/self/fd/{number}")] += 1
+    return opened
 
 
 def alive(pid: int) -> bool:

@@ -34,20 +34,21 @@ def measure(pipeline: Pipeline) -> Footprint:
     text, condition_bytes, plain = trials.text(small)
     channels, *latents = trials.latents(small)
     cells, more_cells = math.prod(latents), math.prod(trials.latents(large)[1:])
+    near = trials.shown(small) if card.edits == "native" else None
     conditions = [plain, plain]
-    if card.makes_video and card.min_images:  # the picture is a part of what the steps work on
-        conditions = [trials.shown(params)[2] for params in (small, large)]
+    if near and card.makes_video and card.min_images:  # the picture is a part of what steps work on
+        conditions = [near[2], trials.shown(large)[2]]
     step, batch = trials.step(small, conditions[0]), 2 if small.guided else 1
     step_cell = (trials.step(large, conditions[1]) - step) / (more_cells - cells) / batch
     still, chunk, chunk_left = trials.decode(clip)
     shown = shown_kept = None
     shown_step = 0.0
-    if card.edits == "native":
+    if near:
         sizes = (small, clip if card.makes_video else large)
-        found = [trials.shown(params) for params in sizes]
-        shown = _shown(sizes, [peak for peak, _, _ in found])
-        shown_kept = _shown(sizes, [left - condition_bytes for _, left, _ in found])
-        shown_step = max(trials.step(small, found[0][2]) - step, 0) / batch
+        found, many = [near, trials.shown(sizes[1])], trials.pictures
+        shown = _shown(sizes, [peak / many for peak, _, _ in found])
+        shown_kept = _shown(sizes, [(left - condition_bytes) / many for _, left, _ in found])
+        shown_step = max(trials.step(small, near[2]) - step, 0) / batch / many
     pixels = _pixels(small)
     return Footprint(
         room=0,
@@ -73,7 +74,8 @@ class _Trials:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._counting = Counting()
-        # What is tried here needs no picture.
+        self.pictures = max(pipeline.card.min_images, 1)  # in a prompt that has any
+        # Wishes are resolved here without them.
         self._card = dataclasses.replace(pipeline.card, min_images=0)
 
     def edges(self) -> list[int]:
@@ -102,10 +104,10 @@ class _Trials:
             return count.peak, count.left, condition
 
     def shown(self, params: ResolvedParams) -> tuple[int, int, Condition]:
-        """A prompt with one picture."""
+        """A prompt with as many `pictures` as it needs."""
         picture = Image.new("RGB", (_PICTURE, _PICTURE))
         with self._counting.of() as count:
-            condition = self._pipeline.encode(params.prompt, params, [picture])
+            condition = self._pipeline.encode(params.prompt, params, [picture] * self.pictures)
             return count.peak, count.left, condition
 
     def step(self, params: ResolvedParams, condition: Condition) -> int:
@@ -133,7 +135,7 @@ class _Trials:
             return first, count.peak, left
 
 
-def _shown(sizes: tuple[ResolvedParams, ResolvedParams], heights: list[int]) -> Shown:
+def _shown(sizes: tuple[ResolvedParams, ResolvedParams], heights: list[float]) -> Shown:
     """The line through what was counted at two sizes: of pictures, or of a still and a clip."""
     (small, large), (low, high) = sizes, heights
     pixels = _pixels(small)
