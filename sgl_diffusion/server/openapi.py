@@ -22,6 +22,7 @@ from sgl_diffusion.base.params import MAX_STEPS
 from sgl_diffusion.server.context import Context
 from sgl_diffusion.server.operations import FORM, JSON, OPERATIONS, REFUSED, Operation, Schema
 from sgl_diffusion.server.schemas import answers
+from sgl_diffusion.server.schemas.common import REASONS
 from sgl_diffusion.server.schemas.lora import NICKNAME
 from sgl_diffusion.server.validate import CONTAINERS, SPELLINGS, RequestBody
 
@@ -196,14 +197,18 @@ def _request(
     properties, required = schema["properties"], schema.get("required", [])
     other = surface.form if form else surface.other
     for name in set(properties) & set(other):
-        properties[name] = copy.deepcopy(other[name])
+        properties[name] = copy.deepcopy(other[name]) | _described(properties[name])
     for name, found in properties.items():
         _narrow(found, surface.narrower.get(name, {}))
         if name not in required:
             properties[name] = _without_null(found) if form else _nullable(found)
     for name, values in kind.neutral.items():
         if values or not form:
-            properties[name] = {"enum": [*values] if form else [*values, None]}
+            said = REASONS.get(name, "It changes nothing")
+            properties[name] = {
+                "enum": [*values] if form else [*values, None],
+                "description": f"{said}: accepted as listed, refused otherwise.",
+            }
     for spelling, name in SPELLINGS.items():
         if name in properties:
             properties[spelling] = properties[name]
@@ -218,6 +223,10 @@ def _request(
         properties[container] = {"type": "object"} if form else {"type": ["object", "null"]}
     schema["additionalProperties"] = False
     return {"$ref": _add(kind.__name__ + ("Form" if form else ""), schema, components)}
+
+
+def _described(schema: Schema) -> Schema:
+    return {name: schema[name] for name in ("description", "default") if name in schema}
 
 
 def _spread_lists(properties: dict[str, Schema]) -> list[list[str]]:
@@ -257,4 +266,6 @@ def _without_null(schema: Schema) -> Schema:
 def _nullable(schema: Schema) -> Schema:
     if any(branch.get("type") == "null" for branch in schema.get("anyOf", [])):
         return schema
-    return {"anyOf": [schema, {"type": "null"}]}
+    said = _described(schema)
+    bare = {name: value for name, value in schema.items() if name not in said}
+    return {"anyOf": [bare, {"type": "null"}], **said}

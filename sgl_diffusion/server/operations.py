@@ -46,29 +46,52 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "GET /livez": Operation("The server process answers.", answer=answers.Status, public=True),
+    "GET /livez": Operation(
+        "200 while the server process answers.", answer=answers.Status, public=True
+    ),
     "GET /liveness": Operation("The same under SGLang's name.", answer=answers.Status),
-    "GET /readyz": Operation("A job would run now.", answer=answers.Status, public=True),
+    "GET /readyz": Operation(
+        "200 when a job would run now, else 503 with `status` and `reason`.",
+        answer=answers.Status,
+        public=True,
+    ),
     "GET /health": Operation("The same as /readyz.", answer=answers.Status, public=True),
-    "GET /health_generate": Operation("Make the smallest picture.", answer=answers.Status),
-    "GET /models": Operation("The served model.", answer=_OBJECT),
-    "GET /model_info": Operation("Its kind, in SGLang's words.", answer=_OBJECT),
-    "GET /v1/model_info": Operation("Its path.", answer=_OBJECT),
-    "GET /server_info": Operation("Its server.", answer=_OBJECT),
-    "GET /stats": Operation("The samples of /metrics as JSON.", answer=answers.Status),
-    "GET /metrics": Operation("Prometheus text.", media=("text/plain",)),
+    "GET /health_generate": Operation(
+        "200 when the smallest picture was really made, at most every five seconds.",
+        answer=answers.Status,
+    ),
+    "GET /models": Operation(
+        "The served model: path, precisions, tasks, defaults.", answer=_OBJECT
+    ),
+    "GET /model_info": Operation(
+        "The same in the words of SGLang's clients, with every default and limit of a request.",
+        answer=_OBJECT,
+    ),
+    "GET /v1/model_info": Operation("The model's path.", answer=_OBJECT),
+    "GET /server_info": Operation(
+        "The model's server: its options, sizes and state.", answer=_OBJECT
+    ),
+    "GET /stats": Operation(
+        "State, uptime and the samples of /metrics as JSON.", answer=answers.Status
+    ),
+    "GET /metrics": Operation("Prometheus text; names begin with `sgld_`.", media=("text/plain",)),
     "GET /v1/models": Operation("OpenAI's list.", answer=answers.Models),
-    "GET /v1/models/{model_id}": Operation("One of the list.", answer=answers.Model, errors=(404,)),
+    "GET /v1/models/{model_id}": Operation(
+        "One of the list; an id may hold slashes.", answer=answers.Model, errors=(404,)
+    ),
     "DELETE /v1/models/{model_id}": Operation("Refused.", errors=(404,)),
     "POST /v1/images/generations": Operation(
-        "Make images and wait for them.",
+        "Make images and wait for them, or watch them come.",
         ImageRequest,
         answer=answers.Images,
         media=("application/json", "text/event-stream"),
         errors=(404,),
     ),
     "GET /v1/images/{image_id}/content": Operation(
-        "A kept image.", media=_FILES[:3], query=(("variant", _WHOLE),), errors=(400, 404, 416)
+        "A kept image; `variant` counts from 0.",
+        media=_FILES[:3],
+        query=(("variant", _WHOLE),),
+        errors=(400, 404, 416),
     ),
     "POST /v1/videos": Operation(
         "Queue a video.", VideoRequest, kinds=(JSON, FORM), answer=answers.Video, errors=(404,)
@@ -85,7 +108,7 @@ OPERATIONS: dict[str, Operation] = {
         "List kept images.", answer=answers.KeptImages, query=_PAGE, errors=(400,)
     ),
     "GET /v1/images/{image_id}": Operation(
-        "A kept image.", answer=answers.KeptImage, errors=(404, 405)
+        "What is known of a kept image.", answer=answers.KeptImage, errors=(404, 405)
     ),
     "DELETE /v1/images/{image_id}": Operation(
         "Forget it and its files.", answer=answers.Deleted, errors=(404, 405)
@@ -100,10 +123,10 @@ OPERATIONS: dict[str, Operation] = {
         "State and progress.", answer=answers.Video, errors=(404,)
     ),
     "DELETE /v1/videos/{video_id}": Operation(
-        "Cancel it if it runs; forget it.", answer=answers.Deleted, errors=(404,)
+        "Cancel it if it runs, forget it and its files.", answer=answers.Deleted, errors=(404,)
     ),
     "GET /v1/videos/{video_id}/content": Operation(
-        "The files of a completed video.",
+        "The mp4; `thumbnail` (WebP) and `spritesheet` (JPEG, 25 frames) are made with it.",
         media=("video/mp4", "image/jpeg", "image/webp"),
         query=(
             ("variant", {"type": "string", "enum": ["video", "thumbnail", "spritesheet"]}),
@@ -112,19 +135,22 @@ OPERATIONS: dict[str, Operation] = {
         errors=(400, 404, 409, 416),
     ),
     "GET /v1/videos/{video_id}/preview": Operation(
-        "The newest picture of a video that is made.",
+        "The newest picture (JPEG) of a video that is being made with `partial_images`.",
         media=("image/jpeg",),
         query=(("step", {"type": "string", "pattern": "^[0-9]{1,4}$"}),),
         errors=(400, 404),
     ),
     "GET /v1/videos/{video_id}/events": Operation(
-        "Progress as server-sent events.", media=("text/event-stream",), errors=(404,)
+        "Its progress as server-sent events.", media=("text/event-stream",), errors=(404,)
     ),
     "POST /v1/videos/{video_id}/remix": Operation(
-        "Make it again with another prompt.", RemixRequest, answer=answers.Video, errors=(404, 409)
+        "The settings and seeds of a completed video with another prompt.",
+        RemixRequest,
+        answer=answers.Video,
+        errors=(404, 409),
     ),
     "POST /v1/set_lora": Operation(
-        "Replace the adapters that every job gets.",
+        "Replace the adapters that every job gets ([below](#adapters)).",
         SetLora,
         answer=answers.Status,
         errors=(404, 409),
@@ -135,15 +161,17 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/unmerge_lora_weights": Operation(
         "Take that set out of use.", UnmergeLora, answer=answers.Status, errors=(404, 409)
     ),
-    "GET /v1/list_loras": Operation("The adapters.", answer=_OBJECT),
+    "GET /v1/list_loras": Operation(
+        "Adapters that are loaded, adapters in use, changes that wait.", answer=_OBJECT
+    ),
     "DELETE /v1/loras/{nickname}": Operation(
-        "Forget an adapter.", answer=_OBJECT, errors=(400, 404, 409)
+        "Forget an adapter by its nickname.", answer=_OBJECT, errors=(400, 404, 409)
     ),
     "POST /start_profile": Operation(
-        "Begin to record what the worker does.", answer=answers.Status, errors=(409,)
+        "For the admin: begin to record what the worker does.", answer=answers.Status, errors=(409,)
     ),
     "POST /stop_profile": Operation(
-        "The record, as a file for Perfetto.", answer=_OBJECT, errors=(409,)
+        "For the admin: the record, as a file for ui.perfetto.dev.", answer=_OBJECT, errors=(409,)
     ),
     "POST /v1/images/variations": Operation("Not supported.", errors=(404,)),
     "POST /v1/videos/edits": Operation("Not supported.", errors=(404,)),

@@ -53,6 +53,7 @@ class RequestBody(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,  # the descriptions of /openapi.json and docs/api.md
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     route: ClassVar[str] = ""

@@ -23,20 +23,30 @@ class ImageRequest(Sampling):
         "complexity": (),
         "frame_count": (),
         "frame_duration_ms": (),
-        "moderation": ("auto", "low"),  # there is none
-        "style": ("vivid", "natural"),  # a hint the models do not take
+        "moderation": ("auto", "low"),
+        "style": ("vivid", "natural"),
         "svg": (),
         "task_type": ("T2I", "T2V", "TI2I"),
     }
 
     n: Int = 1
+    """1 to 10."""
     response_format: Literal["b64_json", "url"] | None = None
+    """`b64_json` or `url`; without it `b64_json` and `url` are filled. Only an image with a URL is
+    kept."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
+    """`png`, `jpeg` or `webp`."""
     quality: Quality = "auto"
+    """Decides the quality of the file where `output_quality` does not; never skips work."""
     background: Literal["auto", "opaque", "transparent"] = "auto"
+    """`auto` or `opaque`; no model makes transparent pictures."""
     stream: bool = False
+    """`true`: the answer is a stream of events."""
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
+    """0 to 3, with `stream`: pictures under way, of steps spread evenly; a job with few steps has
+    fewer."""
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    """Up to 512 characters; not used."""
 
     @field_validator("output_format", mode="before")
     @classmethod

@@ -57,13 +57,22 @@ class SetLora(RequestBody):
 
     route = "POST /v1/set_lora"
     lora_nickname: str | list[str]
+    """A name or a list; the other lists have as many items."""
     lora_path: Path | list[Path | None] | None = None
+    """A .safetensors file, a folder or a hub id; not needed for a nickname that is known."""
     target: str | list[str] = "all"
+    """`all`, `transformer`, `transformer_2` or `critic`; one for all, or a list."""
     strength: Strength | list[Strength] = 1.0
+    """-100 to 100; one for all, or a list."""
     lora_alpha: Alpha | list[Alpha | None] | None = None
+    """Replaces the alpha of the file; may be a fraction."""
     lora_weight_name: Path | list[Path | None] | None = None
+    """The file to take where the path holds several."""
     lora_revision: Revision | list[Revision | None] | None = None
+    """The branch, tag or commit of a hub id; `main` unless given."""
     merge_mode: Literal["auto", "merge", "dynamic"] | None = None
+    """`merge` changes the weights in place, `dynamic` computes the adapters in every step; `auto`
+    merges where the weights allow it."""
 
     def settings(self) -> tuple[LoraSetting, ...]:
         return line_up_settings(
@@ -81,6 +90,7 @@ class UnmergeLora(RequestBody):
     """POST /v1/unmerge_lora_weights"""
 
     target: str = "all"
+    """`all`, `transformer`, `transformer_2` or `critic`."""
 
     @field_validator("target", mode="before")
     @classmethod
@@ -96,3 +106,4 @@ class MergeLora(UnmergeLora):
     """POST /v1/merge_lora_weights"""
 
     strength: Strength = 1.0
+    """Every adapter of the set that was unmerged is put back at this strength."""

@@ -38,14 +38,26 @@ class VideoRequest(Sampling):
     }
 
     seconds: str | Int | None = None
+    """A whole number, as text or number; frames = seconds x fps."""
     fps: Annotated[int, Field(ge=1, le=120)] | None = None
+    """1 to 120; the model's own unless given."""
     num_frames: Int | None = None
+    """Rounded to what the VAE can make (Wan: a multiple of 4, plus 1); the model's own unless
+    given."""
     n: Count | None = None
+    """1 to 10 clips in one job: clip *i* is at `content?index=i`."""
     num_outputs_per_prompt: Count | None = None
+    """Another name of `n`."""
     x264_preset: Preset = "fast"
+    """`ultrafast` to `veryslow`: slower ones make smaller files."""
     input_reference: Any = None
+    """The picture to begin with: a file, a URL, a data URL, or `{"image_url"}`; only models that
+    make videos from pictures take one. Without a size the video gets the picture's aspect."""
     reference_url: str | None = None
+    """Another name of `input_reference`, for a URL."""
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
+    """0 to 3: pictures under way, each a frame from the middle of the clip; `preview_url` says
+    where the newest is."""
 
     @field_validator("seconds", mode="before")
     @classmethod
@@ -181,3 +193,4 @@ class RemixRequest(RequestBody):
     """POST /v1/videos/{id}/remix"""
 
     prompt: str
+    """The new prompt; everything else is as it was."""
