@@ -23,6 +23,7 @@ from examples.train_demo.train_adapters import STYLES, save_adapter, train_adapt
 from examples.train_demo.train_dit import train_dit
 from examples.train_demo.train_vae import train_vae, trained_vae
 
+_BESIDE = Path(__file__).with_name("beside")  # its card and its defaults
 # Steps of each part: about 45 minutes on two cores.
 _VAE, _DIT, _ADAPTER = 2100, 3200, 200
 
@@ -61,6 +62,7 @@ def train(out: Path, device: torch.device, seed: int, share: float, vae: Path | 
     note("latents are made")
     train_dit(parts, pool, steps("transformer", _DIT), seed)
     parts.save(out)
+    shutil.copytree(_BESIDE, out, dirs_exist_ok=True)
     for style in STYLES:
         count = steps(f"adapter {style}", _ADAPTER)
         weights = train_adapter(parts, style, count, seed, device, 0.1 * share)
