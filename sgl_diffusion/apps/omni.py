@@ -6,6 +6,8 @@ Which stages there are is code; which of them share a process is configuration.
 from __future__ import annotations
 
 import dataclasses
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import ConfigError
@@ -19,50 +21,74 @@ if TYPE_CHECKING:
 
 STAGES = ("preprocess", "encoders", "thinker", "talker", "code2wav")
 _SPEAKING = ("talker", "code2wav")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _NAMES = [field.name for field in dataclasses.fields(OmniOptions)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process: its stages, and where they run if not where the others do."""
+
+    stages: tuple[str, ...]
+    device: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.stages)
 
 
 def omni_app(options: OmniOptions) -> App:
     """The processes of a served omni model. Imports no torch: they do."""
-    groups = placement(options)
-    places = {stage: _name(group) for group in groups for stage in group}
+    found = placement(options)
+    places = {stage: place.name for place in found for stage in place.stages}
     values = {name: getattr(options, name) for name in _NAMES}
     specs = [
         StageSpec(
-            name=_name(group),
+            name=place.name,
             entry="sgl_diffusion.apps.omni:make_worker",
-            config={"options": values, "stages": list(group), "places": places},
+            config={
+                "options": {**values, "device": place.device or options.device},
+                "stages": list(place.stages),
+                "places": places,
+            },
         )
-        for group in groups
+        for place in found
     ]
     return App(name="omni", stages=tuple(specs))
 
 
-def placement(options: OmniOptions) -> list[tuple[str, ...]]:
+def placement(options: OmniOptions) -> list[Place]:
     """Which stages share a process, that of the first stage first."""
     wanted = STAGES if options.speech else tuple(s for s in STAGES if s not in _SPEAKING)
-    groups: list[tuple[str, ...]] = []
+    places: list[Place] = []
+    placed: set[str] = set()
     for told in options.process:
-        names = [name.strip() for name in told.split(",")]
+        group, at, device = told.partition("@")
+        names = [name.strip() for name in group.split(",")]
         for name in names:
             if name not in STAGES:
                 raise ConfigError(
                     f"There is no stage {name!r}.", hint=suggest(name, STAGES), param="process"
                 )
-            if any(name in group for group in groups) or names.count(name) > 1:
+            if name in placed:
                 raise ConfigError(f"Stage {name} is placed twice.", param="process")
-        groups.append(tuple(stage for stage in wanted if stage in names))
-    placed = {stage for group in groups for stage in group}
-    groups.append(tuple(stage for stage in wanted if stage not in placed))
-    return sorted(filter(None, groups), key=lambda group: STAGES.index(group[0]))
-
-
-def _name(group: tuple[str, ...]) -> str:
-    return "+".join(group)
+            placed.add(name)
+        if at and not _DEVICE.fullmatch(device):
+            raise ConfigError(
+                f"There is no device {device!r}.", hint="Say cpu, cuda or cuda:1.", param="process"
+            )
+        stages = tuple(stage for stage in wanted if stage in names)
+        places.append(Place(stages, device or None))
+    places.append(Place(tuple(stage for stage in wanted if stage not in placed)))
+    running = [place for place in places if place.stages]
+    return sorted(running, key=lambda place: STAGES.index(place.stages[0]))
 
 
 def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
     """Build the worker of some stages, inside their process."""
+    import torch
+
+    from sgl_diffusion.ar.decoding import cuda_graph
     from sgl_diffusion.ar.stages.part import ChatLimits, Setting
     from sgl_diffusion.ar.thinker import written_precision
     from sgl_diffusion.ar.worker import ChatWorker
@@ -71,6 +97,14 @@ def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
 
     options = OmniOptions(**{**config["options"], "process": ()})
     device = pick_device(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif options.cuda_graphs:
+        raise ConfigError(
+            f"There are no CUDA graphs on {device}.",
+            hint="Leave out --cuda-graphs, or name a GPU.",
+            param="cuda_graphs",
+        )
     folder = resolve_model(
         options.model_path,
         options.revision,
@@ -91,5 +125,6 @@ def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
         limits=limits,
         device=device,
         dtype=pick_dtype(options.precision, device, auto=written_precision(folder)),
+        record=cuda_graph if options.cuda_graphs else None,
     )
     return ChatWorker(setting, outbox, stages=config["stages"], elsewhere=config["places"])

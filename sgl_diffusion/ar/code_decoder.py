@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_diffusion.ar.decoding import Decoding, Record
 from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
 from sgl_diffusion.ar.talker import Opening
 
 
 class CodeDecoder:
-    def __init__(self, model: Any, never: Tensor, rows: int) -> None:
+    def __init__(self, model: Any, never: Tensor, rows: int, record: Record | None = None) -> None:
         """Codes that are true in `never` are not said."""
         self.model = model
         self.kv = KvSlab(KvShape.of(model.model), rows)
+        self._decoding = Decoding(self.kv, self._next, record)
         self._never = never
 
     def inputs(self, vectors: Tensor) -> Tensor:
@@ -27,15 +29,19 @@ class CodeDecoder:
     def prefill(self, slot: Slot, opening: Opening) -> tuple[Tensor, Tensor]:
         mask = self.kv.prefill(slot, len(opening.vectors))
         states = self._forward(opening.vectors[None], opening.positions[:, None], mask)[:, -1]
-        return self._logits(states)[0], states[0]
+        return self._scores(self.model.codec_head(states))[0], states[0]
 
     @torch.inference_mode()
     def decode(
         self, vectors: Tensor, positions: Tensor, writing: Sequence[bool]
     ) -> tuple[Tensor, Tensor]:
-        mask = self.kv.decode(writing)
-        states = self._forward(vectors[:, None], positions[None, :, None].expand(3, -1, -1), mask)
-        return self._logits(states[:, -1]), states[:, -1]
+        logits, states = self._decoding.step(vectors, positions, writing)
+        return self._scores(logits), states
+
+    def _next(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        places = positions[None, :, None].expand(3, -1, -1)
+        states = self._forward(vectors[:, None], places, mask)[:, -1]
+        return self.model.codec_head(states), states
 
     def _forward(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         output = self.model.model(
@@ -48,6 +54,5 @@ class CodeDecoder:
         states: Tensor = output.last_hidden_state
         return states
 
-    def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.model.codec_head(states).float().cpu()
-        return logits.masked_fill(self._never, float("-inf"))
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits.float().cpu().masked_fill(self._never, float("-inf"))

@@ -64,6 +64,17 @@ class KvSlab:
         self._span = slice(0, 0)
         self._at: slice | Tensor = slice(0, 0)
         self._end = 0
+        self.longest = 0  # with the tokens of the last `advance`
+
+    @property
+    def capacity(self) -> int:
+        """In tokens of a row."""
+        return self._slab.shape[4]
+
+    @property
+    def address(self) -> int:
+        """Of the memory, which is another one when the slab has grown."""
+        return self._slab.data_ptr()
 
     def take(self) -> Slot:
         assert len(self.slots) < self.most, "all rows are taken"
@@ -106,19 +117,26 @@ class KvSlab:
         return seen.tril(start)[None, None]
 
     def decode(self, writing: Sequence[bool]) -> Tensor:
-        """Make ready for one token of every row; returns the mask, [rows, 1, 1, longest].
+        """Make ready for one token of every row; returns the mask, [rows, 1, 1, longest]."""
+        return self.aim(self.advance(writing), self.longest)
+
+    def advance(self, writing: Sequence[bool]) -> Tensor:
+        """Make room for one token of every row; returns where each lands, [rows].
 
         A row that is not writing rides along: its token lands where its next one will.
         """
         lengths = [slot.length for slot in self.slots]
-        self._end = max(lengths) + 1
-        self._reserve(self._end)
-        self._span = slice(0, len(lengths))
-        at = torch.tensor(lengths, device=self.shape.device)
-        self._at = at
+        self.longest = max(lengths) + 1
+        self._reserve(self.longest)
         for slot, writes in zip(self.slots, writing, strict=True):
             slot.length += int(writes)
-        return (torch.arange(self._end, device=at.device) <= at[:, None])[:, None, None]
+        return torch.tensor(lengths, device=self.shape.device)
+
+    def aim(self, at: Tensor, end: int) -> Tensor:
+        """The next pass is over the front of the slab, up to `end`, and puts a token of each row at
+        `at`; returns the mask, [rows, 1, 1, end]."""
+        self._span, self._at, self._end = slice(0, len(at)), at, end
+        return (torch.arange(end, device=at.device) <= at[:, None])[:, None, None]
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Called by the attention of every layer, [rows, heads, tokens, width]."""
@@ -134,7 +152,7 @@ class KvSlab:
         return found[0], found[1]
 
     def _reserve(self, length: int) -> None:
-        have = self._slab.shape[4]
+        have = self.capacity
         if length > have:
             old = self._slab
             self._slab = self._empty(max(2 * have, -(-length // _GRAIN) * _GRAIN))

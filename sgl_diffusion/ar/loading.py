@@ -28,16 +28,17 @@ def load_talker(
         return None
     note("loading the talker")
     voices = voice_names(setting.folder, config)
-    rows = setting.limits.rows
+    rows, record = setting.limits.rows, setting.record
     if config.model_type == "qwen2_5_omni":
         from transformers import Qwen2_5OmniTalkerForConditionalGeneration as Qwen25
 
         model = _part(Qwen25, config.talker_config, "talker.", setting)
         codes = int(config.token2wav_config.dit_config.num_embeds) + 1
-        return Qwen25Talker(model, codes, rows), voices
+        return Qwen25Talker(model, codes, rows, record), voices
     from transformers import Qwen3OmniMoeTalkerForConditionalGeneration as Qwen3
 
-    return Qwen3Talker(_part(Qwen3, config.talker_config, "talker.", setting), rows), voices
+    model = _part(Qwen3, config.talker_config, "talker.", setting)
+    return Qwen3Talker(model, rows, record), voices
 
 
 def load_vocoder(setting: Setting, note: Callable[[str], None]) -> Vocoder | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ar.code_decoder import CodeDecoder
+from sgl_diffusion.ar.decoding import Record
 from sgl_diffusion.ar.talker import DrawCode, Manner, Opening
 
 
@@ -20,7 +21,7 @@ class Qwen25Talker(CodeDecoder):
     pace = 4
     usual = Manner(top_p=0.8, top_k=40)
 
-    def __init__(self, model: Any, codes: int, rows: int) -> None:
+    def __init__(self, model: Any, codes: int, rows: int, record: Record | None = None) -> None:
         """The decoder of sound has vectors for the first `codes` of the talker's vocabulary."""
         config = model.config
         self._pad, self._begin = config.tts_codec_pad_token_id, config.tts_codec_start_token_id
@@ -34,7 +35,7 @@ class Qwen25Talker(CodeDecoder):
         never = torch.arange(int(config.vocab_size)) >= codes
         never[list(self.ends)] = False
         never[self._begin] = True
-        super().__init__(model, never, rows)
+        super().__init__(model, never, rows, record)
 
     def inputs(self, vectors: Tensor) -> Tensor:
         projected: Tensor = self.model.thinker_to_talker_proj(vectors)

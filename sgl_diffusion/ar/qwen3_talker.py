@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ar.code_decoder import CodeDecoder
+from sgl_diffusion.ar.decoding import Record
 from sgl_diffusion.ar.talker import DrawCode, Manner, Opening
 
 _SILENT_TAIL = 1024
@@ -27,7 +28,7 @@ class Qwen3Talker(CodeDecoder):
     pace = 1
     usual = Manner()
 
-    def __init__(self, model: Any, rows: int) -> None:
+    def __init__(self, model: Any, rows: int, record: Record | None = None) -> None:
         self._config = model.config
         end = int(self._config.codec_eos_token_id)
         self.ends = frozenset({end})
@@ -35,7 +36,7 @@ class Qwen3Talker(CodeDecoder):
         never = torch.zeros(size, dtype=torch.bool)
         never[size - _SILENT_TAIL :] = True
         never[end] = False
-        super().__init__(model, never, rows)
+        super().__init__(model, never, rows, record)
         self.groups = int(self._config.num_code_groups)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_diffusion.ar.decoding import Decoding, Record
 from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
 from sgl_diffusion.ar.prompt import Prompt
 from sgl_diffusion.ar.senses import Medium
@@ -140,11 +141,14 @@ def places_of(config: Any) -> dict[str, int]:
 
 
 class Thinker:
-    def __init__(self, model: Any, rows: int, tap: Tap | None = None) -> None:
+    def __init__(
+        self, model: Any, rows: int, tap: Tap | None = None, record: Record | None = None
+    ) -> None:
         self._model = model
         self._decoder = model.model.language_model
         self.kv = KvSlab(KvShape.of(self._decoder), rows)
         self.max_length = int(self._decoder.config.max_position_embeddings)
+        self._decoding = Decoding(self.kv, self._next, record)
         self._tap = tap
         self.tells = tap is not None and tap.everything
 
@@ -188,7 +192,8 @@ class Thinker:
             )
         if passage.states is not None and self._tap is not None and self._tap.everything:
             passage.states[span.start] = states[0]
-        return self._logits(states[:, -1])[0]
+        logits: Tensor = self._model.lm_head(states[:, -1])
+        return logits[0].float().cpu()
 
     @contextmanager
     def _tapped(self, passage: Passage, span: slice) -> Iterator[None]:
@@ -217,11 +222,16 @@ class Thinker:
         [rows, vocabulary], fp32 on the CPU, and the states behind it."""
         device = self.kv.shape.device
         at = [slot.length + shift for slot, shift in zip(self.kv.slots, shifts, strict=True)]
-        positions = torch.tensor(at, device=device)[None, :, None].expand(3, -1, -1)
-        ids = torch.tensor([[token or 0] for token in tokens], device=device)
-        mask = self.kv.decode([token is not None for token in tokens])
-        states = self._forward(self._decoder.embed_tokens(ids), positions, mask, {})[:, -1]
-        return self._logits(states), states
+        ids = torch.tensor([token or 0 for token in tokens], device=device)
+        logits, states = self._decoding.step(
+            ids, torch.tensor(at, device=device), [token is not None for token in tokens]
+        )
+        return logits.float().cpu(), states
+
+    def _next(self, ids: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = self._decoder.embed_tokens(ids[:, None])
+        states = self._forward(vectors, positions[None, :, None].expand(3, -1, -1), mask, {})[:, -1]
+        return self._model.lm_head(states), states
 
     def _forward(
         self, vectors: Tensor, positions: Tensor, mask: Tensor, more: dict[str, Any]
@@ -236,10 +246,6 @@ class Thinker:
         )
         states: Tensor = output.last_hidden_state
         return states
-
-    def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self._model.lm_head(states)
-        return logits.float().cpu()
 
 
 def rope_positions(model: Any, media: Sequence[Medium], tokens: Tensor) -> tuple[Tensor, int]:

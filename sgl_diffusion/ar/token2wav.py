@@ -1,11 +1,12 @@
 """Qwen2.5's codes to sound as they come: a flow that is solved block by block, then a BigVGAN.
 
-The library solves the flow for a whole answer at once. One evaluation of its transformer looks a
-few blocks back and one ahead, so the evaluations can follow each other through the answer like a
-wave: each is made for a block as soon as the one before it is made for the block ahead. What comes
-out is the solution of the whole, one block later for each evaluation: with Qwen's numbers nine
-seconds of speech later. With a `look_ahead` only that many evaluations look ahead: sound comes
-sooner, and is a little different.
+The library solves the flow for a whole answer at once. In one evaluation of its transformer a layer
+looks one block ahead, and few look one back, so the evaluations can follow each other through the
+answer like a wave: each is made for a block as soon as the one before it is made for the block
+ahead. What comes out is the solution of the whole, one block later for each evaluation: with Qwen's
+numbers nine seconds of speech later. With a `look_ahead` only that many evaluations look ahead:
+sound comes sooner, and is a little different. What layers look back at is kept, so a block goes
+once through each, and a second time through those few.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from sgl_diffusion.ar.bigvgan import Waves
 from sgl_diffusion.ar.vocoder import Piece
 from sgl_diffusion.ar.voices import Voice
+from sgl_diffusion.ar.windows import Window
 
 _POINTS = 10
 _GUIDANCE = 0.5
@@ -50,8 +52,6 @@ class Token2Wav:
         config = self.dit.config
         self.block = int(config.block_size)
         self.repeats = int(config.repeats)
-        self.back = self.block * len(config.look_backward_layers)
-        self.ahead = self.block * len(config.look_ahead_layers)
         self.look_ahead = look_ahead
         self.voices = tuple(voices)
         self._voices = voices
@@ -62,30 +62,6 @@ class Token2Wav:
 
     def decode(self, pieces: Sequence[Piece]) -> list[Tensor]:
         return [stream.add(codes, last=last) for stream, codes, last in pieces]
-
-    @torch.inference_mode()
-    def velocity(self, time: Tensor, states: Tensor, codes: Tensor, voice: _Prepared) -> Tensor:
-        """Of [frames, mels], whose first frame begins a block, with a code for each `repeats`."""
-        dit = self.dit
-        count = len(states)
-        text = torch.cat([dit.text_embed(codes[None]), dit.text_embed(codes[None], drop_code=True)])
-        given = [
-            states.expand(2, -1, -1),
-            voice.heard[:, None].expand(-1, count, -1),
-            text[:, :count],
-            voice.manner[:, None].expand(-1, count, -1),
-        ]
-        hidden = dit.input_embed.proj(torch.cat(given, dim=-1))
-        when = dit.time_embed(time.repeat(2))
-        places = torch.arange(count, device=states.device)
-        turns = dit.rotary_embed(hidden, places.expand(2, -1))
-        blocks = places // self.block
-        apart = (blocks[None] - blocks[:, None]).expand(2, dit.num_attention_heads, -1, -1)
-        for layer in dit.transformer_blocks:
-            hidden = layer(hidden, when, position_embeddings=turns, block_diff=apart)
-        with_voice, without = dit.proj_out(dit.norm_out(hidden, when))
-        guided: Tensor = with_voice + (with_voice - without) * _GUIDANCE
-        return guided
 
     @torch.inference_mode()
     def _prepare(self, name: str) -> _Prepared:
@@ -164,43 +140,93 @@ class _Flow:
 
 class _Evaluation:
     """One evaluation of the transformer, at one of four stages of one step, for all frames in their
-    turn. It keeps the frames that others look back at, and those that wait for frames ahead."""
+    turn. Its layers keep the frames that they look back at, and those that wait for frames ahead;
+    it keeps what belongs to those that are on their way."""
 
     def __init__(self, decoder: Token2Wav, voice: _Prepared, times: Tensor, index: int) -> None:
         step, self._stage = divmod(index, 4)
         begin, end = times[step], times[step + 1]
         self._step = end - begin
         shares = (0.0, _THIRD, 2 / 3)
-        self._time = end if self._stage == 3 else begin + self._step * shares[self._stage]
+        time = end if self._stage == 3 else begin + self._step * shares[self._stage]
         self._decoder, self._voice = decoder, voice
+        self._when = decoder.dit.time_embed(time.repeat(2))
         limit = decoder.look_ahead
-        self._ahead = decoder.ahead if limit is None or index < limit else 0
-        self._places: Tensor | None = None
+        self._looks = limit is None or index < limit
+        self._windows = [
+            Window(
+                layer.look_backward_block * decoder.block,
+                layer.look_ahead_block * decoder.block if self._looks else 0,
+                dim=1,
+            )
+            for layer in decoder.dit.transformer_blocks
+        ]
+        self._begun = 0
         self._waiting: _Flow | None = None
-        self._first = 0  # of the frames in `_places`
-        self._done = 0
 
     def advance(self, flow: _Flow, codes: Tensor, *, last: bool) -> _Flow:
         """Take frames of the evaluation before; returns those that are ready for the next one."""
-        fresh = flow.place(self._stage, self._step)
-        places = fresh if self._places is None else torch.cat([self._places, fresh])
         waiting = flow if self._waiting is None else self._waiting.joined(flow)
-        here = self._first + len(places)
-        end = here if last else max(here - self._ahead, self._done)
-        count, before = end - self._done, self._done
-        slope = fresh[:0]
-        if count:
-            begin = max(before - self._decoder.back, 0)
-            repeats = self._decoder.repeats
-            slope = self._decoder.velocity(
-                self._time,
-                places[begin - self._first :],
-                codes[begin // repeats : -(-here // repeats)],
-                self._voice,
-            )[before - begin : end - begin]
-        keep = max(end - self._decoder.back, 0)
-        self._places, self._first = places[keep - self._first :], keep
-        self._waiting, self._done = waiting.cut(count), end
+        slope = self._velocity(flow.place(self._stage, self._step), codes, last=last)
+        count = len(slope)
+        self._waiting = waiting.cut(count)
         ready = waiting.cut(0, count)
         ready = _Flow(ready.start, [*ready.slopes, slope])
         return _Flow(ready.end(self._step), []) if self._stage == 3 else ready
+
+    def _velocity(self, fresh: Tensor, codes: Tensor, *, last: bool) -> Tensor:
+        """[frames, mels] to what is final now. The first frame begins a block."""
+        dit = self._decoder.dit
+        hidden = self._embedded(fresh, codes)
+        about: _Surroundings | None = None
+        for layer, window in zip(dit.transformer_blocks, self._windows, strict=True):
+            view = window.take(hidden, last=last)
+            if not view.count:
+                hidden = hidden[:, :0]
+                continue
+            extent = (view.start, view.steps.shape[1])
+            if about is None or about.extent != extent:
+                about = self._surroundings(view.steps, extent)
+            hidden = layer(
+                view.steps, self._when, position_embeddings=about.turns, block_diff=about.apart
+            )[:, view.new]
+        with_voice, without = dit.proj_out(dit.norm_out(hidden, self._when))
+        guided: Tensor = with_voice + (with_voice - without) * _GUIDANCE
+        return guided
+
+    def _embedded(self, fresh: Tensor, codes: Tensor) -> Tensor:
+        """With the voice and without, [2, frames, width]."""
+        dit, voice, count = self._decoder.dit, self._voice, len(fresh)
+        begin, repeats = self._begun, self._decoder.repeats
+        self._begun = end = begin + count
+        told = codes[begin // repeats : -(-end // repeats)][None]
+        text = torch.cat([dit.text_embed(told), dit.text_embed(told, drop_code=True)])
+        given = [
+            fresh.expand(2, -1, -1),
+            voice.heard[:, None].expand(-1, count, -1),
+            text[:, :count],
+            voice.manner[:, None].expand(-1, count, -1),
+        ]
+        embedded: Tensor = dit.input_embed.proj(torch.cat(given, dim=-1))
+        return embedded
+
+    def _surroundings(self, steps: Tensor, extent: tuple[int, int]) -> _Surroundings:
+        start, count = extent
+        dit = self._decoder.dit
+        places = torch.arange(start, start + count, device=steps.device)
+        blocks = places // self._decoder.block
+        apart = blocks[None] - blocks[:, None]
+        if not self._looks:
+            # Out of sight also where they come together, or it would matter how sound is cut.
+            apart = apart.masked_fill(apart > 0, count)
+        turns = dit.rotary_embed(steps, places.expand(2, -1))
+        return _Surroundings(extent, turns, apart.expand(2, dit.num_attention_heads, -1, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class _Surroundings:
+    """Which frames, how they are turned by their places, how many blocks each is from each."""
+
+    extent: tuple[int, int]
+    turns: Any
+    apart: Tensor

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from sgl_diffusion.attention.base import Attend, AttentionBackend, AttentionContext, LseBackend
+from sgl_diffusion.attention.base import (
+    Attend,
+    AttendPacked,
+    AttentionBackend,
+    AttentionContext,
+    LseBackend,
+)
+from sgl_diffusion.attention.packed import RowLengths
 from sgl_diffusion.attention.select import AUTO, BACKENDS, select
 
 __all__ = [
     "AUTO",
     "BACKENDS",
     "Attend",
+    "AttendPacked",
     "AttentionBackend",
     "AttentionContext",
     "LseBackend",
+    "RowLengths",
     "select",
 ]

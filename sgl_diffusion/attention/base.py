@@ -12,12 +12,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sgl_diffusion.attention.packed import RowLengths
+
 
 class Attend(Protocol):
     """`softmax(q kᵀ * scale) v` per head, with scale 1/√d unless given."""
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
+    ) -> Tensor: ...
+
+
+class AttendPacked(Protocol):
+    """The same for rows of different lengths in one sequence: q [N, H, d], k and v [M, H, d]."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
     ) -> Tensor: ...
 
 
@@ -49,6 +59,10 @@ class AttentionBackend(Protocol):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor: ...
 
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
+    ) -> Tensor: ...
+
 
 class LseBackend(AttentionBackend, Protocol):
     """A backend that supports `needs_lse`: its results over parts of the keys can be merged."""
@@ -65,12 +79,14 @@ class AttentionContext:
     """The attention a model calls, put in from outside.
 
     `tokens` attends over the latent tokens, which a sequence strategy may have spread over ranks;
-    `local` over keys that every rank has, such as those of the text.
+    `local` over keys that every rank has, such as those of the text; `packed` within rows of
+    different lengths, where one rank has everything.
     """
 
     tokens: Attend
     local: Attend
+    packed: AttendPacked | None = None
 
     @classmethod
     def on_one_rank(cls, backend: AttentionBackend) -> AttentionContext:
-        return cls(tokens=backend.forward, local=backend.forward)
+        return cls(backend.forward, backend.forward, backend.forward_packed)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_diffusion.attention.packed import RowLengths
+
 
 @functools.cache
 def _library() -> Any:
@@ -52,4 +54,13 @@ class FlashBackend:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out: Tensor = _library().flash_attn_func(q, k, v, softmax_scale=scale)
+        return out
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
+    ) -> Tensor:
+        longest = max(lengths.queries), max(lengths.keys)
+        out: Tensor = _library().flash_attn_varlen_func(
+            q, k, v, *lengths.bounds(q.device), *longest, softmax_scale=scale
+        )
         return out

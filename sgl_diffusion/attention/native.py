@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion import ops
+from sgl_diffusion.attention.packed import RowLengths
 from sgl_diffusion.ops import library
 from sgl_diffusion.ops.attention import head_dim_refused
 from sgl_diffusion.ops.cuda_attention import HEAD_DIMS
@@ -60,9 +61,23 @@ class _GpuRows:
         out: tuple[Tensor, Tensor] = self._run(q, k, v, scale, True)
         return out
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, lse: bool) -> Any:
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
+    ) -> Tensor:
+        out: Tensor = self._run(q, k, v, scale, False, *lengths.bounds(q.device))[0]
+        return out
+
+    def _run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        lse: bool,
+        *bounds: Tensor,
+    ) -> Any:
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return OPS.get("attention").by(self.rows, q, k, v, scale, lse, None, None)
+        return OPS.get("attention").by(self.rows, q, k, v, scale, lse, *(bounds or (None, None)))
 
 
 class TritonBackend(_GpuRows):
@@ -112,3 +127,11 @@ class NativeBackend(_GpuRows):
         if q.is_cuda:
             return super().forward_lse(q, k, v, scale=scale)
         return ops.attention(q, k, v, scale=scale, lse=True)
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
+    ) -> Tensor:
+        if q.is_cuda:
+            return super().forward_packed(q, k, v, lengths, scale=scale)
+        queries, keys = lengths.bounds(q.device)
+        return ops.attention(q, k, v, scale=scale, cu_seqlens_q=queries, cu_seqlens_k=keys)

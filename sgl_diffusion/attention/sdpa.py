@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sgl_diffusion.attention.packed import RowLengths, one_by_one
+
 
 class SdpaBackend:
     name = "sdpa"
@@ -29,3 +31,8 @@ class SdpaBackend:
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
         )
         return out.transpose(1, 2)
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
+    ) -> Tensor:
+        return one_by_one(self.forward, q, k, v, lengths, scale)

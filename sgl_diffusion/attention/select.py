@@ -8,6 +8,7 @@ from torch import Tensor
 from sgl_diffusion.attention.base import AttentionBackend
 from sgl_diffusion.attention.flash import FlashBackend
 from sgl_diffusion.attention.native import NativeBackend, TritonBackend
+from sgl_diffusion.attention.packed import RowLengths, one_by_one
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
@@ -42,6 +43,13 @@ class ByLength:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         backend = self._long if q.shape[1] >= self._least else self._short
         return backend.forward(q, k, v, scale=scale)
+
+    def forward_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: RowLengths, *, scale: float | None = None
+    ) -> Tensor:
+        if min(lengths.queries) < self._least:
+            return one_by_one(self.forward, q, k, v, lengths, scale)
+        return self._long.forward_packed(q, k, v, lengths, scale=scale)
 
 
 def select(

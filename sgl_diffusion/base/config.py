@@ -1,31 +1,17 @@
 """Options of the commands: frozen dataclasses, one field per option.
 
 A field made with `option` carries its help text and choices; flags, configuration files and the
-docs are derived from the fields. `resolve` merges sources (later ones win) into a new object and
-keeps the origin of each value; an unknown key is an error with a suggestion.
+docs are derived from the fields.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.lora import MERGE_MODES
-from sgl_diffusion.base.registry import suggest
+from sgl_diffusion.base.options import option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-def option(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), least: float | None = None
-) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +75,7 @@ class EngineOptions:
     max_running_jobs: int = option(
         0, "Most jobs worked on at a time; 0: as many as there are.", least=0
     )
+    packing: bool = option(True, "Pictures of different sizes may share denoise steps.")
     overlap: bool = option(True, "Encode prompts and decode pictures beside the denoise steps.")
     vae_tile_size: int = option(
         0,
@@ -232,65 +219,3 @@ class ServeOptions(EngineOptions, AccessOptions, LimitOptions, JobOptions):
         0, "Seconds for which URLs of objects are signed; 0 gives plain ones.", least=0
     )
     metadata: bool = option(True, "Write the settings into the files.")
-
-
-C = TypeVar("C")
-
-_PASSWORD = re.compile(r"(?<=//)([^/:@\s]*):[^/@\s]*@")
-
-
-@dataclass(frozen=True)
-class Resolved(typing.Generic[C]):
-    """A configuration with the origin of each value: "default", "file ...", "flag"."""
-
-    value: C
-    origins: dict[str, str]
-
-    def lines(self, *, origin: bool = True) -> list[str]:
-        """One for each option; passwords in URLs are left out."""
-        shown = []
-        for name, source in self.origins.items():
-            value = _PASSWORD.sub(r"\1:***@", repr(getattr(self.value, name)))
-            shown.append(f"{name} = {value}" + (f"  ({source})" if origin else ""))
-        return shown
-
-
-def resolve(kind: type[C], sources: list[tuple[str, dict[str, Any]]]) -> Resolved[C]:
-    """Merge `sources` of (origin, values) over the defaults of dataclass `kind`."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    origins = dict.fromkeys(known, "default")
-    values: dict[str, Any] = {}
-    for origin, given in sources:
-        for key, value in given.items():
-            name = key.replace("-", "_")
-            if name not in known:
-                flags = [n.replace("_", "-") for n in known]
-                raise ConfigError(f"Unknown option {key!r} in {origin}.", hint=suggest(key, flags))
-            where = f" in {origin}" if origin.startswith("file ") else ""
-            values[name] = _coerce(name, where, value, hints[name], known[name].metadata)
-            origins[name] = origin
-    return Resolved(kind(**values), origins)
-
-
-def _coerce(name: str, where: str, value: Any, kind: Any, rules: Mapping[str, Any]) -> Any:
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in allowed:
-        return None
-    target = next(t for t in allowed if t is not type(None))
-    if typing.get_origin(target) is tuple:  # several values: a list, or one of them alone
-        each = typing.get_args(target)[0]
-        given = value if isinstance(value, list | tuple) else [value]
-        return tuple(_coerce(name, where, item, each, rules) for item in given)
-    if target is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{name} must be {target.__name__}, not {value!r}{where}.", param=name)
-    choices, least = rules["choices"], rules["least"]
-    if choices and value not in choices:
-        raise ConfigError(
-            f"{name} is {value!r}{where}.", hint=f"Use one of: {', '.join(choices)}.", param=name
-        )
-    if least is not None and not value >= least:  # written so that NaN fails, too
-        raise ConfigError(f"{name} is {value}{where}; it must be at least {least}.", param=name)
-    return value

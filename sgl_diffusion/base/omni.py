@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions, option
+from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions
+from sgl_diffusion.base.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,9 @@ class OmniOptions:
     speech: bool = option(True, "Load what speaks; without it the answers are text.")
     process: tuple[str, ...] = option(
         (),
-        "Stages that get a process of their own together, as in talker,code2wav; the others share "
-        "one. There are preprocess, encoders, thinker, talker and code2wav. Repeatable.",
+        "Stages that get a process of their own together, as in talker,code2wav, or with a device "
+        "as in talker,code2wav@cuda:1; the others share one. There are preprocess, encoders, "
+        "thinker, talker and code2wav. Repeatable.",
     )
     speech_look_ahead: int | None = option(
         None,
@@ -30,6 +32,10 @@ class OmniOptions:
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto", "Precision of the model.", choices=PRECISIONS)
+    cuda_graphs: bool = option(
+        False,
+        "Record the steps of thinker and talker as CUDA graphs. Not yet run on a GPU.",
+    )
     max_batch_rows: int = option(16, "Most answers written at the same time.", least=1)
     max_sequence_length: int = option(
         8192, "Most tokens of one request, prompt and answer.", least=16

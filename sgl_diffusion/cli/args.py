@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sgl_diffusion.base import env
-from sgl_diffusion.base.config import Resolved, resolve
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.options import Resolved, resolve
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.cli.groups import grouped
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base import log
-from sgl_diffusion.base.config import EngineOptions, option
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.options import option
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.progress import Progress

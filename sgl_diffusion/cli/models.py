@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sgl_diffusion.base.config import option
+from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, parser_for, read
 
 if TYPE_CHECKING:

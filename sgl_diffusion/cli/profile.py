@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sgl_diffusion.base import log
-from sgl_diffusion.base.config import EngineOptions, option
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.generate import engine_of
 from sgl_diffusion.loader.hub import local_model

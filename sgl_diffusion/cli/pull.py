@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 
 from sgl_diffusion.base import env, log
-from sgl_diffusion.base.config import option
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.loader.hub import check_sums, local_model, resolve_model

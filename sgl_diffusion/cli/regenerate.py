@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base import log
-from sgl_diffusion.base.config import EngineOptions, option
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ModelNotFoundError, RequestError
 from sgl_diffusion.base.lora import LoraUse, settings_to_begin_with
+from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for
 from sgl_diffusion.cli.generate import engine_of, produce
 from sgl_diffusion.cli.target import Target

@@ -21,9 +21,10 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from sgl_diffusion.base.config import EngineOptions, resolve
+from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import RequestError, UnavailableError
 from sgl_diffusion.base.lora import MERGE_MODES, check_strength, check_target, line_up_settings
+from sgl_diffusion.base.options import resolve
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.client.client import Client

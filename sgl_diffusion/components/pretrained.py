@@ -9,21 +9,28 @@ from typing import Any
 import torch
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.files import variant_of, weight_files
+from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
+from sgl_diffusion.loader.rules import Rule, Rules
 from sgl_diffusion.loader.stored import stored_tensors
+from sgl_diffusion.loader.weights import load_weights
 
 _SHOWN = 8
 _EXPERT = re.compile(
     r"(?P<place>.*\.experts)\.(?P<index>\d+)\.(?P<kind>gate|up|down)_proj\.weight", re.ASCII
+)
+# What attention in VAEs was called in the first versions of diffusers.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_ATTENTION = "{part}.mid_block.attentions.{i}"
+_VAE_NAMES = Rules(
+    others=[Rules(*(Rule(f"{_ATTENTION}.{a}", f"{_ATTENTION}.{b}") for a, b in _OLD_NAMES.items()))]
 )
 
 
 def load_pretrained(
     kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """`kind.from_pretrained` for inference."""
-    from transformers import PreTrainedModel
+    """`kind.from_pretrained` for inference, of a class of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -31,27 +38,30 @@ def load_pretrained(
     read_config(folder)
     files = weight_files(folder, part.variant)
     try:
-        if issubclass(kind, PreTrainedModel):
-            # Left to itself the library keeps all files mapped until it is done.
-            model, report = kind.from_pretrained(
-                None,
-                config=kind.config_class.from_pretrained(folder, local_files_only=True),
-                state_dict=stored_tensors(files, dtype),
-                dtype=dtype,
-                output_loading_info=True,
-            )
-        else:
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                variant=variant_of(files[0].name),
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+        # Left to itself the library keeps all files mapped until it is done.
+        model, report = kind.from_pretrained(
+            None,
+            config=kind.config_class.from_pretrained(folder, local_files_only=True),
+            state_dict=stored_tensors(files, dtype),
+            dtype=dtype,
+            output_loading_info=True,
+        )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
     return _checked(model, report, folder, kind).to(device)
+
+
+def load_vae(kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The same of a class of diffusers, which left to itself has a model of random weights and all
+    of the file beside each other."""
+    config = read_config(part.folder)
+    try:
+        with torch.device("meta"):
+            model = kind.from_config(config)
+    except Exception as error:
+        raise _unfit(part.folder, kind, error) from error
+    load_weights(model, part.weights, _VAE_NAMES, dtype=dtype, device=device, variant=part.variant)
+    return model.requires_grad_(False)
 
 
 def load_part(

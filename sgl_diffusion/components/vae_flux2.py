@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgl_diffusion.components.pixels import to_frames
-from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.components.pretrained import load_vae
 from sgl_diffusion.loader.index import ModelIndex
 
 
@@ -33,7 +33,7 @@ class VaeFlux2:
         from diffusers import AutoencoderKLFlux2
 
         part = index.component("vae")
-        return cls(load_pretrained(AutoencoderKLFlux2, part, dtype=dtype, device=device))
+        return cls(load_vae(AutoencoderKLFlux2, part, dtype=dtype, device=device))
 
     def blocks(self) -> list[nn.Module]:
         encoder, decoder = self._model.encoder, self._model.decoder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
 from sgl_diffusion.components.pixels import to_frames
-from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.components.pretrained import load_vae
 from sgl_diffusion.loader.index import ModelIndex
 
 
@@ -33,7 +33,7 @@ class VaeQwen:
         from diffusers import AutoencoderKLQwenImage
 
         part = index.component("vae")
-        model = load_pretrained(AutoencoderKLQwenImage, part, dtype=dtype, device=device)
+        model = load_vae(AutoencoderKLQwenImage, part, dtype=dtype, device=device)
         use_onednn(model)
         use_sums(model)
         return cls(model)

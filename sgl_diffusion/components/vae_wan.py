@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
 from sgl_diffusion.components.pixels import to_frames
-from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.components.pretrained import load_vae
 from sgl_diffusion.loader.index import ModelIndex
 
 
@@ -39,7 +39,7 @@ class VaeWan:
         from diffusers import AutoencoderKLWan
 
         part = index.component("vae")
-        model = load_pretrained(AutoencoderKLWan, part, dtype=dtype, device=device)
+        model = load_vae(AutoencoderKLWan, part, dtype=dtype, device=device)
         use_onednn(model)
         use_sums(model)
         return cls(model)

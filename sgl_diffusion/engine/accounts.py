@@ -27,6 +27,9 @@ class Accounts:
         counters = self._counters
         counters.add("denoise_forwards_total", rows=str(len(rows)))
         counters.add("denoise_rows_total", len(rows))
+        sizes = len({row.job.size for row in rows})
+        if sizes > 1:
+            counters.add("packed_forwards_total", sizes=str(sizes))
         fresh = [row for row in rows if row.ran == 1]
         done = [row for row in rows if row.denoised]
         if fresh:

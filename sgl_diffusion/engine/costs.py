@@ -5,6 +5,9 @@ pictures do not fill, and never where every row costs the same. Rows that come i
 after c(b), 2 c(b), ... seconds per step; the `b` is taken with which the latencies of all have the
 least sum. What was not measured yet, or not for long, is guessed in its favour, and thereby tried:
 the first step of a size may have been slow for reasons of its own.
+
+Rows of one shape count one each. Where rows of different sizes share a step they count by their
+tokens, and what is measured is a step of so many tokens.
 """
 
 from __future__ import annotations
@@ -17,28 +20,38 @@ from dataclasses import dataclass, field
 
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.engine.denoise import ShapeKey
+from sgl_diffusion.engine.packing import tokens
 
 _WINDOW = 5  # steps of which the median counts
 _BETTER = 0.95  # another size of batches must promise so much less, or the last one stays
 _STALE = 1000  # steps of a shape after which another size of batches is tried again
 _MOST_KEYS = 64
 _SMOOTH = 0.2
+_EXACT = 128
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Rows of one job, which wait for the same step."""
+
+    params: ResolvedParams
+    rows: int
 
 
 @dataclass(eq=False)
 class _Shape:
-    """The steps of one shape: how many there were, and of each number of rows how long they took
-    lately and when the last one was. `chosen` is the size of the last batch."""
+    """The steps of one shape: how many there were, and of each amount, in rows or in tokens, how
+    long they took lately and when the last one was. `chosen` are the rows of the last batch."""
 
     steps: int = 0
     seconds: dict[int, deque[float]] = field(default_factory=dict)
     last: dict[int, int] = field(default_factory=dict)
     chosen: int | None = None
 
-    def add(self, rows: int, seconds: float) -> None:
+    def add(self, amount: int, seconds: float) -> None:
         self.steps += 1
-        self.seconds.setdefault(rows, deque(maxlen=_WINDOW)).append(seconds)
-        self.last[rows] = self.steps
+        self.seconds.setdefault(amount, deque(maxlen=_WINDOW)).append(seconds)
+        self.last[amount] = self.steps
         for size in [size for size, last in self.last.items() if last < self.steps - _STALE]:
             del self.seconds[size], self.last[size]
 
@@ -48,12 +61,13 @@ class Costs:
         self._shapes: dict[ShapeKey, _Shape] = {}
         self._rate = 0.0  # seconds per step and unit of size, over all shapes
 
-    def add(self, key: ShapeKey, params: ResolvedParams, rows: int, seconds: float) -> None:
-        """A step of so many rows took so long."""
+    def add(self, key: ShapeKey, rows: Sequence[ResolvedParams], seconds: float) -> None:
+        """A step of these rows took so long."""
         if key not in self._shapes and len(self._shapes) >= _MOST_KEYS:
             del self._shapes[next(iter(self._shapes))]
-        self._shapes.setdefault(key, _Shape()).add(rows, seconds)
-        rate = seconds / (rows * _size(params))
+        amount = sum(_amount(key, params) for params in rows)
+        self._shapes.setdefault(key, _Shape()).add(_rounded(amount), seconds)
+        rate = seconds / sum(_size(params) for params in rows)
         self._rate = rate if self._rate == 0 else (1 - _SMOOTH) * self._rate + _SMOOTH * rate
 
     def estimate(self, params: ResolvedParams) -> float:
@@ -61,14 +75,15 @@ class Costs:
         steps = params.num_inference_steps - params.start_step
         return self._rate * _size(params) * steps * len(params.seeds)
 
-    def rows(self, key: ShapeKey, jobs: Sequence[int], most: int) -> int:
-        """How many rows to take of jobs with so many rows each, the most urgent first.
+    def rows(self, key: ShapeKey, waiting: Sequence[Waiting], most: int) -> int:
+        """How many rows to take of those that wait, the most urgent first.
 
         Rows of one job stay together: it ends when the last of them does.
         """
-        sizes = [size for size in itertools.accumulate(jobs) if size <= most] or [most]
-        waiting = max(sum(jobs), sizes[-1])
-        sums = {size: self._sum(key, size, waiting) for size in sizes}
+        ends = itertools.accumulate(one.rows for one in waiting)
+        sizes = [size for size in ends if size <= most] or [most]
+        each = [_amount(key, one.params) for one in waiting for _ in range(one.rows)]
+        sums = {size: self._sum(key, each, size) for size in sizes}
         # Largest first: without any measurement all sums are 0.
         best = min(reversed(sizes), key=lambda size: sums[size])
         shape = self._shapes.get(key)
@@ -78,31 +93,50 @@ class Costs:
             shape.chosen = best
         return shape.chosen
 
-    def seconds(self, key: ShapeKey, rows: int) -> float:
-        """Of a step with so many rows; between and beyond what was measured, along a line."""
+    def seconds(self, key: ShapeKey, amount: int) -> float:
+        """Of a step with so many rows or tokens; beyond what was measured, along a line."""
         shape = self._shapes.get(key)
         known = {} if shape is None else {n: statistics.median(s) for n, s in shape.seconds.items()}
-        if rows in known or not known:
-            return known.get(rows, 0.0)
-        below = sorted(size for size in known if size < rows)
-        above = sorted(size for size in known if size > rows)
+        if amount in known or not known:
+            return known.get(amount, 0.0)
+        below = sorted(size for size in known if size < amount)
+        above = sorted(size for size in known if size > amount)
         if not below:
-            return known[above[0]] * rows / above[0]
+            return known[above[0]] * amount / above[0]
         near = below[-1]
-        if above:
-            slope = (known[above[0]] - known[near]) / (above[0] - near)
-        elif len(below) > 1:
+        slope = 0.0
+        if len(below) > 1:
             slope = (known[near] - known[below[-2]]) / (near - below[-2])
-        else:
-            slope = 0.0
-        return known[near] + max(slope, 0.0) * (rows - near)
+        if above:
+            between = (known[above[0]] - known[near]) / (above[0] - near)
+            # Tokens are many, and what was measured may be far off: so the line from below is a
+            # guess, too, and again the lower one is tried.
+            slope = min(slope, between) if key.packed else between
+        return known[near] + max(slope, 0.0) * (amount - near)
 
-    def _sum(self, key: ShapeKey, size: int, waiting: int) -> float:
-        """Of the latencies, per step: full batches one after the other, then the rest."""
-        full, rest = divmod(waiting, size)
-        whole = self.seconds(key, size)
-        last = self.seconds(key, rest) if rest else 0.0
-        return whole * size * full * (full + 1) / 2 + rest * (full * whole + last)
+    def _sum(self, key: ShapeKey, each: Sequence[int], size: int) -> float:
+        """Of the latencies, per step: batches as large as the first one, of `size` rows, one after
+        the other, then the rest."""
+        full = sum(each[:size])
+        total = now = 0.0
+        rows = amount = 0
+        for more in (*each, None):
+            if more is None or (rows and (amount + more > full or rows == size)):
+                now += self.seconds(key, amount)
+                total += rows * now
+                rows = amount = 0
+            rows, amount = rows + 1, amount + (more or 0)
+        return total
+
+
+def _amount(key: ShapeKey, params: ResolvedParams) -> int:
+    return tokens(params) if key.packed else 1
+
+
+def _rounded(amount: int) -> int:
+    """To four bits: sums of tokens are hardly ever the same twice. Numbers of rows stay."""
+    shift = max(amount.bit_length() - 4, 0) if amount > _EXACT else 0
+    return (amount + (1 << shift >> 1)) >> shift << shift
 
 
 def _size(params: ResolvedParams) -> int:

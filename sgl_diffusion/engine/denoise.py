@@ -16,7 +16,7 @@ from sgl_diffusion.components.samplers import Solver, SolverState, advance, stac
 from sgl_diffusion.engine.beginning import keep_origin
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.parallel.branches import Branches
-from sgl_diffusion.engine.pipeline import Context, Pipeline
+from sgl_diffusion.engine.pipeline import Context, PacksSizes, Pipeline
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ShapeKey:
     expert: int
     guided: bool
     alone: bool = False  # a row that may reuse its steps shares none
+    packed: bool = False  # rows and columns are not in `latents`: they may differ
 
 
 def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
@@ -35,11 +36,12 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
     assert row.state is not None, "the job is not encoded"
     timestep = float(_solver(row).timesteps[row.step])
     return ShapeKey(
-        latents=tuple(row.state.x.shape[1:]),
+        latents=tuple(row.state.x.shape[1 : 3 if row.job.packs else None]),
         text=pipeline.text_bucket(row.job.condition),
         expert=pipeline.expert(timestep),
         guided=row.job.params.guided_at(row.step),
         alone=row.job.params.enable_teacache,
+        packed=row.job.packs,
     )
 
 
@@ -53,32 +55,67 @@ def denoise(
 ) -> None:
     """Advance every row by one step: one forward pass, one guidance, one solver update."""
     device = pipeline.device
-    state = stack([row.state for row in rows if row.state is not None])
+    states = [row.state for row in rows if row.state is not None]
     timesteps = _upload([_solver(row).timesteps[row.step] for row in rows], device)
     table = _upload([_solver(row).table[row.step] for row in rows], device)
+    guidance = None
     if key.guided:
         scales = [torch.tensor(row.job.params.cfg_scale(key.expert)) for row in rows]
         guidance = _upload(scales, device)
-        branches = branches or Branches()
-        velocity = branches.velocity(pipeline, state.x, timesteps, context, key.expert)
-        state = _guided(pipeline, state, velocity, guidance, table)
+    if len({state.x.shape for state in states}) > 1:
+        moved = _packed(pipeline, key, states, timesteps, context, guidance, table)
     else:
-        velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
-        state = advance(state, velocity, table)
-    for row, row_state in zip(rows, state.rows(), strict=True):
+        state = stack(states)
+        if key.guided:
+            branches = branches or Branches()
+            velocity = branches.velocity(pipeline, state.x, timesteps, context, key.expert)
+        else:
+            velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
+        moved = _moved(pipeline, state, velocity, guidance, table).rows()
+    for row, row_state in zip(rows, moved, strict=True):
         row.step += 1
         row.state = _keep(row, row_state)
 
 
-def _guided(
-    pipeline: Pipeline, state: SolverState, both: Tensor, guidance: Tensor, table: Tensor
+def _packed(
+    pipeline: Pipeline,
+    key: ShapeKey,
+    states: list[SolverState],
+    timesteps: Tensor,
+    context: Context,
+    guidance: Tensor | None,
+    table: Tensor,
+) -> list[SolverState]:
+    """The step of rows of different sizes: one forward pass, then each row by itself."""
+    assert isinstance(pipeline, PacksSizes) and key.packed, "these rows do not fit together"
+    latents = [state.x for state in states]
+    if guidance is None:
+        found = pipeline.velocity_packed(latents, timesteps, context, key.expert)
+        moved = zip(states, found, table.split(1), strict=True)
+        return [_moved(pipeline, state, velocity, None, line) for state, velocity, line in moved]
+    both = pipeline.velocity_packed(2 * latents, timesteps.repeat(2), context, key.expert)
+    pairs = zip(both[: len(states)], both[len(states) :], strict=True)
+    guided = zip(states, pairs, guidance.split(1), table.split(1), strict=True)
+    return [
+        _moved(pipeline, state, torch.cat(pair), scale, line) for state, pair, scale, line in guided
+    ]
+
+
+def _moved(
+    pipeline: Pipeline,
+    state: SolverState,
+    velocity: Tensor,
+    guidance: Tensor | None,
+    table: Tensor,
 ) -> SolverState:
-    """Guidance and solver update of the velocities [2B, ...] with and without prompt."""
-    with_prompt, without = both.chunk(2)
+    """Guidance, of velocities [2B, ...] with and without prompt, and the solver's update."""
+    if guidance is None:
+        return advance(state, velocity, table)
+    with_prompt, without = velocity.chunk(2)
     if pipeline.combine is None:
         return advance(state, with_prompt, table, unguided=without, guidance=guidance)
     # In fp32: a scale of 7.3 is 7.3125 in bf16, and guidance multiplies what was rounded off.
-    scale = guidance.view(-1, *[1] * (both.dim() - 1))
+    scale = guidance.view(-1, *[1] * (velocity.dim() - 1))
     return advance(state, pipeline.combine(with_prompt.float(), without.float(), scale), table)
 
 

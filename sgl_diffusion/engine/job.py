@@ -59,7 +59,7 @@ class Row:
 @dataclass(eq=False)
 class Job:
     """By its `deadline` it should be done, a moment of the monotonic clock; `away` says what
-    another thread does with it now."""
+    another thread does with it now; with `packs` its steps can be shared with other sizes."""
 
     id: str
     params: ResolvedParams
@@ -75,6 +75,7 @@ class Job:
     order: int = field(default_factory=lambda: next(_order))
     deadline: float = field(default_factory=time.monotonic)
     away: Literal["", "encode", "decode"] = ""
+    packs: bool = False
 
     def __post_init__(self) -> None:
         start = self.params.start_step
@@ -103,6 +104,8 @@ class Job:
     def group(self) -> Group:
         """Jobs of one group compete for the same batches."""
         params = self.params
+        if self.packs:
+            return 0, 0, params.num_frames, params.guided
         return params.width, params.height, params.num_frames, params.guided
 
     @property

@@ -1,9 +1,10 @@
 """What could be done next: one unit of work of each group of jobs.
 
 A unit is the encoding of one job's prompts, one denoise step of one batch, or one chunk of a
-decode. The jobs of a group have one size and compete for the same batches; in it, whoever has the
-earliest deadline goes first. What is nearest to its end goes before everything else, so that the
-group finishes jobs rather than begins them; and only those are encoded that the next batch takes.
+decode. The jobs of a group have one size, or sizes that can be packed, and compete for the same
+batches; in it, whoever has the earliest deadline goes first. What is nearest to its end goes before
+everything else, so that the group finishes jobs rather than begins them; and only those are encoded
+that the next batch takes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from sgl_diffusion.engine.costs import Waiting
 from sgl_diffusion.engine.denoise import ShapeKey, shape_key
 from sgl_diffusion.engine.errand import Lane
 from sgl_diffusion.engine.job import Group, Job, Row
@@ -45,8 +47,8 @@ class Batch:
 
 Unit = Encode | Decode | Batch
 
-# From a key and the numbers of rows of jobs, the most urgent first, to how many rows to take.
-Rows = Callable[[ShapeKey, Sequence[int]], int]
+# From a key and the rows of jobs that wait, the most urgent first, to how many rows to take.
+Rows = Callable[[ShapeKey, Sequence[Waiting]], int]
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _next_step(pipeline: Pipeline, jobs: Sequence[Job], rows: Rows) -> Encode | 
         fit = [row for row in job.to_denoise if not job.encoded or shape_key(pipeline, row) == key]
         if fit:
             waiting.append(fit)
-    most = rows(key, [len(fit) for fit in waiting])
+    most = rows(key, [Waiting(fit[0].job.params, len(fit)) for fit in waiting])
     taken: list[Row] = []
     for fit in waiting:
         if len(taken) >= most:

@@ -79,6 +79,20 @@ class Pipeline(Protocol):
 
 
 @runtime_checkable
+class PacksSizes(Protocol):
+    """A pipeline whose rows can share a forward pass although their sizes differ."""
+
+    def velocity_packed(
+        self,
+        latents: Sequence[torch.Tensor],
+        timesteps: torch.Tensor,
+        context: Context,
+        expert: int,
+    ) -> list[torch.Tensor]:
+        """`velocity` of latents [1,C,T,h,w] of each row, at timesteps [B]."""
+
+
+@runtime_checkable
 class KeepsPicture(Protocol):
     """A pipeline whose edits keep a part of a picture as it is, like the first frame of a clip."""
 

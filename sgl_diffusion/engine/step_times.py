@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.engine.counters import Counters
 
 MOST_SIZES = 32  # told apart in the metrics; clients choose sizes, and every one is a series
 OTHER = "other"
+MIXED = "mixed"  # rows of different sizes in one step
 
 
 class StepTimes:
@@ -17,8 +20,9 @@ class StepTimes:
         self._model = model
         self._sizes: set[str] = set()
 
-    def add(self, params: ResolvedParams, seconds: float) -> None:
-        labels = {"model": self._model, "size": self._label(params)}
+    def add(self, rows: Sequence[ResolvedParams], seconds: float) -> None:
+        sizes = {self._label(params) for params in rows}
+        labels = {"model": self._model, "size": MIXED if len(sizes) > 1 else sizes.pop()}
         self._counters.add("step_seconds_sum", seconds, **labels)
         self._counters.add("step_seconds_count", 1, **labels)
 

@@ -13,18 +13,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.engine.accounts import Accounts
+from sgl_diffusion.engine.batch_sizes import BatchSizes
 from sgl_diffusion.engine.beside import Beside
 from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.contexts import Contexts
-from sgl_diffusion.engine.costs import Costs
+from sgl_diffusion.engine.costs import Waiting
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import ShapeKey, denoise, shape_key
 from sgl_diffusion.engine.errand import Errand
 from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
-from sgl_diffusion.engine.footprint.room import Room
 from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.lineup import (
     Batch,
@@ -35,6 +34,7 @@ from sgl_diffusion.engine.lineup import (
 )
 from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.overlap import Overlap
+from sgl_diffusion.engine.packing import packs
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.previews import take_preview
@@ -46,8 +46,6 @@ from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
 from sgl_diffusion.engine.watch import AbandonedError, Watch
 from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
-
-log = get_logger(__name__)
 
 Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
@@ -78,11 +76,10 @@ class StepRunner:
         self._jobs: dict[str, Job] = {}
         self._watch = Watch(outbox, self._jobs, alone=branches is None)
         self._turns = Turns()
-        self.costs = Costs()
-        self.room = Room()
+        self.sizes = BatchSizes(bounds.rows)
+        self._packing = bounds.packing and branches is None
         self._branches = branches
         self._contexts = Contexts(pipeline, branches)
-        self._reduced: dict[ShapeKey, int] = {}
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
         self.counters = Counters()
@@ -100,7 +97,7 @@ class StepRunner:
                 self._accounts,
                 self._jobs,
                 2 * bounds.rows,
-                self.room,
+                self.sizes.room,
                 self._take,
                 fail,
             )
@@ -109,12 +106,13 @@ class StepRunner:
         keep_pulse(pipeline.blocks(), pipeline.device, self._watch.look_up)
 
     def add(self, job: Job) -> None:
-        job.deadline += _PATIENCE * self.costs.estimate(job.params) / job.weight
+        job.packs = self._packing and packs(self._pipeline, job)
+        job.deadline += _PATIENCE * self.sizes.costs.estimate(job.params) / job.weight
         self._jobs[job.id] = job
 
     def drop(self, job_id: str) -> Job | None:
         job = self._jobs.pop(job_id, None)
-        self.room.forget(job_id)
+        self.sizes.room.forget(job_id)
         if job is not None and self._overlap is not None:
             self._overlap.drop(job)
         return job
@@ -152,7 +150,7 @@ class StepRunner:
             self._overlap = None
         if self._overlap is not None:
             self._overlap.collect()
-        jobs = self.room.fitting(first_jobs(self._jobs.values(), self._bounds.jobs))
+        jobs = self.sizes.room.fitting(first_jobs(self._jobs.values(), self._bounds.jobs))
         self._accounts.standing(jobs)
         self._offers = line_up(self._pipeline, jobs, self._rows)
         if not self._offers:
@@ -235,7 +233,8 @@ class StepRunner:
         jobs = list({row.job.id: row.job for row in rows}.values())
         start = time.perf_counter()
         blends, ids = [row.job.blend for row in rows], [job.id for job in jobs]
-        span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=jobs[0].size)
+        sizes = ", ".join(dict.fromkeys(job.size for job in jobs))
+        span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=sizes)
         try:
             reused = self._step_cache.of(rows[0] if batch.key.alone else None)
             with span, self._watch.of(jobs), self.adapters.of(blends), reused:
@@ -267,15 +266,13 @@ class StepRunner:
 
     def _reduce(self, key: ShapeKey, rows: int) -> None:
         """After an out-of-memory no row has moved: the same step again, in smaller batches."""
-        log.warning("out of memory: batches of %s get at most %d rows", key.latents, rows)
-        self._reduced[key] = rows
+        self.sizes.reduce(key, rows)
         self._contexts.keep({})
         if self._pipeline.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _rows(self, key: ShapeKey, jobs: Sequence[int]) -> int:
-        most = self._reduced.get(key, self._bounds.rows)
-        return self.costs.rows(key, jobs, self.room.rows(self._jobs.values(), key, most))
+    def _rows(self, key: ShapeKey, waiting: Sequence[Waiting]) -> int:
+        return self.sizes.rows(self._jobs.values(), key, waiting)
 
     def _stop_clock(self) -> None:
         """The device is done with the last unit: so long it took."""
@@ -287,5 +284,6 @@ class StepRunner:
         if job.group in self._offers:
             self._turns.spent(job.group, seconds, self._offers[job.group].weight)
         if isinstance(unit, Batch):
-            self._accounts.steps.add(job.params, seconds)
-            self.costs.add(unit.key, job.params, len(unit.rows), seconds)
+            rows = [row.job.params for row in unit.rows]
+            self._accounts.steps.add(rows, seconds)
+            self.sizes.costs.add(unit.key, rows, seconds)

@@ -63,7 +63,7 @@ class WholeRunner:
             if step > done:  # a slow step is told more than once
                 now = time.perf_counter()
                 if done:  # before the end of the first one there was more than a step
-                    self._step_times.add(job.params, (now - since) / (step - done))
+                    self._step_times.add([job.params], (now - since) / (step - done))
                 self.trace.add("denoise", since, now, jobs=[job.id], size=job.size)
                 done, since = step, now
             self._outbox.progress(job.id, step, total, "denoise")

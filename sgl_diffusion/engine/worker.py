@@ -95,6 +95,7 @@ class DiffusionWorker:
                 jobs=self._options.max_running_jobs,
                 prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
                 overlap=self._options.overlap,
+                packing=self._options.packing,
             )
             self._runner = StepRunner(
                 pipeline,
@@ -106,7 +107,7 @@ class DiffusionWorker:
                 self._tiles(pipeline, footprint),
             )
             self._warm_up(pipeline.card)
-            self._runner.room.footprint = footprint
+            self._runner.sizes.room.footprint = footprint
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
         self._loras = lora_control(

@@ -11,6 +11,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.layers.embed import Rope
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import per_token
 
 # Which tokens, and their shift, scale and gate before attention and before the perceptron.
 Modulated = tuple[slice, tuple[Tensor, ...]]
@@ -32,9 +33,12 @@ class JointStream(nn.Module):
         self.to_out = Linear(width, width)
         self.mlp = Mlp(width, 4 * width, width, "gelu_tanh")
 
-    def modulate(self, signal: Tensor, tokens: slice = slice(None)) -> Modulated:
-        """The modulation of these tokens by an embedding [B, D]."""
-        return tokens, self.modulation(signal).chunk(6, dim=-1)
+    def modulate(
+        self, signal: Tensor, tokens: slice = slice(None), rows: Tensor | None = None
+    ) -> Modulated:
+        """The modulation of these tokens by an embedding [B, D]; `rows` [S] says whose row each
+        token is, where rows are packed."""
+        return tokens, per_token(self.modulation(signal), rows).chunk(6, dim=-1)
 
     def project(self, x: Tensor, parts: Sequence[Modulated]) -> Tensor:
         """Tokens [B, S, D], normalised and modulated, to queries, keys and values [B, S, 3D]."""

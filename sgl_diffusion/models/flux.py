@@ -11,6 +11,7 @@ pooled prompt only; the last two do not change between steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.attention import Attend, AttentionContext
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.layers.embed import (
+    Grid,
     Rope,
     join_ropes,
     patchify,
@@ -34,6 +36,7 @@ from sgl_diffusion.layers.embed import (
 from sgl_diffusion.layers.joint import JointStream
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import Packing, per_token
 from sgl_diffusion.models.params import read_params
 
 PATCH = (1, 2, 2)
@@ -153,8 +156,7 @@ class FluxTransformer(nn.Module):
         image = torch.cat((image, context.references), dim=1)
         text = context.text
         rope = self._rope(text.shape[1], grid[1:], context.grids)
-        wave = sinusoid(timestep, TIME_CHANNELS).to(self.dtype)
-        signal = functional.silu(self.time_embedder(wave) + context.vector)
+        signal = self._signal(timestep, context)
 
         for block in self.double_blocks:
             text, image = block(text, image, signal, rope, self.attention.tokens)
@@ -162,8 +164,42 @@ class FluxTransformer(nn.Module):
         for block in self.single_blocks:
             x = block(x, signal, rope, self.attention.tokens)
         start = context.text.shape[1]
-        x = x[:, start : start + tokens]
+        return self._finish(x[:, start : start + tokens], signal, grid)
 
+    def packed(
+        self, latents: Sequence[Tensor], timestep: Tensor, context: FluxContext
+    ) -> list[Tensor]:
+        """`forward` of rows [1, C, 1, h, w] of different sizes, in one pass, without references."""
+        assert not context.grids, "rows with reference pictures are not packed"
+        grids = [token_grid(x, PATCH) for x in latents]
+        image = torch.cat([patchify(x.to(self.dtype), PATCH) for x in latents], dim=1)
+        image = self.x_embedder(image)
+        rows, length = context.text.shape[:2]
+        text = context.text.flatten(0, 1)[None]
+        kinds = Packing(image.device, [length] * rows, [math.prod(grid) for grid in grids])
+        by_row = join_ropes(*(self._rope(length, grid[1:], ()) for grid in grids))
+        cos, sin = (table[kinds.places] for table in by_row)
+        signal = self._signal(timestep, context)
+
+        own = kinds.rows.split([text.shape[1], image.shape[1]])
+        attend = kinds.among(self.attention)
+        for block in self.double_blocks:
+            text, image = block(text, image, signal, (cos, sin), attend, own)
+        whole = Packing(image.device, kinds.lengths)
+        x, attend = torch.cat((text, image), dim=1)[:, kinds.order], whole.among(self.attention)
+        for block in self.single_blocks:
+            x = block(x, signal, by_row, attend, whole.rows)
+
+        ends = zip(whole.split(x), signal.split(1), grids, strict=True)
+        return [self._finish(row[:, length:], own, grid) for row, own, grid in ends]
+
+    def _signal(self, timestep: Tensor, context: FluxContext) -> Tensor:
+        """[B, D], what modulates the blocks."""
+        wave = sinusoid(timestep, TIME_CHANNELS).to(self.dtype)
+        return functional.silu(self.time_embedder(wave) + context.vector)
+
+    def _finish(self, x: Tensor, signal: Tensor, grid: Grid) -> Tensor:
+        """The velocity of pictures whose tokens these are."""
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         x = ops.norm_modulate(x, scale, shift, eps=EPS)
         return unpatchify(self.proj_out(x), grid, PATCH, channels="first")
@@ -187,9 +223,17 @@ class DoubleBlock(nn.Module):
         self.text = JointStream(params.width, params.attention_head_dim, EPS)
 
     def forward(
-        self, text: Tensor, image: Tensor, signal: Tensor, rope: Rope, attend: Attend
+        self,
+        text: Tensor,
+        image: Tensor,
+        signal: Tensor,
+        rope: Rope,
+        attend: Attend,
+        rows: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> tuple[Tensor, Tensor]:
-        on_text, on_image = [self.text.modulate(signal)], [self.image.modulate(signal)]
+        """`rows` says whose row each token of text and image is, where rows are packed."""
+        on_text = [self.text.modulate(signal, rows=rows[0])]
+        on_image = [self.image.modulate(signal, rows=rows[1])]
         joint = torch.cat(
             (self.text.project(text, on_text), self.image.project(image, on_image)), dim=1
         )
@@ -217,8 +261,10 @@ class SingleBlock(nn.Module):
         self.norm_k = nn.RMSNorm(params.attention_head_dim)
         self.to_out = Linear(5 * width, width)
 
-    def forward(self, x: Tensor, signal: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        shift, scale, gate = self.modulation(signal).chunk(3, dim=-1)
+    def forward(
+        self, x: Tensor, signal: Tensor, rope: Rope, attend: Attend, rows: Tensor | None = None
+    ) -> Tensor:
+        shift, scale, gate = per_token(self.modulation(signal), rows).chunk(3, dim=-1)
         fused = self.to_qkv_mlp(ops.norm_modulate(x, scale, shift, eps=EPS))
         *qkv, hidden = self.to_qkv_mlp.split(fused)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)

@@ -24,6 +24,7 @@ from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.layers.embed import Rope, join_ropes, rope_tables, sinusoid
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import Packing, per_token
 from sgl_diffusion.models.params import read_params
 
 Modulation = tuple[Tensor, ...]  # [B, D] each: shift, scale, gate, and again for the perceptron
@@ -153,11 +154,42 @@ class Flux2Transformer(nn.Module):
         for block in self.single_blocks:
             x = block(x, on_both, rope, self.attention.tokens)
         start = context.text.shape[1]
-        x = x[:, start : start + tokens]
+        return self._finish(x[:, start : start + tokens], signal, (height, width))
 
+    def packed(
+        self, latents: Sequence[Tensor], timestep: Tensor, context: Flux2Context
+    ) -> list[Tensor]:
+        """`forward` of rows [1, C, 1, h, w] of different sizes in one pass, without references."""
+        assert not context.grids, "rows with reference pictures are not packed"
+        grids = [(x.shape[3], x.shape[4]) for x in latents]
+        image = self.x_embedder(torch.cat([_tokens(x.to(self.dtype)) for x in latents], dim=1))
+        rows, length = context.text.shape[:2]
+        text = context.text.flatten(0, 1)[None]
+        kinds = Packing(image.device, [length] * rows, [h * w for h, w in grids])
+        whole = Packing(image.device, kinds.lengths)
+        by_row = join_ropes(*(self._rope(length, grid, ()) for grid in grids))
+        cos, sin = (table[kinds.places] for table in by_row)
+        signal = functional.silu(self.time_embedder(self._wave(timestep)) + context.guidance)
+        of_text, of_image = kinds.rows.split([text.shape[1], image.shape[1]])
+        on_text = per_token(self.text_modulation(signal), of_text).chunk(6, dim=-1)
+        on_image = per_token(self.image_modulation(signal), of_image).chunk(6, dim=-1)
+        on_both = whole.spread(self.single_modulation(signal)).chunk(3, dim=-1)
+
+        attend = kinds.among(self.attention)
+        for block in self.double_blocks:
+            text, image = block(text, image, on_text, on_image, (cos, sin), attend)
+        x, attend = torch.cat((text, image), dim=1)[:, kinds.order], whole.among(self.attention)
+        for block in self.single_blocks:
+            x = block(x, on_both, by_row, attend)
+
+        ends = zip(whole.split(x), signal.split(1), grids, strict=True)
+        return [self._finish(row[:, length:], own, grid) for row, own, grid in ends]
+
+    def _finish(self, x: Tensor, signal: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The velocity of pictures whose tokens these are."""
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         x = self.proj_out(ops.norm_modulate(x, scale, shift, eps=self.params.eps))
-        return x.transpose(1, 2).unflatten(-1, (1, height, width))
+        return x.transpose(1, 2).unflatten(-1, (1, *grid))
 
     def _wave(self, t: Tensor) -> Tensor:
         return sinusoid(t, self.params.timestep_guidance_channels).to(self.dtype)

@@ -11,6 +11,7 @@ checkpoints (`zero_cond_t`) reference pictures are modulated as clean ones, at t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.attention import Attend, AttentionContext
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.layers.embed import (
+    Grid,
     Rope,
     join_ropes,
     patchify,
@@ -34,6 +36,7 @@ from sgl_diffusion.layers.embed import (
 from sgl_diffusion.layers.joint import JointStream, Modulated
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import Packing
 from sgl_diffusion.layers.runs import Run, attend_runs, pad_rows, runs_of
 from sgl_diffusion.models.params import read_params
 
@@ -147,8 +150,41 @@ class QwenImageTransformer(nn.Module):
         for block in self.blocks:
             image, text = block(image, text, parts, rope, runs, self.attention.tokens)
 
+        return self._finish(image[:, :tokens], signal, grid)
+
+    def packed(
+        self, latents: Sequence[Tensor], timestep: Tensor, context: QwenImageContext
+    ) -> list[Tensor]:
+        """`forward` of rows [1, C, 1, h, w] of different sizes, in one pass, without references."""
+        assert not context.grids, "rows with reference pictures are not packed"
+        grids = [token_grid(x, PATCH) for x in latents]
+        image = torch.cat([patchify(x.to(self.dtype), PATCH) for x in latents], dim=1)
+        image = self.img_in(image)
+        texts = zip(context.text.split(1), context.lengths, strict=True)
+        text = torch.cat([x[:, :length] for x, length in texts], dim=1)
+        kinds = Packing(image.device, [math.prod(grid) for grid in grids], context.lengths)
+        ropes = [
+            self._rope((grid[1:],), length)
+            for grid, length in zip(grids, context.lengths, strict=True)
+        ]
+        places = kinds.places
+        cos, sin = (x[places] for x in join_ropes(*ropes))
+        signal = self._signal(timestep)
+
+        own = kinds.rows.split([image.shape[1], text.shape[1]])
+        parts, runs = [(slice(None), signal)], runs_of([len(places)])
+        attend = kinds.among(self.attention)
+        for block in self.blocks:
+            image, text = block(image, text, parts, (cos, sin), runs, attend, own)
+
+        pictures = image.split(list(kinds.kinds[0]), dim=1)
+        ends = zip(pictures, signal.split(1), grids, strict=True)
+        return [self._finish(*end) for end in ends]
+
+    def _finish(self, x: Tensor, signal: Tensor, grid: Grid) -> Tensor:
+        """The velocity of pictures whose tokens these are."""
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
-        x = ops.norm_modulate(image[:, :tokens], scale, shift, eps=EPS)
+        x = ops.norm_modulate(x, scale, shift, eps=EPS)
         return unpatchify(self.proj_out(x), grid, PATCH, channels="first")
 
     def _signal(self, timestep: Tensor) -> Tensor:
@@ -183,9 +219,13 @@ class QwenImageBlock(nn.Module):
         rope: Rope,
         runs: Sequence[Run],
         attend: Attend,
+        rows: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> tuple[Tensor, Tensor]:
-        on_image: list[Modulated] = [self.image.modulate(s, tokens) for tokens, s in signals]
-        on_text = [self.text.modulate(signals[0][1])]
+        """`rows` says whose row each token of image and text is, where rows are packed."""
+        on_image: list[Modulated] = [
+            self.image.modulate(signal, tokens, rows[0]) for tokens, signal in signals
+        ]
+        on_text = [self.text.modulate(signals[0][1], rows=rows[1])]
         joint = torch.cat(
             (self.image.project(image, on_image), self.text.project(text, on_text)), dim=1
         )

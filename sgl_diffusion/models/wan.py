@@ -23,6 +23,7 @@ from sgl_diffusion import ops
 from sgl_diffusion.attention import Attend, AttentionContext
 from sgl_diffusion.attention.sdpa import SdpaBackend
 from sgl_diffusion.layers.embed import (
+    join_ropes,
     patchify,
     rope_tables,
     sinusoid,
@@ -31,6 +32,7 @@ from sgl_diffusion.layers.embed import (
 )
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import Packing
 from sgl_diffusion.models.params import read_params
 
 
@@ -152,6 +154,32 @@ class WanTransformer(nn.Module):
         shift, scale = _modulation(self.scale_shift_table, temb.unsqueeze(-2))
         x = ops.norm_modulate(x, scale, shift, eps=params.eps)
         return unpatchify(self.proj_out(x), grid, params.patch_size)
+
+    def packed(
+        self, latents: Sequence[Tensor], timestep: Tensor, context: TextContext
+    ) -> list[Tensor]:
+        """`forward` of rows [1, C, T, h, w] of different sizes in one pass, without pictures."""
+        assert context.image_kv is None, "rows that see a picture are not packed"
+        patch, widths = self.params.patch_size, self.params.rope_widths
+        grids = [token_grid(x, patch) for x in latents]
+        rope = join_ropes(*(rope_tables(grid, widths, timestep.device) for grid in grids))
+        x = torch.cat([patchify(x.to(self.dtype), patch) for x in latents], dim=1)
+        x = self.patch_embedding(x)
+        tokens = Packing(x.device, [math.prod(grid) for grid in grids])
+        temb, modulation = self._embed_time(timestep)
+
+        rows, length = context.kv.shape[2:4]
+        attention = AttentionContext(
+            tokens.among(self.attention), tokens.to([length] * rows, self.attention)
+        )
+        modulation = tokens.spread(modulation)
+        for block, kv in zip(self.blocks, context.kv.flatten(2, 3).unsqueeze(2), strict=True):
+            x = block(x, modulation, kv, None, rope, attention)
+
+        shift, scale = _modulation(self.scale_shift_table, temb.unsqueeze(-2))
+        x = ops.norm_modulate(x, tokens.spread(scale), tokens.spread(shift), eps=self.params.eps)
+        ends = zip(tokens.split(self.proj_out(x)), grids, strict=True)
+        return [unpatchify(row, grid, patch) for row, grid in ends]
 
     def _embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding [B, D] and the blocks' modulation [B, 6, D] (per token: [B, S, ...])."""

@@ -34,6 +34,7 @@ from sgl_diffusion.layers.embed import (
 )
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import Packing
 from sgl_diffusion.layers.runs import Run, attend_runs, pad_rows, runs_of
 from sgl_diffusion.models.params import read_params
 
@@ -193,6 +194,39 @@ class ZImageTransformer(ZImageLayers):
             x = block(x, signal, ropes, runs, self.attention.tokens)
 
         return self.finish(x, signal, grid)
+
+    def packed(
+        self, latents: Sequence[Tensor], timestep: Tensor, context: ZImageContext
+    ) -> list[Tensor]:
+        """`forward` of rows [1, C, 1, h, w] of different sizes, in one pass."""
+        grids, signal = [token_grid(x, PATCH) for x in latents], self.signal(timestep)
+        parts = [self.embed(x) for x in latents]
+        images = Packing(signal.device, [part.shape[1] for part in parts])
+        ropes = [
+            self.image_rope(grid, full, length + 1)
+            for grid, full, length in zip(grids, images.lengths, context.lengths, strict=True)
+        ]
+        x = torch.cat(parts, dim=1)
+        each, attend = images.spread(signal), images.among(self.attention)
+        for block in self.noise_refiner:
+            x = block(x, each, (join_ropes(*ropes),), runs_of([x.shape[1]]), attend)
+
+        captions = context.caption.split(1)
+        parts, tables = [], []
+        rows = zip(images.split(x), captions, ropes, context.lengths, strict=True)
+        for image, caption, rope, length in rows:
+            parts += [image, caption[:, :length]]
+            tables += [rope, self._caption_rope(length)]
+        x, rope = torch.cat(parts, dim=1), join_ropes(*tables)
+        whole = Packing(
+            x.device, [a + b for a, b in zip(images.lengths, context.lengths, strict=True)]
+        )
+        each, attend = whole.spread(signal), whole.among(self.attention)
+        for block in self.layers:
+            x = block(x, each, (rope,), runs_of([x.shape[1]]), attend)
+
+        ends = zip(whole.split(x), signal.split(1), grids, strict=True)
+        return [self.finish(*end) for end in ends]
 
     def _caption_rope(self, length: int) -> Rope:
         return self.rope((length, 1, 1), (1, 0, 0))

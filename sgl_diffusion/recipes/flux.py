@@ -25,7 +25,7 @@ from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.models.flux import FluxContext, FluxParams, FluxTransformer
 from sgl_diffusion.models.flux_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
-from sgl_diffusion.recipes.image import ImageRecipe, reference_bucket
+from sgl_diffusion.recipes.image import PackedRecipe, reference_bucket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +81,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux:
     return Flux(card, plan, transformer, vae, scheduler_config(index), clip, t5)
 
 
-class Flux(ImageRecipe[FluxContext]):
+class Flux(PackedRecipe[FluxContext]):
     diffusers_class = "FluxTransformer2DModel"
     rules = RULES
     embeds_guidance = True

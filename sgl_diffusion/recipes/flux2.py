@@ -23,7 +23,7 @@ from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.flux2 import Flux2Context, Flux2Params, Flux2Transformer
 from sgl_diffusion.models.flux2_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
-from sgl_diffusion.recipes.image import ImageRecipe, cropped, reference_bucket, shrunk
+from sgl_diffusion.recipes.image import PackedRecipe, cropped, reference_bucket, shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +71,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Flux2
     return Flux2(card, plan, transformer, vae, scheduler_config(index), text)
 
 
-class Flux2(ImageRecipe[Flux2Context]):
+class Flux2(PackedRecipe[Flux2Context]):
     diffusers_class = "Flux2Transformer2DModel"
     rules = RULES
     embeds_guidance = True

@@ -105,6 +105,16 @@ class ImageRecipe(Generic[C]):
         return self._vae.decode_chunks(latents[0])
 
 
+class PackedRecipe(ImageRecipe[C]):
+    """Of a transformer that takes pictures of different sizes in one pass."""
+
+    def velocity_packed(
+        self, latents: Sequence[Tensor], timesteps: Tensor, context: C, expert: int
+    ) -> list[Tensor]:
+        velocities: list[Tensor] = self._transformer.packed(latents, timesteps, context)
+        return velocities
+
+
 def reference_bucket(length: int, grids: Sequence[tuple[int, int]]) -> int:
     """References of other sizes are other batches, like texts of other lengths."""
     return hash((length, *grids))

@@ -29,7 +29,7 @@ from sgl_diffusion.models.qwen_image import (
 )
 from sgl_diffusion.models.qwen_image_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
-from sgl_diffusion.recipes.image import ImageRecipe
+from sgl_diffusion.recipes.image import PackedRecipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,7 +102,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> QwenI
     return QwenImage(card, plan, transformer, vae, scheduler_config(index), text)
 
 
-class QwenImage(ImageRecipe[QwenImageContext]):
+class QwenImage(PackedRecipe[QwenImageContext]):
     diffusers_class = "QwenImageTransformer2DModel"
     rules = RULES
 

@@ -200,5 +200,11 @@ class Wan:
         latents, timesteps = context.dress(latents, timesteps, transformer.params.patch_size)
         return transformer(latents, timesteps, context.texts[expert])
 
+    def velocity_packed(
+        self, latents: Sequence[Tensor], timesteps: Tensor, context: WanCondition, expert: int
+    ) -> list[Tensor]:
+        transformer = list(self._experts.values())[expert]
+        return transformer.packed(latents, timesteps, context.texts[expert])
+
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         return self._vae.decode_chunks(latents[0])

@@ -20,7 +20,7 @@ from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
 from sgl_diffusion.models.z_image_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
-from sgl_diffusion.recipes.image import ImageRecipe
+from sgl_diffusion.recipes.image import PackedRecipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +84,7 @@ def _defaults(scheduler: Mapping[str, Any]) -> SamplingDefaults:
     return TURBO if turbo else BASE
 
 
-class ZImage(ImageRecipe[ZImageContext]):
+class ZImage(PackedRecipe[ZImageContext]):
     diffusers_class = "ZImageTransformer2DModel"
     rules = RULES
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sgl_diffusion.ar.decoding import Record
 from sgl_diffusion.ar.prompt import Reader
 from sgl_diffusion.ar.senses import Senses
 from sgl_diffusion.ar.stages.part import ChatLimits, Setting
@@ -27,7 +28,9 @@ LIMITS = ChatLimits(rows=8, length=4096, prefix_bytes=32 << 20, media_bytes=32 <
 GREEDY = TextSampling(temperature=0.0, max_tokens=12)
 
 
-def open_worker(folder: Path, **limits: int) -> tuple[ChatWorker, RecordingOutbox]:
+def open_worker(
+    folder: Path, *, record: Record | None = None, **limits: int
+) -> tuple[ChatWorker, RecordingOutbox]:
     outbox = RecordingOutbox()
     setting = Setting(
         folder=folder,
@@ -35,6 +38,7 @@ def open_worker(folder: Path, **limits: int) -> tuple[ChatWorker, RecordingOutbo
         limits=replace(LIMITS, **limits),
         device=CPU,
         dtype=torch.float32,
+        record=record,
     )
     worker = ChatWorker(setting, outbox)
     worker.load()

@@ -6,13 +6,23 @@ from pathlib import Path
 
 import pytest
 
+import sgl_diffusion
 from sgl_diffusion.base.chat import ChatParams
 from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
+
+ROOT = Path(sgl_diffusion.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_media(tmp_path_factory.mktemp("media"))
+
+
+def test_what_serves_never_calls_a_library_s_generate() -> None:
+    rooms = [ROOT / room for room in ("ar", "apps", "client", "orchestrator", "server")]
+    sources = [file for room in rooms for file in room.rglob("*.py")]
+    assert len(sources) > 100
+    assert [str(file) for file in sources if ".generate(" in file.read_text()] == []
 
 
 def questions(media: dict[str, Path]) -> dict[str, ChatParams]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from sgl_diffusion.ar.kv import KvShape, KvSlab
 from sgl_diffusion.ar.media import read_film, read_sound
 from sgl_diffusion.ar.prefix import BLOCK, block_keys
 from sgl_diffusion.ar.senses import Senses
+from sgl_diffusion.ar.thinker import written_precision
 from sgl_diffusion.ar.writing import Writing
 from sgl_diffusion.base.chat import Part
+from sgl_diffusion.base.device import pick_dtype
 from tests.ar.chats import CPU, make_media
 
 SHAPE = KvShape(layers=2, heads=1, width=4, dtype=torch.float32, device=CPU)
@@ -24,6 +27,15 @@ def _fill(slab: KvSlab, index: int, values: torch.Tensor) -> None:
     slab.prefill(slab.slots[index], values.shape[3])
     for layer, (keys, rest) in enumerate(values):
         slab.update(keys[None], rest[None], layer)
+
+
+def test_the_precision_is_that_of_the_checkpoint(tiny_omni: Path, tmp_path: Path) -> None:
+    assert written_precision(tiny_omni) == "fp32"
+    config = json.loads((tiny_omni / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = written_precision(tmp_path)
+    assert told == "bf16" and pick_dtype("auto", CPU, auto=told) == torch.bfloat16
 
 
 def test_rows_keep_their_values_when_others_leave_and_the_slab_grows() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,21 +52,25 @@ def whole(omni: Any, folder: Path, codes: Tensor, voice: str, seed: int) -> Tens
     return sound.reshape(-1)
 
 
-@pytest.mark.parametrize("pieces", [(192,), (16, 32, 64, 64, 16), (13, 179)])
+def cut(
+    omni: Any, folder: Path, codes: Tensor, pieces: list[int], look_ahead: int | None = None
+) -> list[Tensor]:
+    stream = Token2Wav(omni.token2wav, read_voices(folder), look_ahead).stream("Ethan", 7)
+    *before, last = codes.split(pieces, dim=1)
+    return [*(stream.add(piece) for piece in before), stream.add(last, last=True)]
+
+
+@pytest.mark.parametrize("pieces", [(112,), (8, 16, 32, 48, 8, 0), (13, 99)])
 def test_any_cut_gives_the_whole_decode(
     omni: Any, tiny_qwen25_omni: Path, pieces: tuple[int, ...]
 ) -> None:
-    codes = torch.randint(0, 192, (1, 192), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(0, 192, (1, 112), generator=torch.Generator().manual_seed(0))
     expected = whole(omni, tiny_qwen25_omni, codes, "Ethan", 7)
-    decoder = Token2Wav(omni.token2wav, read_voices(tiny_qwen25_omni), None)
-    stream = decoder.stream("Ethan", 7)
-    *before, last = codes.split(pieces, dim=1)
-    sounds = [stream.add(piece) for piece in before]
-    sounds.append(stream.add(last, last=True))
+    sounds = cut(omni, tiny_qwen25_omni, codes, list(pieces))
     if len(pieces) > 3:
         assert any(len(sound) for sound in sounds[:-1]), "sound before the end"
     sound = torch.cat(sounds)
-    assert sound.shape == expected.shape == (192 * 480,)
+    assert sound.shape == expected.shape == (112 * 480,)
     assert float(expected.std()) > 1e-3
     torch.testing.assert_close(sound, expected, atol=1e-4, rtol=0)
 
@@ -74,14 +79,41 @@ def test_looking_less_far_ahead_brings_sound_sooner(omni: Any, tiny_qwen25_omni:
     codes = torch.randint(0, 192, (1, 40), generator=torch.Generator().manual_seed(0))
     first = {}
     for look_ahead in (0, 3):
-        stream = Token2Wav(omni.token2wav, read_voices(tiny_qwen25_omni), look_ahead).stream(
-            "Ethan", 7
-        )
-        sounds = [stream.add(piece) for piece in codes.split(4, dim=1)]
-        sounds.append(stream.add(codes[:, :0], last=True))
-        assert len(torch.cat(sounds)) == 40 * 480
+        sounds = cut(omni, tiny_qwen25_omni, codes, [*[4] * 10, 0], look_ahead)
         first[look_ahead] = next(i for i, sound in enumerate(sounds) if len(sound))
+        (together,) = cut(omni, tiny_qwen25_omni, codes, [40], look_ahead)
+        torch.testing.assert_close(torch.cat(sounds), together, atol=1e-4, rtol=0)
     assert first[0] < first[3] < 10
+
+
+def test_a_piece_costs_what_is_new_in_it(omni: Any, tiny_qwen25_omni: Path) -> None:
+    """Beyond that, layers are given what they look at, once for each piece."""
+    given: Counter[Any] = Counter()
+    dit, waves = omni.token2wav.code2wav_dit_model, omni.token2wav.code2wav_bigvgan_model
+    layers = list(dit.transformer_blocks)
+    convolutions = [each for each in waves.modules() if isinstance(each, torch.nn.Conv1d)]
+
+    def count(dim: int) -> Any:
+        return lambda module, told: given.update({module: told[0].shape[dim]})
+
+    hooks = [each.register_forward_pre_hook(count(1)) for each in layers]
+    hooks += [each.register_forward_pre_hook(count(2)) for each in convolutions]
+    codes = torch.randint(0, 192, (1, 96), generator=torch.Generator().manual_seed(0))
+    try:
+        whole(omni, tiny_qwen25_omni, codes, "Ethan", 7)
+        once = dict(given)
+        given.clear()
+        cut(omni, tiny_qwen25_omni, codes, [8] * 12)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in layers:
+        sees = layer.look_backward_block + layer.look_ahead_block
+        assert once[layer] == 36 * 96 * 2 and sees < 2
+        assert given[layer] <= once[layer] + 36 * 12 * sees * dit.block_size
+    for convolution in convolutions:
+        (padding,) = convolution.padding
+        assert given[convolution] <= once[convolution] + 12 * 2 * padding
 
 
 @contextmanager

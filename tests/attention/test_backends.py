@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion import ops
-from sgl_diffusion.attention import BACKENDS, AttentionContext, select
+from sgl_diffusion.attention import BACKENDS, AttentionContext, RowLengths, select
 from sgl_diffusion.attention.flash import FlashBackend, _library
 from sgl_diffusion.attention.native import NativeBackend
 from sgl_diffusion.attention.sdpa import SdpaBackend
@@ -60,6 +60,29 @@ def test_values(shape: tuple[int, ...], dtype: torch.dtype) -> None:
             assert out.shape == q.shape and out.dtype == dtype
             error = (out.double() - reference(q, k, v, scale=scale)[0]).abs().max()
             assert float(error) < BOUNDS[dtype], name
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_rows_of_different_lengths_attend_within_themselves(dtype: torch.dtype) -> None:
+    """Queries as keys, and others: with the choice of "auto", which leaves short rows to sdpa."""
+    lengths = RowLengths((5, 140, 1), (9, 70, 33))
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (
+        torch.randn(sum(each), 2, 64, generator=generator).to(dtype)
+        for each in (lengths.queries, lengths.keys, lengths.keys)
+    )
+    rows = zip(
+        q.split(list(lengths.queries)),
+        k.split(list(lengths.keys)),
+        v.split(list(lengths.keys)),
+        strict=True,
+    )
+    expected = torch.cat([reference(*(x[None] for x in row))[0][0] for row in rows])
+    backends = [BACKENDS.get(name) for name in BACKENDS if runnable(name, 64, dtype)]
+    for backend in [*backends, select("auto", device=CPU, head_dim=64, dtype=dtype)]:
+        out = backend.forward_packed(q, k, v, lengths)
+        assert out.shape == q.shape and out.dtype == dtype
+        assert float((out.double() - expected).abs().max()) < BOUNDS[dtype], backend.name
 
 
 def test_inputs_may_be_views_of_one_tensor() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_diffusion.base.config import EngineOptions, ServeOptions, resolve
+from sgl_diffusion.base.config import EngineOptions, ServeOptions
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.options import resolve
 
 
 def test_later_sources_win_and_the_origin_is_kept() -> None:

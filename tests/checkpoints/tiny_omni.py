@@ -242,13 +242,13 @@ def build_qwen25(folder: Path, *, seed: int = 0) -> Path:
     token2wav = {
         "dit_config": {
             "hidden_size": 32,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 4,
             "num_attention_heads": 2,
             "head_dim": 16,
             "emb_dim": 16,
-            "block_size": 8,
-            "look_ahead_layers": [1],
-            "look_backward_layers": [0, 2],
+            "block_size": 4,
+            "look_ahead_layers": [2],
+            "look_backward_layers": [0, 3],
             "num_embeds": 193,
             "enc_emb_dim": 16,
             "enc_dim": 16,
@@ -256,7 +256,13 @@ def build_qwen25(folder: Path, *, seed: int = 0) -> Path:
             "enc_attention_channels": 8,
             "enc_se_channels": 8,
         },
-        "bigvgan_config": {"upsample_initial_channel": 64},
+        "bigvgan_config": {
+            "upsample_initial_channel": 32,
+            "upsample_rates": [8, 6, 5],
+            "upsample_kernel_sizes": [16, 12, 11],
+            "resblock_kernel_sizes": [3, 7],
+            "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5]],
+        },
     }
     config = Qwen2_5OmniConfig(
         thinker_config=thinker, talker_config=talker, token2wav_config=token2wav

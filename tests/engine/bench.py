@@ -8,7 +8,7 @@ import torch
 
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.engine.bounds import Bounds
-from sgl_diffusion.engine.costs import Costs
+from sgl_diffusion.engine.costs import Costs, Waiting
 from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import Pipeline
@@ -19,8 +19,8 @@ from tests.engine.outbox import RecordingOutbox
 class Together(Costs):
     """As if a step took as long for many rows as for one: whoever can share a batch does."""
 
-    def rows(self, key: ShapeKey, jobs: Sequence[int], most: int) -> int:
-        return min(sum(jobs), most)
+    def rows(self, key: ShapeKey, waiting: Sequence[Waiting], most: int) -> int:
+        return min(sum(one.rows for one in waiting), most)
 
     def estimate(self, params: ResolvedParams) -> float:
         return 0.0
@@ -39,7 +39,7 @@ class Bench:
         self.errors: dict[str, Exception] = {}
         bounds = Bounds(rows=max_rows, overlap=overlap, **more)
         self.runner = StepRunner(pipeline, bounds, self.outbox, self._finish, self._fail)
-        self.runner.costs = Together()
+        self.runner.sizes.costs = Together()
 
     def add(self, name: str, **wish: object) -> Job:
         params = self._resolve(**wish)

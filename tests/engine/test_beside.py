@@ -191,7 +191,7 @@ def test_what_has_no_room_beside_the_steps_is_done_between_them(
 ) -> None:
     bench = under_way(pipeline)
     began = bench.count("phase_units_total", beside="true")
-    monkeypatch.setattr(bench.runner.room, "lane", lambda jobs, job: False)
+    monkeypatch.setattr(bench.runner.sizes.room, "lane", lambda jobs, job: False)
     long = bench.runner.job("long")
     bench.add("short", num_inference_steps=2, seed=2)
     while "short" not in bench.outbox.outputs:

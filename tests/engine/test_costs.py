@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from sgl_diffusion.base.params import ResolvedParams
-from sgl_diffusion.engine.costs import Costs
+from sgl_diffusion.engine.costs import Costs, Waiting
 from sgl_diffusion.engine.denoise import ShapeKey
 
 KEY = ShapeKey((16, 1, 8, 8), 512, 0, True)
@@ -34,13 +34,17 @@ CURVES: dict[str, Callable[[int], float]] = {
 }
 
 
+def waiting(*rows: int) -> list[Waiting]:
+    return [Waiting(PARAMS, count) for count in rows]
+
+
 def latencies(costs: Costs, curve: Callable[[int], float], jobs: int, most: int) -> list[float]:
     """When each of so many equal jobs is done, if steps cost what the curve says."""
     left, now, ends = [PARAMS.num_inference_steps] * jobs, 0.0, []
     while left:
-        rows = costs.rows(KEY, [1] * len(left), most)
+        rows = costs.rows(KEY, waiting(*[1] * len(left)), most)
         now += curve(rows)
-        costs.add(KEY, PARAMS, rows, curve(rows))
+        costs.add(KEY, [PARAMS] * rows, curve(rows))
         left = [steps - 1 for steps in left[:rows]] + left[rows:]
         ends += [now] * left.count(0)
         left = [steps for steps in left if steps]
@@ -52,8 +56,8 @@ class Always(Costs):
         super().__init__()
         self._size = size
 
-    def rows(self, key: ShapeKey, jobs: object, most: int) -> int:
-        return min(self._size, most, len(jobs))  # type: ignore[arg-type]
+    def rows(self, key: ShapeKey, waiting: Sequence[Waiting], most: int) -> int:
+        return min(self._size, most, len(waiting))
 
 
 @pytest.mark.parametrize("jobs", [2, 3, 8, 13])
@@ -70,49 +74,49 @@ def test_the_sum_of_latencies_is_that_of_the_best_size(name: str, jobs: int) -> 
 
 def test_unknown_costs_are_tried_out_largest_first() -> None:
     costs = Costs()
-    assert costs.rows(KEY, [1, 1, 1], 8) == 3
-    costs.add(KEY, PARAMS, 3, 0.3)
-    assert costs.rows(KEY, [1, 1, 1], 8) == 1
+    assert costs.rows(KEY, waiting(1, 1, 1), 8) == 3
+    costs.add(KEY, [PARAMS] * 3, 0.3)
+    assert costs.rows(KEY, waiting(1, 1, 1), 8) == 1
 
 
 def test_rows_of_one_job_stay_together_unless_there_are_too_many() -> None:
     costs = Costs()
     for rows in range(1, 9):
-        costs.add(KEY, PARAMS, rows, CURVES["linear"](rows))
-    assert costs.rows(KEY, [3, 1, 2], 8) == 3
-    assert costs.rows(KEY, [10], 8) == 8
+        costs.add(KEY, [PARAMS] * rows, CURVES["linear"](rows))
+    assert costs.rows(KEY, waiting(3, 1, 2), 8) == 3
+    assert costs.rows(KEY, waiting(10), 8) == 8
 
 
 def test_a_little_noise_does_not_change_the_size() -> None:
     costs = Costs()
     for rows in range(1, 5):
-        costs.add(KEY, PARAMS, rows, CURVES["flat"](rows))
-    assert costs.rows(KEY, [1] * 4, 4) == 4
+        costs.add(KEY, [PARAMS] * rows, CURVES["flat"](rows))
+    assert costs.rows(KEY, waiting(1, 1, 1, 1), 4) == 4
     for _ in range(9):
-        costs.add(KEY, PARAMS, 4, 0.104)
-    assert costs.rows(KEY, [1] * 4, 4) == 4
+        costs.add(KEY, [PARAMS] * 4, 0.104)
+    assert costs.rows(KEY, waiting(1, 1, 1, 1), 4) == 4
 
 
 def test_one_slow_step_is_not_believed() -> None:
     costs = Costs()
     for seconds in (0.1, 0.1, 9.0):
-        costs.add(KEY, PARAMS, 1, seconds)
+        costs.add(KEY, [PARAMS] * 1, seconds)
     assert costs.seconds(KEY, 1) == 0.1
 
 
 def test_a_size_that_was_slow_once_is_tried_again_after_a_while() -> None:
     costs = Costs()
-    costs.add(KEY, PARAMS, 1, 0.1)
-    costs.add(KEY, PARAMS, 4, 9.0)  # as if something was compiled in it
+    costs.add(KEY, [PARAMS] * 1, 0.1)
+    costs.add(KEY, [PARAMS] * 4, 9.0)  # as if something was compiled in it
     taken = []
     for _ in range(3000):
-        taken.append(costs.rows(KEY, [1] * 4, 4))
-        costs.add(KEY, PARAMS, taken[-1], 0.1)
+        taken.append(costs.rows(KEY, waiting(1, 1, 1, 1), 4))
+        costs.add(KEY, [PARAMS] * taken[-1], 0.1)
     assert taken[:900] == [1] * 900 and taken[-900:] == [4] * 900
 
 
 def test_a_job_is_estimated_from_steps_of_any_size() -> None:
     costs = Costs()
     assert costs.estimate(PARAMS) == 0
-    costs.add(KEY, PARAMS, 2, 0.4)
+    costs.add(KEY, [PARAMS] * 2, 0.4)
     assert costs.estimate(PARAMS) == pytest.approx(0.2 * PARAMS.num_inference_steps)

@@ -26,7 +26,7 @@ def test_sizes_beyond_the_first_are_one_series() -> None:
         seeds=(1,),
     )
     for edge in [*range(16, 16 * 101, 16), 16]:
-        times.add(dataclasses.replace(params, width=edge, height=16), 0.5)
+        times.add([dataclasses.replace(params, width=edge, height=16)], 0.5)
     counts = {
         m.labels["size"]: m.value for m in counters.metrics() if m.name == "step_seconds_count"
     }

@@ -79,6 +79,18 @@ def test_the_time_of_steps_by_size(worker: DiffusionWorker, pipeline: Pipeline) 
     assert model == pipeline.card.name
 
 
+def test_pictures_of_three_sizes_share_a_step(outbox: RecordingOutbox, pipeline: Pipeline) -> None:
+    """What three sizes cost together is not known yet, so it is tried."""
+    worker = DiffusionWorker(lambda note: pipeline, EngineOptions(overlap=False), outbox)
+    worker.load()
+    for width in (32, 48, 64):
+        worker.submit(str(width), payload(pipeline.card, width=width, num_frames=1))
+    finish(worker)
+    assert {clip.shape[2] for (clip,) in outbox.outputs.values()} == {32, 48, 64}
+    packed = [m.labels for m in worker.metrics() if m.name == "packed_forwards_total"]
+    assert {"sizes": "3"} in packed
+
+
 def test_parameters_of_another_version_fail_that_job(
     worker: DiffusionWorker, outbox: RecordingOutbox
 ) -> None:

@@ -5,15 +5,16 @@ The peak is that of the resident memory, pages of mapped files included.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import T5EncoderModel
+from transformers import CLIPVisionModel, T5EncoderModel
 
-from sgl_diffusion.components.pretrained import load_pretrained
+from sgl_diffusion.components.pretrained import load_pretrained, load_vae
 from sgl_diffusion.loader.index import Component, read_config
 from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.flux import FluxParams, FluxTransformer
@@ -41,11 +42,32 @@ def text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def vae(folder: Path, dtype: torch.dtype) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    part = Component(folder, "diffusers", "AutoencoderKL")
+    model: nn.Module = load_vae(AutoencoderKL, part, dtype=dtype, device=torch.device("cpu"))
+    return model
+
+
+def vision(folder: Path, dtype: torch.dtype) -> nn.Module:
+    part = Component(folder, "transformers", "CLIPVisionModel")
+    model: nn.Module = load_pretrained(
+        CLIPVisionModel, part, dtype=dtype, device=torch.device("cpu")
+    )
+    return model
+
+
+KINDS = {"transformer": transformer, "text_encoder": text_encoder, "vae": vae, "vision": vision}
+
+
 def main(kind: str, folder: Path, dtype: torch.dtype) -> None:
     # What libraries take when they first run is none of the weights.
     (torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)).float().sum()
+    if kind == "vae":
+        importlib.import_module("diffusers.models.autoencoders.autoencoder_kl")
     before = resident("VmRSS")
-    model = {"transformer": transformer, "text_encoder": text_encoder}[kind](folder, dtype)
+    model = KINDS[kind](folder, dtype)
     size = sum(parameter.nbytes for parameter in model.parameters())
     print(json.dumps({"size": size, "peak": resident("VmHWM") - before}))
 

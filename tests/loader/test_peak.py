@@ -47,6 +47,37 @@ def write_text_encoder(folder: Path, stored: torch.dtype, scale: int) -> None:
     save(model, folder, stored)
 
 
+@torch.no_grad()
+def write_vae(folder: Path, stored: torch.dtype, scale: int) -> None:
+    """Random weights of a VAE; `scale` 1 is some 60 million of them or more."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        model: Any = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(512, 1024),
+            layers_per_block=scale,
+        )
+    save(model, folder, stored)
+
+
+@torch.no_grad()
+def write_vision(folder: Path, stored: torch.dtype, scale: int) -> None:
+    """Random weights of what sees pictures; `scale` 1 is some 50 million of them."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=4 * scale,
+    )
+    with torch.device("meta"):
+        model: Any = CLIPVisionModel(config)
+    save(model, folder, stored)
+
+
 def save(model: Any, folder: Path, stored: torch.dtype) -> None:
     model = model.to(stored).to_empty(device="cpu")
     if hasattr(model, "tie_weights"):
@@ -73,7 +104,13 @@ def ratio(kind: str, folder: Path, dtype: str, least: int) -> float:
     return float((found["peak"] - FLOOR) / found["size"])
 
 
-WRITERS = {"transformer": write, "text_encoder": write_text_encoder}
+WRITERS = {
+    "transformer": write,
+    "text_encoder": write_text_encoder,
+    "vae": write_vae,
+    "vision": write_vision,
+}
+QUICK = ("transformer", "text_encoder")  # of a VAE: tests/components/test_pretrained.py
 CASES = [
     (torch.float32, "float32", 6),
     (torch.bfloat16, "bfloat16", 12),
@@ -83,7 +120,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("kind", QUICK)
 def test_loading_takes_the_size_of_the_weights(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](tmp_path, torch.bfloat16, scale=1)
     assert ratio(kind, tmp_path, "float32", least=200_000_000) <= 1.15

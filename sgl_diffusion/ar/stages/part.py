@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgl_diffusion.ar.decoding import Record
 from sgl_diffusion.base.errors import EngineError, SglError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -45,13 +46,14 @@ class ChatLimits:
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """Which model a stage is a part of, and where it runs. Without a `name` the model has that of
-    its family."""
+    its family. With `record` the steps of decoders are recorded, see `ar/decoding.py`."""
 
     folder: Path
     name: str
     limits: ChatLimits
     device: torch.device
     dtype: torch.dtype
+    record: Record | None = None
 
 
 class Part(ABC):

@@ -54,7 +54,7 @@ class Thinking(Part):
         if limits.speech:
             self._teller = make_teller(setting.folder, self.model)
         tap = None if self._teller is None else self._teller.tap
-        self.thinker = Thinker(self.model, limits.rows, tap)
+        self.thinker = Thinker(self.model, limits.rows, tap, setting.record)
         self._prefixes = PrefixStore(limits.prefix_bytes)
         self.batch = Batch(self.thinker, self._prefixes, limits.rows, self._ends(), self._token)
         self._length = min(limits.length, self.thinker.max_length)

@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sgl_diffusion.base.footprint import Footprint
+from sgl_diffusion.engine.costs import Waiting
 from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Job
+
+_PACKED = 2.0  # where every token has a modulation of its own a step takes more, but never so much
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,27 @@ class Room:
                 chosen.append(job)
         return chosen
 
-    def rows(self, jobs: Iterable[Job], key: ShapeKey, most: int) -> int:
-        """How many rows of this shape fit into one step, beside all there is: at least one."""
+    def rows(
+        self, jobs: Iterable[Job], key: ShapeKey, waiting: Sequence[Waiting], most: int
+    ) -> int:
+        """How many of the rows that wait fit into one step, beside all there is: at least one."""
         if self.footprint is None:
             return most
         jobs = list(jobs)
         pictures = max((len(job.params.images) for job in jobs), default=0)
-        cells = math.prod(key.latents[1:])
-        each = self.footprint.row_bytes(cells, key.guided, pictures)
         free = self.footprint.room - self._held(jobs)
-        return max(min(most, int(free / max(each, 1.0))), 1)
+        if not key.packed:
+            cells = math.prod(key.latents[1:])
+            each = self.footprint.row_bytes(cells, key.guided, pictures)
+            return max(min(most, int(free / max(each, 1.0))), 1)
+        fit, used, sizes = 0, 0.0, set()
+        for params in (one.params for one in waiting for _ in range(one.rows)):
+            used += self.footprint.row_bytes(self.footprint.cells(params), key.guided, 0)
+            sizes.add((params.width, params.height))
+            if fit == most or used * (_PACKED if len(sizes) > 1 else 1.0) > free:
+                break
+            fit += 1
+        return max(fit, 1)
 
     def lane(self, jobs: Sequence[Job], job: Job) -> bool:
         """Whether the next unit of `job`, its encoding or a chunk, fits beside the steps."""

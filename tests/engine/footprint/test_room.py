@@ -96,7 +96,7 @@ def test_batches_are_as_large_as_the_memory_allows(pipeline: Pipeline) -> None:
     bench = Bench(pipeline)
     jobs = [bench.add(name, **dataclasses.asdict(WISH)) for name in "abcd"]
     kept, step = FOOTPRINT.kept(jobs[0].params), FOOTPRINT.step_bytes(jobs[0].params)
-    bench.runner.room.footprint = dataclasses.replace(
+    bench.runner.sizes.room.footprint = dataclasses.replace(
         FOOTPRINT, room=int(4 * kept + 2.5 * step), text=2.5 * step, still_pixel=0.0
     )
     bench.run()
@@ -111,7 +111,7 @@ def test_a_job_begins_when_another_has_given_its_memory_back(
 ) -> None:
     bench = Bench(pipeline, overlap=overlap)
     first, second = (bench.add(name, **dataclasses.asdict(WISH)) for name in "ab")
-    bench.runner.room.footprint = dataclasses.replace(
+    bench.runner.sizes.room.footprint = dataclasses.replace(
         FOOTPRINT, room=int(FOOTPRINT.job_bytes(first.params)) + 1
     )
     while "a" not in bench.outbox.outputs:
@@ -127,7 +127,7 @@ def test_what_was_begun_always_ends(pipeline: Pipeline) -> None:
     wish: dict[str, Any] = dataclasses.asdict(WISH)
     for name, outputs in (("a", 1), ("b", 3), ("c", 1)):
         bench.add(name, **{**wish, "num_outputs": outputs})
-    bench.runner.room.footprint = dataclasses.replace(FOOTPRINT, room=1)
+    bench.runner.sizes.room.footprint = dataclasses.replace(FOOTPRINT, room=1)
     bench.run()
     assert set(bench.outbox.outputs) == {"a", "b", "c"} and not bench.errors
     assert bench.count("denoise_forwards_total", rows="2") == 0

@@ -148,6 +148,30 @@ def test_spoken_answers(omni: OmniApi) -> None:
     assert omni.http.post("/v1/chat/completions", json=body).status_code == 200
 
 
+def test_one_seed_is_one_text_and_one_sound(omni: OmniApi) -> None:
+    """Drawn are the words, the first code of each frame, and the others."""
+
+    def drawn(seed: int) -> tuple[str, str]:
+        answer = omni.chat(**{**SPOKEN, "seed": seed, "temperature": 1.2})
+        message = answer.json()["choices"][0]["message"]
+        return message["content"], message["audio"]["data"]
+
+    assert drawn(5) == drawn(5)
+    assert len({drawn(seed) for seed in (5, 6, 7)}) == 3
+
+
+def test_what_is_wished_for_of_a_stage(omni: OmniApi) -> None:
+    def sound(**fields: Any) -> bytes:
+        answer = omni.chat(**{**SPOKEN, "talker_temperature": 0, "max_tokens": 4, **fields})
+        return base64.b64decode(answer.json()["choices"][0]["message"]["audio"]["data"])
+
+    by_name = sound(audio={"voice": "chelsie"})
+    assert sound(stage_params={"talker": {"voice": "chelsie"}}) == by_name
+    assert sound(audio={"voice": "default"}) == sound() != by_name
+    short = sound(stage_sampling={"talker": {"max_new_tokens": 5}})
+    assert len(short) - 44 < 2 * 5 * 1920 < len(by_name) - 44
+
+
 def test_a_seed_that_is_not_given_is_drawn(omni: OmniApi) -> None:
     texts = {text_of(omni.chat(temperature=1.5)) for _ in range(4)}
     assert len(texts) > 1

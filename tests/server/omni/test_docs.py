@@ -10,6 +10,7 @@ import pytest
 from sgl_diffusion.server.omni.app import routes
 from sgl_diffusion.server.schemas.chat import ChatRequest, SpeechRequest, TranscriptionRequest
 from sgl_diffusion.server.validate import RequestBody
+from tests.server.test_reliability_page import missing
 
 PAGE = (Path(__file__).parents[3] / "docs/omni.md").read_text()
 
@@ -36,6 +37,15 @@ def test_routes() -> None:
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert documented == served
+
+
+def test_every_promise_is_shown_by_something_that_is_there() -> None:
+    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", section("What shows it"), re.M)
+    assert len(rows) > 20
+    for promise, names in rows:
+        assert not [why for name in re.findall(r"`([^`]+)`", names) if (why := missing(name))], (
+            promise
+        )
 
 
 # What clients of OpenAI, of sglang-omni and of vLLM-Omni send, from their published references.

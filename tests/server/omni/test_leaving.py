@@ -40,11 +40,16 @@ def send(omni: OmniApi, path: str, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-@pytest.fixture
-def endless(omni: OmniApi, monkeypatch: pytest.MonkeyPatch) -> ChatWorker:
-    """The worker, in a thread of this process, made to go on until it is told to stop."""
+@pytest.fixture(scope="module")
+def worker(omni: OmniApi) -> ChatWorker:
+    """That of the server, in a thread of this process."""
     workers = [each for each in gc.get_objects() if type(each) is ChatWorker]
-    worker = next(each for each in workers if isinstance(each._outbox, StageLoop))
+    return next(each for each in workers if isinstance(each._outbox, StageLoop))
+
+
+@pytest.fixture
+def endless(worker: ChatWorker, monkeypatch: pytest.MonkeyPatch) -> ChatWorker:
+    """Made to go on until it is told to stop."""
     monkeypatch.setattr(part(worker, "thinker").batch, "_ends", frozenset())
     monkeypatch.setattr(part(worker, "talker").talker, "ends", frozenset())
     return worker
@@ -78,7 +83,9 @@ def test_speech_that_nobody_hears_ends(omni: OmniApi, endless: ChatWorker) -> No
 
 
 @pytest.mark.parametrize("spoken", [False, True], ids=["text", "speech"])
-def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi, spoken: bool) -> None:
+def test_many_streams_with_some_that_leave_do_not_mix(
+    omni: OmniApi, worker: ChatWorker, spoken: bool
+) -> None:
     texts = ["a cat", "a dog", "the sea", "a bird", "a fox", "the moon"]
     body: dict[str, Any] = {"temperature": 0, "max_tokens": 14, "stream": True}
     if spoken:
@@ -116,7 +123,10 @@ def test_many_streams_with_some_that_leave_do_not_mix(omni: OmniApi, spoken: boo
         assert said == expected and len(sound) == len(heard) and bool(heard) == spoken
         samples = [np.frombuffer(data, "<i2").astype(int) for data in (sound, heard)]
         np.testing.assert_allclose(*samples, atol=3)
-    omni.wait_until("all over", lambda: omni.unfinished() == 0)
+    omni.wait_until("all over", lambda: omni.unfinished() == worker.running() == 0)
+    assert all(each.running() == 0 for each in worker.parts.values())
+    assert part(worker, "thinker").thinker.kv.slots == part(worker, "talker").talker.kv.slots == []
+    assert part(worker, "talker")._of == {}
     sizes = [
         line.partition('rows="')[2].partition('"')[0]
         for line in omni.http.get("/metrics").text.splitlines()

@@ -6,12 +6,14 @@ import base64
 import io
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sgl_diffusion.server.omni import sound
 from tests.ar.chats import ask, oracle
 from tests.server.omni.conftest import OmniApi, events_of
 
@@ -52,6 +54,21 @@ def test_formats_have_their_types(omni: OmniApi, name: str, kind: str) -> None:
     answer = speak(omni, response_format=name)
     assert answer.headers["content-type"] == kind and answer.headers["x-audio-format"] == name
     assert len(answer.content) > 1000
+
+
+def test_a_format_that_cannot_be_made_is_wav_where_that_is_allowed(
+    omni: OmniApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sound, "can_make", lambda name: name != "mp3")
+    refused = speak(omni, response_format="mp3")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "unsupported_format"
+    options = replace(omni.context.options, allow_codec_fallback=True)
+    monkeypatch.setattr(omni.context, "options", options)
+    for stream in (False, True):
+        answer = speak(omni, response_format="mp3", stream=stream)
+        assert answer.headers["content-type"] == "audio/wav"
+        assert answer.headers["x-audio-format"] == "wav" and answer.content[:4] == b"RIFF"
 
 
 def test_streamed_samples_are_those_of_the_file(omni: OmniApi) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from sgl_diffusion.apps.omni import STAGES, omni_app, placement
+from sgl_diffusion.apps.omni import STAGES, make_worker, omni_app, placement
 from sgl_diffusion.ar.worker import ChatWorker
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.omni import OmniOptions
+from tests.engine.outbox import RecordingOutbox
 from tests.server.omni.conftest import OmniApi, data_url
 from tests.server.omni.test_leaving import LONG, send
 
@@ -94,6 +95,23 @@ def test_placement_is_read_and_checked() -> None:
     ]  # fmt: skip
     assert groups("talker", speech=False) == ["preprocess+encoders+thinker"]
     assert groups(*STAGES) == list(STAGES)
-    for wrong, told in ((("talkr",), "talkr"), (("talker", "encoders,talker"), "twice")):
+    apart = OmniOptions(model_path="m", device="cpu", process=("talker, code2wav@cuda:1",))
+    assert [stage.config["options"]["device"] for stage in omni_app(apart).stages] == [
+        "cpu", "cuda:1",
+    ]  # fmt: skip
+    for wrong, told in (
+        (("talkr",), "talkr"),
+        (("talker", "encoders,talker"), "twice"),
+        (("talker,talker",), "twice"),
+        (("talker@gpu",), "gpu"),
+        (("talker@",), "device ''"),
+    ):
         with pytest.raises(ConfigError, match=told):
             placement(OmniOptions(model_path="m", process=wrong))
+
+
+def test_a_cpu_has_no_cuda_graphs(tiny_qwen3_omni: Path) -> None:
+    options = OmniOptions(model_path=str(tiny_qwen3_omni), device="cpu", cuda_graphs=True)
+    (stage,) = omni_app(options).stages
+    with pytest.raises(ConfigError, match="no CUDA graphs on cpu"):
+        make_worker(stage.config, RecordingOutbox())
