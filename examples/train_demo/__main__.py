@@ -2,8 +2,8 @@
 
     python -m examples.train_demo [--out FOLDER] [--device cpu]
 
-Everything is drawn by chance from one seed; nothing is downloaded. First the VAE, then the
-transformer with its text encoder, then the adapters.
+Everything is drawn by chance from one seed; nothing is downloaded. First the VAE, then
+the text encoder, then the transformer, then the adapters.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from examples.train_demo.scenes import draw_scene
 from examples.train_demo.schedule import Steps
 from examples.train_demo.train_adapters import STYLES, save_adapter, train_adapter
 from examples.train_demo.train_dit import train_dit
+from examples.train_demo.train_text import train_text
 from examples.train_demo.train_vae import train_vae, trained_vae
 
 _BESIDE = Path(__file__).with_name("beside")  # its card and its defaults
 # Steps of each part: about 45 minutes on two cores.
-_VAE, _DIT, _ADAPTER = 2100, 3200, 200
+_VAE, _TEXT, _DIT, _ADAPTER = 2100, 600, 3000, 150
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def train(out: Path, device: torch.device, seed: int, share: float, vae: Path | 
     if vae is None:
         train_vae(parts.vae, steps("VAE", _VAE), seed, device)
         parts.vae.save_pretrained(out / "vae")
+    train_text(parts.tokenizer, parts.text_encoder, steps("text encoder", _TEXT), seed, device)
     chance = random.Random(seed)
     pool = Pool(
         parts.vae, KINDS, lambda c, moving: draw_scene(c, moving=moving), chance, device, share

@@ -1,4 +1,4 @@
-"""Trains the transformer, and the text encoder with it, to turn noise into latents."""
+"""Trains the transformer to turn noise into latents; the text encoder stays as it is."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from examples.train_demo.schedule import Steps, autocast
 
 def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int) -> None:
     torch.manual_seed(seed)
-    reader = Reader(parts.tokenizer, parts.text_encoder)
+    reader = Reader(parts.tokenizer, parts.text_encoder.requires_grad_(False))
     attention = attend_plainly(parts.transformer)
     for block in parts.transformer.blocks:
         block.compile(dynamic=True)
-    both = nn.ModuleList([parts.transformer, parts.text_encoder])
-    mean = Mean(both)
+    transformer = parts.transformer
+    mean = Mean(transformer)
     optimizer = Both(
-        both.parameters(),
-        parts.transformer.blocks.parameters(),
+        transformer.parameters(),
+        transformer.blocks.parameters(),
         rate=3e-3,
         adam_rate=1.5e-3,
         weight_decay=0.01,
     )
     while not steps.over:
-        loss = flow_loss(parts.transformer, reader, attention, *pool.draw())
-        both.zero_grad()
+        loss = flow_loss(transformer, reader, attention, *pool.draw())
+        transformer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         optimizer.step(steps.share(warm=0.02))
-        mean.follow(both)
+        mean.follow(transformer)
         steps.took(loss)
-    mean.into(both)
+    mean.into(transformer)
 
 
 def flow_loss(
