@@ -39,10 +39,11 @@ $(READY): $(VENV)/.torch $(BUILD_INPUTS)
 serve: $(READY)  ## run the server; options: make serve ARGS="--port 30010"
 	@exec $(BIN)/sglang serve $(ARGS)
 
-# Threads that sleep where they wait: the suite starts servers and workers side by side.
+# Threads that sleep where they wait: the suite starts servers and workers side by side. Much of it
+# is waiting for them, so two files are run at a time.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(READY)  ## the whole default suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 faults: $(READY)  ## every fault, fifty random kills
 	$(BIN)/python -m pytest tests/faults -m "slow or not slow" $(ARGS)

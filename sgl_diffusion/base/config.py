@@ -56,13 +56,13 @@ class EngineOptions:
         None, "2 computes the branches of guidance side by side; without it chosen.", least=1
     )
     text_encoder_cpu_offload: bool = option(
-        False, "Keep the text encoder in the memory of the host between prompts."
+        False, "Bring the text encoder block by block for each prompt (docs/memory.md)."
     )
-    vae_cpu_offload: bool = option(False, "Keep the VAE in the memory of the host between uses.")
+    vae_cpu_offload: bool = option(False, "The same for the VAE, in each use.")
     dit_layerwise_offload: bool = option(
-        False, "Keep the transformer in the memory of the host, and bring its blocks one by one."
+        False, "The same for the transformer, in each step: one block computes, the next comes."
     )
-    pin_cpu_memory: bool = option(False, "Pin the memory of what is kept on the host.")
+    pin_cpu_memory: bool = option(False, "Pin the memory of what is kept on the host for a GPU.")
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(

@@ -37,6 +37,17 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offloaded:
+    """A component whose blocks are away until they are needed: bytes of those, of the rest, and of
+    the buffers that the blocks are brought to."""
+
+    component: str
+    away: int
+    resident: int
+    buffers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes that one job takes beyond the loaded model.
 

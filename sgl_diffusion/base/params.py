@@ -26,7 +26,7 @@ from sgl_diffusion.base.checks import (
     within,
 )
 from sgl_diffusion.base.errors import RequestError
-from sgl_diffusion.base.footprint import Footprint
+from sgl_diffusion.base.footprint import Footprint, Offloaded
 from sgl_diffusion.base.lora import LoraUse
 
 MAX_STEPS = 200
@@ -154,8 +154,7 @@ class ModelCard:
     `edits` says what becomes of `images`: part of the condition, from `min_images` to `max_images`
     ("native"), or the one picture that denoising starts from ("image-to-image"). `masks` and
     `previews` say whether parts of a picture can be kept and steps be shown, `needs_mask` that some
-    part must. Some families count
-    guidance from 0 instead of 1: `guidance_offset` is what their scale lacks.
+    part must. Families that count guidance from 0, not from 1, lack `guidance_offset` in theirs.
     """
 
     name: str
@@ -186,6 +185,7 @@ class ModelCard:
     guidance_offset: float = 0.0
     lora_targets: tuple[str, ...] = ()  # the components that adapters can change
     adapters: tuple[str, ...] = ()  # files that came with the model; their names are nicknames
+    offload: tuple[Offloaded, ...] = ()  # components that are not in the memory as a whole
     footprint: Footprint | None = None  # what jobs take of the memory; None where nobody counted
 
     @property

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.loader.absent import Places, load_or_leave
 from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
 from sgl_diffusion.loader.rules import Rule, Rules
 from sgl_diffusion.loader.stored import stored_tensors
-from sgl_diffusion.loader.weights import load_weights
 
 _SHOWN = 8
 _EXPERT = re.compile(
@@ -37,18 +37,22 @@ def load_pretrained(
     folder = part.folder
     read_config(folder)
     files = weight_files(folder, part.variant)
+    places = None if part.absences is None else Places(files, dtype)
     try:
         # Left to itself the library keeps all files mapped until it is done.
         model, report = kind.from_pretrained(
             None,
             config=kind.config_class.from_pretrained(folder, local_files_only=True),
-            state_dict=stored_tensors(files, dtype),
+            state_dict=stored_tensors(files, dtype) if places is None else places.state,
             dtype=dtype,
             output_loading_info=True,
         )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
-    return _checked(model, report, folder, kind).to(device)
+    model = _checked(model, report, folder, kind)
+    if part.absences is not None and places is not None:
+        part.absences.add(folder.name, model, places.put_down(model, device))
+    return model.to(device)
 
 
 def load_vae(kind: type[Any], part: Component, *, dtype: torch.dtype, device: torch.device) -> Any:
@@ -60,7 +64,7 @@ def load_vae(kind: type[Any], part: Component, *, dtype: torch.dtype, device: to
             model = kind.from_config(config)
     except Exception as error:
         raise _unfit(part.folder, kind, error) from error
-    load_weights(model, part.weights, _VAE_NAMES, dtype=dtype, device=device, variant=part.variant)
+    load_or_leave(model, part, _VAE_NAMES, dtype=dtype, device=device)
     return model.requires_grad_(False)
 
 

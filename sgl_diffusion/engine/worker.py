@@ -29,7 +29,6 @@ from sgl_diffusion.engine.footprint.budget import Budget
 from sgl_diffusion.engine.footprint.usage import Usage
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
-from sgl_diffusion.engine.offload import check_offload
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
@@ -74,8 +73,6 @@ class DiffusionWorker:
         dispatch.named()
         library.absent()
         device = pick_device(self._options.device)
-        if note := check_offload(self._options, device):
-            self._outbox.loading(note)
         budget, footprint = Budget(self._options, device), None
         try:
             pipeline = self._open(self._outbox.loading)

@@ -7,9 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
+
+if TYPE_CHECKING:
+    from sgl_diffusion.loader.absent import Absences
 
 INDEX_NAME = "model_index.json"
 
@@ -19,6 +22,7 @@ class Component:
     """One folder of a repository and the class its files were written by.
 
     `variant` is the set of weights to prefer, `replaced` a file or folder that has them instead.
+    With `absences` it is loaded without its weights, and put down there.
     """
 
     folder: Path
@@ -26,6 +30,7 @@ class Component:
     class_name: str
     variant: str | None = None
     replaced: Path | None = None
+    absences: Absences | None = None
 
     @property
     def weights(self) -> Path:
@@ -58,6 +63,14 @@ class ModelIndex:
         """The same model with other weights for one component, whose config stays."""
         component = dataclasses.replace(self.component(name), replaced=weights)
         return dataclasses.replace(self, components={**self.components, name: component})
+
+    def without_weights(self, absences: Absences) -> ModelIndex:
+        """The same model, of which every component is to be loaded without its weights."""
+        components = {
+            name: dataclasses.replace(part, absences=absences)
+            for name, part in self.components.items()
+        }
+        return dataclasses.replace(self, components=components)
 
 
 def read_index(path: Path, variant: str | None = None) -> ModelIndex:

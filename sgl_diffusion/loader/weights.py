@@ -39,24 +39,31 @@ def load_weights(
     assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer has no value"
     filled = dict(module.state_dict())
     if torch.device(device).type == "cpu":
-        read_pieces([piece for copy in copies for piece in _pieces(copy, filled[copy.name])])
+        read_pieces([piece for copy in copies for piece in pieces_of(copy, filled[copy.name])])
     else:
         for batch in _batches(copies, filled):
             staged = {name: torch.empty_like(filled[name], device="cpu") for name in batch}
             taken = [copy for copy in copies if copy.name in staged]
-            read_pieces([piece for copy in taken for piece in _pieces(copy, staged[copy.name])])
+            read_pieces([piece for copy in taken for piece in pieces_of(copy, staged[copy.name])])
             for name, value in staged.items():
                 filled[name].copy_(value)
     module.eval()
 
 
-def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def precisions(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Which dtype everything gets that is to be filled."""
     keep = set(getattr(module, "KEEP_FP32", ()))
+    found = {}
     for name, old in to_fill(module).items():
         kept = torch.float32 if keep & set(name.split(".")) else dtype
-        empty = torch.empty(
-            old.shape, dtype=kept if old.is_floating_point() else old.dtype, device=device
-        )
+        found[name] = kept if old.is_floating_point() else old.dtype
+    return found
+
+
+def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    wanted = precisions(module, dtype)
+    for name, old in to_fill(module).items():
+        empty = torch.empty(old.shape, dtype=wanted[name], device=device)
         owner, _, leaf = name.rpartition(".")
         if isinstance(old, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=False)
@@ -77,7 +84,8 @@ def _batches(copies: Iterable[Copy], filled: dict[str, Tensor]) -> Iterator[list
         yield batch
 
 
-def _pieces(copy: Copy, whole: Tensor) -> Iterator[Piece]:
+def pieces_of(copy: Copy, whole: Tensor) -> Iterator[Piece]:
+    """What is read, and where to, for a copy into a tensor or some of its rows."""
     target = whole if copy.rows is None else whole[copy.rows]
     if not copy.swap:
         yield Piece(copy.file, copy.key, copy.begin, copy.dtype, target)

@@ -95,6 +95,8 @@ class TextContext:
 
 class WanTransformer(nn.Module):
     KEEP_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2")
+    # Of its blocks, what `prepare` reads before the first step.
+    BESIDE_BLOCKS = ("attn2.to_kv", "attn2.to_image_kv", "attn2.norm_k", "attn2.norm_image_k")
 
     def __init__(self, params: WanParams) -> None:
         super().__init__()

@@ -15,9 +15,9 @@ from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.params import ModelCard, SamplingDefaults
 from sgl_diffusion.components.samplers import Spacing, make_solver
+from sgl_diffusion.loader.absent import load_or_leave
 from sgl_diffusion.loader.index import ModelIndex, read_config
 from sgl_diffusion.loader.rules import Rules
-from sgl_diffusion.loader.weights import load_weights
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -52,14 +52,7 @@ class Plan:
         with torch.device("meta"):
             model = kind(params)
         part = index.component(name)
-        load_weights(
-            model,
-            part.weights,
-            rules,
-            dtype=self.dit,
-            device=self.device,
-            variant=part.variant,
-        )
+        load_or_leave(model, part, rules, dtype=self.dit, device=self.device)
         model.attention = AttentionContext.on_one_rank(self.attention)  # type: ignore[assignment]
         return model
 

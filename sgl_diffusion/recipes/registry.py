@@ -114,12 +114,11 @@ def _open(
         native = dataclasses.replace(index, pipeline=SAME_PARTS.get(index.pipeline, index.pipeline))
         reason = _not_native(native)
         if reason is None:
-            from sgl_diffusion.recipes.fit import check_fits
+            from sgl_diffusion.recipes.open_native import open_native
 
-            check_fits(native, options)
             note(f"loading {index.pipeline} with the native recipe")
             recipe = importlib.import_module(NATIVE.get(native.pipeline))
-            return recipe.open_pipeline(native, options, name)
+            return open_native(recipe.open_pipeline, native, options, name, note)
         if options.backend == "native":
             raise ConfigError(
                 f"{index.pipeline} cannot be served natively: {reason}.",
@@ -127,8 +126,10 @@ def _open(
                 param="backend",
             )
         log.info("%s goes through the diffusers fallback: %s", index.pipeline, reason)
+    from sgl_diffusion.engine.offload.take_up import refuse_offload
     from sgl_diffusion.recipes.fallback import open_fallback
 
+    refuse_offload(options, f"{index.pipeline} runs through diffusers, which keeps it whole")
     note(f"loading {index.pipeline} with diffusers")
     return open_fallback(index, options, name)
 

@@ -167,6 +167,8 @@ async def server_info(context: Context, path: ShownPath) -> dict[str, Any]:
         "tp_size": 1,
         "dp_size": context.settings.dp_size,
         "num_gpus": context.settings.num_gpus,
+        "offload": [dataclasses.asdict(part) for part in card.offload],
+        "tile_edge": 0 if card.footprint is None else card.footprint.tile_edge,
         "version": __version__,
     }
 

@@ -63,6 +63,7 @@ def native_wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
+@pytest.mark.slow
 def test_the_native_wheel_fits_every_python(native_wheel: Path) -> None:
     assert re.fullmatch(r"sgl_diffusion-[\d.]+-py3-none-linux_\w+\.whl", native_wheel.name)
     names = _names(native_wheel)
@@ -75,6 +76,7 @@ def test_the_native_wheel_fits_every_python(native_wheel: Path) -> None:
     assert all(name.endswith(".dist-info") for name in foreign), foreign
 
 
+@pytest.mark.slow
 def test_the_library_needs_no_python_openmp_or_cuda_runtime(
     native_wheel: Path, tmp_path: Path
 ) -> None:
@@ -87,6 +89,7 @@ def test_the_library_needs_no_python_openmp_or_cuda_runtime(
     assert "RUNPATH" not in listing.stdout and "RPATH" not in listing.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_library_runs(native_wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(native_wheel) as archive:
         file = archive.extract(LIBRARY, tmp_path)
@@ -104,6 +107,7 @@ def test_the_wheel_library_runs(native_wheel: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == "{('norm_modulate', 'cpu'): 1} False", done.stderr
 
 
+@pytest.mark.slow
 def test_the_cpp_selftest_passes(native_wheel: Path, tree: Path) -> None:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     ctest = shutil.which("ctest", path=path)
@@ -117,6 +121,7 @@ def test_the_cpp_selftest_passes(native_wheel: Path, tree: Path) -> None:
     assert (tree / "build" / "native" / "compile_commands.json").exists()
 
 
+@pytest.mark.slow
 def test_a_second_build_compiles_nothing(native_wheel: Path, tree: Path, tmp_path: Path) -> None:
     objects = {path: path.stat().st_mtime_ns for path in (tree / "build").rglob("*.o")}
     assert objects

@@ -20,7 +20,7 @@ SM = pytest.mark.parametrize("sm", [80, 90, 100])
 WIDTHS = (5120, 8960)
 
 
-@pytest.mark.parametrize("name", ["ops", "attention", "lora"])
+@pytest.mark.parametrize("name", ["ops", "attention", pytest.param("lora", marks=pytest.mark.slow)])
 def test_values_in_the_interpreter(name: str) -> None:
     """Triton decides at its import whether it interprets, so this takes a process of its own."""
     file = Path(__file__).with_name(f"interpreted_{name}.py")

@@ -146,6 +146,7 @@ def test_merged_and_per_request_are_the_pictures_of_diffusers(
     assert np.abs(again - base).max() <= 1.01
 
 
+@pytest.mark.slow
 def test_convolutions_and_text_encoders_of_sdxl(sdxl: Engine, tmp_path: Path) -> None:
     parts = ("unet", "text_encoder", "text_encoder_2")
     kinds = (nn.Linear, nn.Conv2d)

@@ -19,7 +19,14 @@ from sgl_diffusion.engine.pipeline import Pipeline
 
 log = get_logger(__name__)
 
-_TILES = (512, 256)  # edges that are tried where a frame cannot be decoded whole
+TILES = (512, 256)  # edges that are tried where a frame cannot be decoded whole
+
+
+def free_for_one(options: EngineOptions, device: torch.device) -> int | None:
+    """Bytes that one worker may still take; None where nobody knows."""
+    free = memory_budget(options.memory_budget, device)
+    shares = options.dp_size if device.type == "cpu" else 1  # replicas live side by side
+    return None if free is None else free // shares
 
 
 class Budget:
@@ -28,9 +35,8 @@ class Budget:
     def __init__(self, options: EngineOptions, device: torch.device) -> None:
         self._options = options
         self._device = device
-        free = memory_budget(options.memory_budget, device)
-        shares = options.dp_size if device.type == "cpu" else 1  # replicas live side by side
-        self._most = None if free is None else free // shares + taken(device)
+        free = free_for_one(options, device)
+        self._most = None if free is None else free + taken(device)
 
     def footprint(self, pipeline: Pipeline, note: Callable[[str], None]) -> Footprint | None:
         """What jobs take and have room for; None where nobody knows how much memory there is."""
@@ -38,22 +44,24 @@ class Budget:
             return None
         note("counting what requests will take of the memory")
         try:
-            counted = measure(pipeline)
+            counted = pipeline.card.footprint or measure(pipeline)
         except Exception:  # whether the model itself works is for the warm-up to find out
             log.exception("not counted: no request will be refused for its size")
             return None
         give_back()
-        room = max(self._most - taken(self._device), 0)
+        # Buffers come and go: those of all components may be there at once.
+        buffers = sum(part.buffers for part in pipeline.card.offload)
+        room = max(self._most - taken(self._device) - buffers, 0)
         edge = self._options.vae_tile_size
         footprint = dataclasses.replace(counted, room=room, tile_edge=edge)
         # What is asked here comes with no picture.
         card = dataclasses.replace(pipeline.card, min_images=0)
         if self._options.memory_budget is not None and not edge:
-            footprint = _tiled(footprint, _usual(card), note)
+            footprint = _tiled(footprint, usual_request(card), note)
         card = dataclasses.replace(card, footprint=footprint)
         _check_smallest(card)
         try:
-            check_memory(card, _usual(card))
+            check_memory(card, usual_request(card))
         except RequestError as error:
             log.warning("requests that name no size will be refused: %s", error)
         return footprint
@@ -63,7 +71,7 @@ def _tiled(footprint: Footprint, usual: ResolvedParams, note: Callable[[str], No
     """With tiles, if only with them a request that names no size fits."""
     if footprint.job_bytes(usual) <= footprint.room:
         return footprint
-    for edge in _TILES:
+    for edge in TILES:
         tiled = dataclasses.replace(footprint, tile_edge=edge)
         if tiled.job_bytes(usual) <= footprint.room:
             note(f"frames are decoded in tiles of {edge} pixels: whole they exceed the budget")
@@ -72,9 +80,8 @@ def _tiled(footprint: Footprint, usual: ResolvedParams, note: Callable[[str], No
 
 
 def _check_smallest(card: ModelCard) -> None:
-    edge, footprint = card.size_multiple, card.footprint
+    footprint, least = card.footprint, smallest_request(card)
     assert footprint is not None
-    least = dataclasses.replace(_usual(card), width=edge, height=edge, num_frames=1)
     if footprint.job_bytes(least) > footprint.room:
         raise OutOfMemoryError(
             f"The model is loaded, and {footprint.room / 1e9:.2f} GB are left for requests: the "
@@ -83,7 +90,12 @@ def _check_smallest(card: ModelCard) -> None:
         )
 
 
-def _usual(card: ModelCard) -> ResolvedParams:
+def usual_request(card: ModelCard) -> ResolvedParams:
     """A request that says nothing but its prompt."""
     plain = dataclasses.replace(card, footprint=None)
     return plain.resolve(SamplingParams(prompt="a"), video=card.makes_video)
+
+
+def smallest_request(card: ModelCard) -> ResolvedParams:
+    edge = card.size_multiple
+    return dataclasses.replace(usual_request(card), width=edge, height=edge, num_frames=1)

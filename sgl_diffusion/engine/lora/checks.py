@@ -8,6 +8,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.engine.lora.fit import Fitted, listing
 from sgl_diffusion.engine.lora.state import Mode
 from sgl_diffusion.engine.pipeline import Adaptable
+from sgl_diffusion.loader.absent import is_absent
 
 
 def check_target(target: str, components: Collection[str]) -> None:
@@ -68,6 +69,8 @@ def check_applicable(fitted: Fitted, param: str, hint: str) -> None:
 
 def _not_mergeable(components: Mapping[str, Adaptable]) -> str:
     for name, adaptable in components.items():
+        if is_absent(adaptable.module):  # what is brought again would not be what was merged
+            return f"the weights of {name} are away until they are needed (offload)"
         for parameter in adaptable.module.parameters():
             if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
                 return f"the weights of {name} are {parameter.dtype}"

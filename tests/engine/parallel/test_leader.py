@@ -42,7 +42,9 @@ WISHES = {
 }
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 2, 2), Layout(2, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(Layout(1, 2, 2), marks=pytest.mark.slow), Layout(2, 1, 2)], ids=str
+)
 def test_latents_are_those_of_one_rank(
     four_ranks: Ranks, tiny_wan_a: Path, tmp_path: Path, layout: Layout
 ) -> None:

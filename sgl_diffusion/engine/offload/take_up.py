@@ -1,0 +1,124 @@
+"""Puts a model into use that was loaded without its weights: some come now, some when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import torch
+from torch import nn
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.footprint import Offloaded
+from sgl_diffusion.engine.offload.ring import Ring
+from sgl_diffusion.engine.offload.tiers import Carrier, Copier, FromHost, Reader, from_checkpoint
+from sgl_diffusion.engine.offload.units import Place, Split, Unit, split
+from sgl_diffusion.loader.absent import Absences, AbsentModule
+
+TRANSFORMER = "transformer"  # how the names of those begin
+
+# By how the names of components begin: the option that keeps them away.
+OPTIONS = {
+    TRANSFORMER: "dit_layerwise_offload",
+    "text_encoder": "text_encoder_cpu_offload",
+    "image_encoder": "text_encoder_cpu_offload",
+    "vae": "vae_cpu_offload",
+}
+
+
+def option_of(component: str) -> str | None:
+    """None for what has no weights, or none that could be away."""
+    return next((OPTIONS[start] for start in OPTIONS if component.startswith(start)), None)
+
+
+def asked(options: EngineOptions) -> tuple[str, ...]:
+    """The offloads that the operator names."""
+    return tuple(name for name in dict.fromkeys(OPTIONS.values()) if getattr(options, name))
+
+
+def flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def refuse_offload(options: EngineOptions, why: str) -> None:
+    """For what cannot do it: an option that is given is followed or refused."""
+    if names := asked(options):
+        raise ConfigError(
+            f"{flags(names)}: {why}.", hint="Leave these options out.", param=names[0]
+        )
+
+
+def take_up(
+    absences: Absences, away: Collection[str], device: torch.device, *, pinned: bool
+) -> tuple[Offloaded, ...]:
+    """Bring the weights of all components but those in `away`, whose blocks come one by one."""
+    found = []
+    for absent in absences.modules:
+        if absent.name in away:
+            found.append(_offload(absent, device, pinned=pinned))
+        else:
+            _bring_all(absent, device)
+    return tuple(found)
+
+
+def described(absent: AbsentModule) -> Offloaded:
+    """What its offload would do."""
+    return _described(absent.name, split(absent))
+
+
+def _described(name: str, parts: Split) -> Offloaded:
+    return Offloaded(
+        component=name, away=parts.away, resident=parts.resident, buffers=parts.buffers
+    )
+
+
+def _bring_all(absent: AbsentModule, device: torch.device) -> None:
+    parts = split(absent)
+    _fill_in(parts.rest, device)
+    for ring in parts.rings:
+        for unit in ring:
+            _fill_in(unit.places, device)
+
+
+def _offload(absent: AbsentModule, device: torch.device, *, pinned: bool) -> Offloaded:
+    parts = split(absent)
+    _fill_in(parts.rest, device)
+    keep = absent.name.startswith(TRANSFORMER)
+    carrier = _carrier(parts, device, pinned=pinned)
+    for number, units in enumerate(parts.rings):
+        ring = Ring(units, carrier, keep=keep)
+        if number == 0:
+            for module in _around(absent.module, units):
+                ring.watch(module)
+    return _described(absent.name, parts)
+
+
+def _carrier(parts: Split, device: torch.device, *, pinned: bool) -> Carrier:
+    if device.type == "cpu":
+        return Reader(from_checkpoint)
+    host = FromHost(pinned=pinned)
+    for ring in parts.rings:
+        for unit in ring:
+            host.take(unit)
+    return Copier(host, device)
+
+
+def _around(module: nn.Module, units: Iterable[Unit]) -> Iterator[nn.Module]:
+    """The modules that hold some of the units."""
+    inside = {id(unit.module) for unit in units}
+    for each in module.modules():
+        held = any(id(inner) in inside for inner in each.modules())
+        if held and id(each) not in inside and not isinstance(each, nn.ModuleList):
+            yield each
+
+
+def _fill_in(places: Iterable[Place], device: torch.device) -> None:
+    """Read parameters; those that layers share stay shared."""
+    made: dict[int, nn.Parameter] = {}
+    for place in places:
+        absent = place.parameter
+        if id(absent) not in made:
+            value = torch.empty(absent.shape, dtype=absent.dtype)
+            place.home.read(value)
+            made[id(absent)] = nn.Parameter(value.to(device), requires_grad=False)
+        place.owner._parameters[place.leaf] = made[id(absent)]
