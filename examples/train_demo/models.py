@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from examples.train_demo.edges import see_edges
 from examples.train_demo.scenes import VOCABULARY
 
 TEXT_WIDTH = 128
@@ -101,6 +102,7 @@ def make_transformer() -> Any:
             torch.nn.init.constant_(norm.weight, 2.0)
     for bias in silent:
         torch.nn.init.zeros_(bias)
+    see_edges(transformer)
     return transformer
 
 
