@@ -1,7 +1,8 @@
 """Scenes the small model learns from: one coloured shape on a plain background, still or moving.
 
-A scene is a few words (`Scene`), a sentence about it (`caption`) and its picture (`draw`). What a
-sentence leaves out was chosen by chance, so the model learns to choose, too.
+A scene is a few words (`Scene`), a sentence about it (`sentence`) and its pictures. Without a word
+of them a shape is of medium size and in the centre; a colour that is left out was chosen by chance,
+so the model learns to choose, too.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ PLACES = {
 _CENTER_WORDS = ("in the center", "in the middle", "at the center")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _MOVE_WORDS = ("moving", "moving", "going", "sliding", "drifting", "flying")
-SPEED = 0.03  # of the shorter side, a frame
-_REACH = 0.24
+SPEED = 1 / 32  # of the shorter side, a frame
+REACH = 0.25
 
 _STAR = tuple(
     (r * math.sin(k * math.pi / 5), -r * math.cos(k * math.pi / 5))
@@ -118,7 +119,7 @@ def sentence(scene: Scene, chance: random.Random | None = None) -> str:
     if chance is None:
         return _plain(scene)
     words = [chance.choice(("a", "a", "a", "the", "one", ""))]
-    if chance.random() < 0.75:
+    if scene.size != "medium" or chance.random() < 0.4:
         words.append(chance.choice(_SIZE_WORDS[scene.size]))
     if chance.random() < 0.95:
         words.append(scene.colour)
@@ -126,7 +127,7 @@ def sentence(scene: Scene, chance: random.Random | None = None) -> str:
     if scene.motion is not None:
         to = chance.choice(("", "", "to the " if scene.motion in ("left", "right") else ""))
         words.append(f"{chance.choice(_MOVE_WORDS)} {to}{scene.motion}")
-    elif chance.random() < 0.75:
+    elif scene.place != "center" or chance.random() < 0.6:
         words.append(_placed(scene.place, chance))
     behind = f"{chance.choice(('a', 'a', 'the', ''))} {scene.background} background"
     what, end = " ".join(words), chance.random()
@@ -223,7 +224,7 @@ def middles(scene: Scene, width: int, height: int, frames: int) -> list[tuple[fl
     side = min(width, height)
     if scene.motion is None:
         across, along = PLACES[scene.place]
-        return [(across * _REACH * width / side, along * _REACH * height / side)] * frames
+        return [(across * REACH * width / side, along * REACH * height / side)] * frames
     across, along = MOTIONS[scene.motion]
     steps = [SPEED * (frame - (frames - 1) / 2) for frame in range(frames)]
     return [(across * step, along * step) for step in steps]

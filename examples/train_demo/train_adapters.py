@@ -17,7 +17,8 @@ from examples.train_demo.train_dit import flow_loss
 
 STYLES = ("outline", "night")
 _RANK = 4
-_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+# Of all blocks that learned: the first two measure places.
+_LAYERS = r".*blocks\.[2-9]\.(attn\d\.(to_q|to_k|to_v|to_out\.0)|ffn\.net\.(0\.proj|2))"
 
 
 def train_adapter(
