@@ -1,6 +1,7 @@
 """Chats and speech of many clients, beside transformers' `generate` behind FastAPI.
 
-    python benchmarks/bench_omni.py [--rounds 2] [--models tiny,middle] [--clients 1,4,16] [--save]
+    python benchmarks/bench_omni.py [--rounds 2] [--models tiny,middle] [--clients 1,4,16]
+        [--what text,speech] [--save]
 
 Both servers get the same greedy requests of the same random model in turns, streamed, at 1, 4 and
 16 clients at a time. Text: tokens a second, first token and time between tokens. Speech: seconds of
@@ -156,12 +157,15 @@ def summary(answers: list[Seen], wall: float, *, speech: bool) -> Row:
     }
 
 
-def measure(name: str, folder: Path, clients_of: list[int], rounds: int) -> list[Row]:
+def measure(
+    name: str, folder: Path, clients_of: list[int], whats: list[str], rounds: int
+) -> list[Row]:
     model = ("--model-path", str(folder))
     ours = ("-m", "sgl_diffusion.cli.omni", "serve", "--port", "0", *model)
     rows = []
     with serving(*ours) as mine, serving("benchmarks/plain_omni.py", *model) as plain:
-        for speech in (False, True):
+        for what in whats:
+            speech = what == "speech"
             for url in (mine, plain):  # warm
                 asyncio.run(load(url, 2, speech=speech))
             for clients in clients_of:
@@ -170,7 +174,6 @@ def measure(name: str, folder: Path, clients_of: list[int], rounds: int) -> list
                     for server, url in (("ours", mine), ("plain", plain)):
                         answers, wall = asyncio.run(load(url, clients, speech=speech))
                         found[server].append(summary(answers, wall, speech=speech))
-                what = "speech" if speech else "text"
                 row: Row = {"model": name, "what": what, "clients": clients}
                 for server, each in found.items():
                     row[server] = {
@@ -200,6 +203,7 @@ def main() -> None:
     parser.add_argument("--models", default="tiny,middle")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
     parser.add_argument("--clients", default="1,4,16")
+    parser.add_argument("--what", default="text,speech")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the servers with it
     clients = [int(count) for count in options.clients.split(",")]
@@ -209,7 +213,7 @@ def main() -> None:
         for name in options.models.split(","):
             width, layers = MODELS[name]
             path = build_qwen3(Path(folder) / name, width=width, layers=layers)
-            rows += measure(name, path, clients, options.rounds)
+            rows += measure(name, path, clients, options.what.split(","), options.rounds)
     # Both servers are other processes, too: on an idle machine it is about the number of cores.
     facts["cores_of_other_processes"] = busy.cores()
     print(", ".join(f"{key} {value}" for key, value in facts.items()))

@@ -19,45 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import avg_pool2d
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import RESULTS, Busy, machine
 from sgl_diffusion import DiffGenerator
+from sgl_diffusion.bench.quality import PROMPTS, psnr, ssim
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4)
-PROMPTS = (
-    "a red circle on a blue background",
-    "a small green square moving to the right on a white background",
-    "a red fox in the snow, early morning",
-    "a city street at night, neon signs in the rain",
-)
-_WINDOW = 7
-
-
-def psnr(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    """In dB, of values up to 255; 99 where nothing differs."""
-    error = float(((ours.astype(np.float64) - theirs) ** 2).mean())
-    return 99.0 if error == 0 else min(99.0, 10 * float(np.log10(255**2 / error)))
-
-
-def ssim(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    """Structural similarity of uint8 frames [F, H, W, 3], over windows of seven pixels."""
-    a, b = (torch.from_numpy(x.astype(np.float32)).permute(0, 3, 1, 2) for x in (ours, theirs))
-
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return avg_pool2d(x, _WINDOW, stride=1)
-
-    mean_a, mean_b = mean(a), mean(b)
-    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
-    both = mean(a * b) - mean_a * mean_b
-    one, two = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    index = (2 * mean_a * mean_b + one) * (2 * both + two)
-    index /= (mean_a**2 + mean_b**2 + one) * (var_a + var_b + two)
-    return float(index.mean())
 
 
 def draw(generator: DiffGenerator, prompt: str, **wish: Any) -> tuple[NDArray[Any], float, float]:

@@ -1,4 +1,4 @@
-"""The part of the GPU check that goes through a server: a picture, against diffusers' own."""
+"""The part of the GPU check that goes through a server: pictures, against diffusers' own."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,43 +29,122 @@ PROMPT, SEED, SIDE, STEPS = "a red cat on the beach", 11, 128, 4
 START_SECONDS = 240.0
 
 
-def e2e(device: str = "cuda") -> list[Row]:
-    """A picture of a small checkpoint, served with the native kernels, against diffusers' own.
+@dataclass(frozen=True)
+class Model:
+    """A small checkpoint with heads of 128 channels, and how diffusers makes a picture of it."""
 
-    On a GPU both run in bf16 and diffusers in fp32 says what is right; random weights make much of
-    every rounding, so ours may be as far from it as diffusers' bf16 is, and a little more.
-    """
+    name: str
+    build: Callable[[Path], Path]
+    pipeline: str
+    call: Mapping[str, Any]
+
+
+def _build_wan(path: Path) -> Path:
     from tests.checkpoints.random_wan import build_tiny_wan
 
+    return build_tiny_wan(path, heads=2, head_dim=128)
+
+
+def _build_flux(path: Path) -> Path:
+    from tests.checkpoints.tiny_flux import build
+
+    return build(path, heads=2, head_dim=128, axes=(16, 56, 56))
+
+
+MODELS = (
+    Model(
+        "wan",
+        _build_wan,
+        "WanPipeline",
+        {"negative_prompt": "", "num_frames": 1, "guidance_scale": 5.0},
+    ),
+    Model("flux", _build_flux, "FluxPipeline", {"guidance_scale": 3.5}),
+)
+
+
+def e2e(device: str = "cuda") -> list[Row]:
+    """A picture of each small checkpoint with an adapter merged, against diffusers' own; on a GPU
+    with the native kernels, and in CUDA graphs.
+
+    There both run in bf16 and diffusers in fp32 says what is right; random weights make much of
+    every rounding, so ours may be as far from it as diffusers' bf16 is, and a little more.
+    """
+    return [row for model in MODELS for row in _case(model, device)]
+
+
+def _case(model: Model, device: str) -> list[Row]:
     on_gpu = device == "cuda"
     flags = ["--device", device, "--dit-precision", "bf16" if on_gpu else "fp32"]
     flags += ["--text-encoder-precision", "fp32", "--vae-precision", "fp32"]
     environment = {}
     if on_gpu:
-        flags += ["--attention-backend", "native"]
+        flags += ["--attention-backend", "native", "--cuda-graphs", "on"]
         environment["SGLD_OPS"] = ",".join(f"{op}={name}" for op, name in NAMED.items())
     with tempfile.TemporaryDirectory() as folder:
-        path = build_tiny_wan(Path(folder) / "tiny", heads=2, head_dim=64)
+        path = model.build(Path(folder) / "tiny")
+        adapter = _adapter(path, Path(folder) / "adapter.safetensors")
+        flags += ["--lora-path", str(adapter), "--lora-merge-mode", "merge"]
         start = time.perf_counter()
         with _server(path, Path(folder) / "data", flags, environment) as url:
             ready = time.perf_counter() - start
-            picture = _picture(url)
-            again = _picture(url)
-        want = _diffusers(path, device, torch.float32)
-        theirs = _diffusers(path, device, torch.bfloat16) if on_gpu else want
-    ours, limit = psnr(picture, want), psnr(theirs, want) - 3 if on_gpu else 45.0
-    same = bool((picture == again).all())
-    good = ours >= limit and same
+            pictures = [_picture(url) for _ in range(3)]
+            replays = _sample(url, "sgld_graph_replays_total")
+        want = _diffusers(model, path, adapter, device, torch.float32)
+        theirs = _diffusers(model, path, adapter, device, torch.bfloat16) if on_gpu else want
+        plain = _diffusers(model, path, None, device, torch.float32)
+    ours, limit = psnr(pictures[0], want), psnr(theirs, want) - 3 if on_gpu else 45.0
+    same = all(bool((other == pictures[0]).all()) for other in pictures)
+    good = ours >= limit > psnr(plain, want) and same and (replays > 0) == on_gpu
     return [
-        {"step": "serve", "seconds": ready, "result": "ready"},
+        {"step": f"serve {model.name}", "seconds": ready, "result": "ready"},
         {
-            "step": "picture",
+            "step": f"picture of {model.name}",
             "psnr": ours,
             "least": limit,
+            "without the adapter": psnr(plain, want),
             "same seed, same picture": same,
+            "graph replays": replays,
             "result": "passed" if good else "FAILED: the picture is not that of diffusers",
         },
     ]
+
+
+def _adapter(path: Path, file: Path) -> Path:
+    """A low-rank change of the attention's queries, in the names of diffusers."""
+    from safetensors.torch import load_file, save_file
+
+    generator, tensors = torch.Generator().manual_seed(3), {}
+    for part in sorted((path / "transformer").glob("*.safetensors")):
+        for name, weight in load_file(part).items():
+            if name.endswith("to_q.weight"):
+                layer, (out, width) = name.removesuffix(".weight"), weight.shape
+                down = torch.randn(4, width, generator=generator) / width**0.5
+                tensors[f"transformer.{layer}.lora_A.weight"] = down
+                up = 0.5 * torch.randn(out, 4, generator=generator)
+                tensors[f"transformer.{layer}.lora_B.weight"] = up
+    assert tensors, f"{path} has no attention"
+    save_file(tensors, file)
+    return file
+
+
+def _merge(transformer: Any, file: Path) -> None:
+    """The adapter into the weights of diffusers, without PEFT."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    for name, down in tensors.items():
+        if ".lora_A." in name:
+            layer = name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+            up = tensors[name.replace("lora_A", "lora_B")]
+            weight = transformer.get_submodule(layer).weight.data
+            weight.copy_((weight.float().cpu() + up @ down).to(weight.dtype))
+
+
+def _sample(url: str, name: str) -> float:
+    """The sum of a counter of /metrics."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
 def psnr(got: np.ndarray, want: np.ndarray) -> float:
@@ -134,22 +215,25 @@ def _picture(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
 
 
-def _diffusers(path: Path, device: str, dtype: torch.dtype) -> np.ndarray:
+def _diffusers(
+    model: Model, path: Path, adapter: Path | None, device: str, dtype: torch.dtype
+) -> np.ndarray:
     """The same picture by diffusers, its transformer in `dtype`."""
-    from diffusers import WanPipeline
+    import diffusers
 
     types = {"transformer": dtype, "default": torch.float32}
-    pipe = WanPipeline.from_pretrained(path, dtype=types).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    frames = pipe(
+    pipe = getattr(diffusers, model.pipeline).from_pretrained(path, dtype=types)
+    if adapter is not None:
+        _merge(pipe.transformer, adapter)
+    pipe.to(device).set_progress_bar_config(disable=True)
+    output = pipe(
         PROMPT,
-        negative_prompt="",
         width=SIDE,
         height=SIDE,
-        num_frames=1,
         num_inference_steps=STEPS,
-        guidance_scale=5.0,
         generator=torch.Generator().manual_seed(SEED),
         output_type="np",
-    ).frames[0]
-    return np.asarray((frames[0] * 255).round(), dtype=np.uint8)
+        **model.call,
+    )
+    frame = output.frames[0][0] if hasattr(output, "frames") else output.images[0]
+    return np.asarray((frame * 255).round(), dtype=np.uint8)

@@ -16,6 +16,7 @@ namespace sgld {
 namespace {
 
 constexpr int64_t kSampledPanels = 8;
+constexpr int64_t kCheckedNumbers = int64_t{1} << 15;  // that are looked at as one task
 
 struct Matrix {
   char* weight = nullptr;
@@ -84,20 +85,34 @@ std::vector<Matrix> bind(const char* op, const Tensors& weights, const Tensors& 
 
 // Before the first weight changes: an update that is not finite could not be told from a wrong one.
 void check_finite(const char* op, const std::vector<Matrix>& matrices) {
+  // Some rows of a factor. Parts are about equal, so that no thread waits long for another.
   struct Part {
-    const LoraAdapter* adapter;
-    int64_t matrix, cols;
+    const char* data;
+    DType dtype;
+    int64_t stride, rows, cols, matrix;
   };
   std::vector<Part> parts;
-  for (size_t i = 0; i < matrices.size(); ++i)
-    for (const LoraAdapter& adapter : matrices[i].adapters)
-      parts.push_back({&adapter, static_cast<int64_t>(i), matrices[i].cols});
   std::atomic<int64_t> bad{-1};
+  const auto cut = [&parts](const void* data, DType dtype, int64_t stride, int64_t rows,
+                            int64_t cols, int64_t matrix) {
+    const int64_t step = std::max<int64_t>(kCheckedNumbers / std::max<int64_t>(cols, 1), 1);
+    for (int64_t row = 0; row < rows; row += step)
+      parts.push_back({static_cast<const char*>(data) + row * stride * size_of(dtype), dtype,
+                       stride, std::min(step, rows - row), cols, matrix});
+  };
+  for (size_t i = 0; i < matrices.size(); ++i)
+    for (const LoraAdapter& a : matrices[i].adapters) {
+      const auto matrix = static_cast<int64_t>(i);
+      if (!std::isfinite(a.scale)) bad = matrix;
+      cut(a.down, a.down_dtype, a.down_stride, a.rank, matrices[i].cols, matrix);
+      cut(a.up, a.up_dtype, a.up_stride, a.rows, a.rank, matrix);
+    }
   const auto count = static_cast<int64_t>(parts.size());
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      if (!std::isfinite(parts[i].adapter->scale) || !all_finite(*parts[i].adapter, parts[i].cols))
-        bad = parts[i].matrix;
+    for (int64_t i = begin; i < end; ++i) {
+      const Part& p = parts[i];
+      if (!rows_finite(p.data, p.dtype, p.stride, p.rows, p.cols)) bad = p.matrix;
+    }
   });
   if (bad >= 0) fail(op, "an adapter of weight ", bad.load(), " is not finite");
 }
@@ -116,7 +131,7 @@ class Packer {
     };
     std::vector<std::pair<int64_t, int64_t>> offsets;
     for (const LoraAdapter& a : m.adapters) {
-      factors_.push_back(plan_factor(a, kernels));
+      factors_.push_back(plan_factor(a, kernels, m.rows));
       const int64_t down = take(down_bytes(factors_.back(), m.cols));
       offsets.emplace_back(down, take(up_bytes(factors_.back())));
     }
@@ -126,10 +141,11 @@ class Packer {
       LoraFactor& f = factors_[i];
       char *down = memory_.get() + offsets[i].first, *up = memory_.get() + offsets[i].second;
       f.down = down;
-      f.up = up;
       torch::stable::parallel_for(0, m.groups(), 16, [&](int64_t begin, int64_t end) {
         pack_down(a, f, m.cols, split, begin, end, down);
       });
+      if (f.up) continue;
+      f.up = up;
       const int64_t rows = (f.block_end - f.block_begin) * kLoraRows;
       torch::stable::parallel_for(
           0, rows, 512, [&](int64_t begin, int64_t end) { pack_up(a, f, begin, end, up); });

@@ -24,8 +24,8 @@ struct Amx {
   static void add(const LoraFactor& f, const LoraRows& r, int64_t group_begin, int64_t group_end,
                   LoraTurn turn, float* out) {
     if (!f.pairs) return Vectors::add(f, r, group_begin, group_end, turn, out);
-    const int64_t stride = f.rank * static_cast<int64_t>(sizeof(bf16));
-    const bf16* up = static_cast<const bf16*>(f.up) + packed_row(f, r) * f.rank;
+    const int64_t stride = f.up_stride * static_cast<int64_t>(sizeof(bf16));
+    const bf16* up = static_cast<const bf16*>(f.up) + packed_row(f, r) * f.up_stride;
     const __m512 scale = _mm512_set1_ps(f.scale);
     for (int64_t group = group_begin; group < group_end; ++group, out += kLoraGroup) {
       const bf16* down = static_cast<const bf16*>(f.down) + group * f.rank * kLoraGroup;

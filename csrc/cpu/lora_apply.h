@@ -75,6 +75,7 @@ struct LoraApply {
   static void product(LoraFactor f, const float* left, int64_t columns, int64_t count, F each) {
     alignas(64) float panel[kLoraRows * kLoraPanel];
     f.up = left;
+    f.up_stride = f.rank;
     const LoraBlock block;
     for (int64_t column = 0; column < columns; column += kLoraPanel) {
       const int64_t most = columns - column < kLoraPanel ? columns - column : kLoraPanel;

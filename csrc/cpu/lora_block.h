@@ -81,8 +81,8 @@ struct LoraChains {
       V even[R][2], odd[R][2];
       for (int r = 0; r < R; ++r) even[r][0] = even[r][1] = odd[r][0] = odd[r][1] = V::set(0.0f);
       for (int64_t k = begin; k < end; k += 2) {
-        step<R>(up + k, f.rank, down + k * kLoraGroup, even);
-        step<R>(up + k + 1, f.rank, down + (k + 1) * kLoraGroup, odd);
+        step<R>(up + k, f.up_stride, down + k * kLoraGroup, even);
+        step<R>(up + k + 1, f.up_stride, down + (k + 1) * kLoraGroup, odd);
       }
       for (int r = 0; r < R; ++r)
         for (int v = 0; v < 2; ++v) sum[r][v] = sum[r][v] + (even[r][v] + odd[r][v]);
@@ -112,16 +112,16 @@ struct LoraChains {
 
   static void add(const LoraFactor& f, const LoraRows& r, int64_t group_begin, int64_t group_end,
                   LoraTurn turn, float* out) {
-    const float* up = static_cast<const float*>(f.up) + packed_row(f, r) * f.rank;
+    const float* up = static_cast<const float*>(f.up) + packed_row(f, r) * f.up_stride;
     for (int64_t group = group_begin; group < group_end; ++group)
       for (int64_t c = 0; c < kLoraGroup; c += kWidth) {
         const float* down = static_cast<const float*>(f.down) + group * f.rank * kLoraGroup + c;
         float* to = out + (group - group_begin) * kLoraGroup + c;
         int64_t row = 0;
         for (; row + kHeld <= r.count; row += kHeld)
-          tile<kHeld>(f, up + row * f.rank, down, turn, to + row * kLoraPanel);
+          tile<kHeld>(f, up + row * f.up_stride, down, turn, to + row * kLoraPanel);
         for (; row < r.count; ++row)
-          tile<1>(f, up + row * f.rank, down, turn, to + row * kLoraPanel);
+          tile<1>(f, up + row * f.up_stride, down, turn, to + row * kLoraPanel);
       }
   }
 };

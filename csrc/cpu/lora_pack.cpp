@@ -1,5 +1,7 @@
 #include "lora_pack.h"
 
+#include <algorithm>
+
 #include "lora_codes.h"
 
 namespace sgld {
@@ -17,12 +19,14 @@ void with_type(DType dtype, F f) {
   }
 }
 
-// No early end, so that the compiler can take many at a time.
+// What is not finite has all bits of the exponent: one more carries into the sign. No early end, so that the compiler
+// can take many at a time.
 template <class U>
 bool finite_row(const U* bits, int64_t n, U exponent) {
+  const U one = exponent & -exponent;
   U found = 0;
-  for (int64_t i = 0; i < n; ++i) found |= (bits[i] & exponent) == exponent;
-  return found == 0;
+  for (int64_t i = 0; i < n; ++i) found |= static_cast<U>((bits[i] & exponent) + one);
+  return found >> (8 * sizeof(U) - 1) == 0;
 }
 
 bool finite_row(const void* row, DType dtype, int64_t n) {
@@ -32,27 +36,20 @@ bool finite_row(const void* row, DType dtype, int64_t n) {
   return finite_row(static_cast<const uint16_t*>(row), n, exponent);
 }
 
-bool finite_rows(const void* data, DType dtype, int64_t stride, int64_t rows, int64_t n) {
-  const char* row = static_cast<const char*>(data);
-  for (int64_t i = 0; i < rows; ++i, row += stride * size_of(dtype))
-    if (!finite_row(row, dtype, n)) return false;
-  return true;
-}
-
 // The column of a group that is at place j.
 int column_at(int j, bool split) {
   constexpr int half = kLoraGroup / 2;
   return split ? j % half * 2 + j / half : j;
 }
 
-// Two ranks of a group of bf16 columns, interleaved.
+// Two ranks of a group of bf16 columns, interleaved; null: one that the adapter does not have.
 void pack_pair(const bf16* first, const bf16* second, int64_t width, bool split, int64_t rank,
                uint32_t* out) {
   uint32_t* halves[2] = {out, out + rank / 2 * 16};
-  if (split && width == kLoraGroup) {
-    uint32_t a[16], b[16] = {};
+  if (split && second && width == kLoraGroup) {
+    uint32_t a[16], b[16];
     std::memcpy(a, first, sizeof a);
-    if (second) std::memcpy(b, second, sizeof b);
+    std::memcpy(b, second, sizeof b);
     for (int j = 0; j < 16; ++j) {
       halves[0][j] = (a[j] & 0xffffu) | b[j] << 16;
       halves[1][j] = a[j] >> 16 | (b[j] & 0xffff0000u);
@@ -61,7 +58,7 @@ void pack_pair(const bf16* first, const bf16* second, int64_t width, bool split,
   }
   for (int j = 0; j < kLoraGroup; ++j) {
     const int c = column_at(j, split);
-    const uint32_t low = c < width ? first[c].bits : 0;
+    const uint32_t low = c < width && first ? first[c].bits : 0;
     const uint32_t high = c < width && second ? second[c].bits : 0;
     halves[j / 16][j % 16] = low | high << 16;
   }
@@ -84,20 +81,55 @@ void widen_group(const T* row, int64_t width, bool split, float* out) {
   }
 }
 
-}  // namespace
-
-bool all_finite(const LoraAdapter& a, int64_t cols) {
-  return finite_rows(a.down, a.down_dtype, a.down_stride, a.rank, cols) &&
-         finite_rows(a.up, a.up_dtype, a.up_stride, a.rows, a.rank);
+// Groups of bf16 pairs. Some groups at a time, so that whole lines of the cache are read one after another; rows lie
+// far apart, so those that follow are fetched.
+void pack_pairs(const LoraAdapter& a, const LoraFactor& f, int64_t cols, bool split,
+                int64_t group_begin, int64_t group_end, uint32_t* out) {
+  constexpr int64_t kAtOnce = 4, kAhead = 8;
+  const bf16* down = static_cast<const bf16*>(a.down);
+  for (int64_t begin = group_begin; begin < group_end; begin += kAtOnce) {
+    const int64_t end = std::min(begin + kAtOnce, group_end);
+    for (int64_t k = 0; k < f.rank; k += 2)
+      for (int64_t group = begin; group < end; ++group) {
+        uint32_t* to = out + group * f.rank * (kLoraGroup / 2) + k / 2 * 16;
+        const int64_t width = std::min(cols - group * kLoraGroup, kLoraGroup);
+        const bf16* first = down + k * a.down_stride + group * kLoraGroup;
+        if (k + kAhead + 1 < a.rank) {
+          __builtin_prefetch(first + kAhead * a.down_stride);
+          __builtin_prefetch(first + (kAhead + 1) * a.down_stride);
+        }
+        const bf16* second = k + 1 < a.rank ? first + a.down_stride : nullptr;
+        pack_pair(k < a.rank ? first : nullptr, second, width, split, f.rank, to);
+      }
+  }
 }
 
-LoraFactor plan_factor(const LoraAdapter& a, const LoraKernels& kernels) {
+}  // namespace
+
+bool rows_finite(const void* data, DType dtype, int64_t stride, int64_t rows, int64_t n) {
+  const char* row = static_cast<const char*>(data);
+  for (int64_t i = 0; i < rows; ++i, row += stride * size_of(dtype))
+    if (!finite_row(row, dtype, n)) return false;
+  return true;
+}
+
+LoraFactor plan_factor(const LoraAdapter& a, const LoraKernels& kernels, int64_t rows) {
   LoraFactor f;
   f.block_begin = a.start / kLoraRows;
   f.block_end = ceil_div(a.start + a.rows, kLoraRows);
   f.pairs = kernels.pairs && a.down_dtype == DType::bf16 && a.up_dtype == DType::bf16;
   f.rank = f.pairs ? ceil_div(a.rank, kLoraChain) * kLoraChain : ceil_div(a.rank, 2) * 2;
   f.scale = a.scale;
+  f.up_stride = f.rank;
+  // Whole tiles of the adapter's own numbers, each row of which is a line of the cache.
+  const int64_t end = a.start + a.rows;
+  const bool whole = a.start % kLoraRows == 0 && a.rows % kLoraTileRows == 0 &&
+                     (end % kLoraRows == 0 || end == rows);
+  const bool aligned = reinterpret_cast<uintptr_t>(a.up) % 64 == 0 && a.up_stride % 32 == 0;
+  if (f.pairs && f.rank == a.rank && whole && aligned) {
+    f.up = a.up;
+    f.up_stride = a.up_stride;
+  }
   return f;
 }
 
@@ -106,29 +138,19 @@ int64_t down_bytes(const LoraFactor& f, int64_t cols) {
 }
 
 int64_t up_bytes(const LoraFactor& f) {
-  return (f.block_end - f.block_begin) * kLoraRows * f.rank * (f.pairs ? 2 : 4);
+  return f.up ? 0 : (f.block_end - f.block_begin) * kLoraRows * f.rank * (f.pairs ? 2 : 4);
 }
 
 void pack_down(const LoraAdapter& a, const LoraFactor& f, int64_t cols, bool split,
                int64_t group_begin, int64_t group_end, void* out) {
+  if (f.pairs)
+    return pack_pairs(a, f, cols, split, group_begin, group_end, static_cast<uint32_t*>(out));
   with_type(a.down_dtype, [&](auto type) {
     using T = decltype(type);
     for (int64_t group = group_begin; group < group_end; ++group) {
       const int64_t left = cols - group * kLoraGroup;
       const int64_t width = left < kLoraGroup ? left : kLoraGroup;
       const T* column = static_cast<const T*>(a.down) + group * kLoraGroup;
-      if constexpr (sizeof(T) == 2) {
-        if (f.pairs) {
-          uint32_t* to = static_cast<uint32_t*>(out) + group * f.rank * (kLoraGroup / 2);
-          std::memset(to, 0, f.rank * kLoraGroup * 2);
-          for (int64_t k = 0; k < a.rank; k += 2, to += 16) {
-            const bf16* first = reinterpret_cast<const bf16*>(column + k * a.down_stride);
-            pack_pair(first, k + 1 < a.rank ? first + a.down_stride : nullptr, width, split, f.rank,
-                      to);
-          }
-          continue;
-        }
-      }
       float* to = static_cast<float*>(out) + group * f.rank * kLoraGroup;
       for (int64_t k = 0; k < a.rank; ++k, to += kLoraGroup)
         widen_group(column + k * a.down_stride, width, split, to);

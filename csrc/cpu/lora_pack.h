@@ -5,6 +5,8 @@
 
 namespace sgld {
 
+constexpr int64_t kLoraTileRows = 16;  // that a matrix unit reads at a time
+
 // One adapter as the caller gave it; the last dimensions are dense.
 struct LoraAdapter {
   const void* down = nullptr;  // [rank, columns of the matrix]
@@ -16,12 +18,13 @@ struct LoraAdapter {
   float scale = 0;
 };
 
-bool all_finite(const LoraAdapter& adapter, int64_t cols);
+bool rows_finite(const void* data, DType dtype, int64_t stride, int64_t rows, int64_t n);
 
-// The sizes of the packed factor, without its data.
-LoraFactor plan_factor(const LoraAdapter& adapter, const LoraKernels& kernels);
+// The sizes of the packed factor, without its data; `up` is there already where the kernels can read the adapter's
+// own. `rows` are those of the matrix.
+LoraFactor plan_factor(const LoraAdapter& adapter, const LoraKernels& kernels, int64_t rows);
 int64_t down_bytes(const LoraFactor& factor, int64_t cols);
-int64_t up_bytes(const LoraFactor& factor);
+int64_t up_bytes(const LoraFactor& factor);  // to pack
 // `split`: the even columns of each group first.
 void pack_down(const LoraAdapter& adapter, const LoraFactor& factor, int64_t cols, bool split,
                int64_t group_begin, int64_t group_end, void* out);

@@ -29,7 +29,7 @@ std::vector<float> sample_update(const LoraKernels& kernels) {
   for (bf16& x : up) x = next();
   const LoraAdapter adapter{down.data(), up.data(), DType::bf16, DType::bf16, cols,
                             rank,        rank,      0,           kLoraRows,   0.7f};
-  LoraFactor f = plan_factor(adapter, kernels);
+  LoraFactor f = plan_factor(adapter, kernels, kLoraRows);
   std::vector<char> down_packed(down_bytes(f, cols)), up_packed(up_bytes(f));
   pack_down(adapter, f, cols, false, 0, cols / kLoraGroup, down_packed.data());
   pack_up(adapter, f, 0, kLoraRows, up_packed.data());

@@ -57,7 +57,7 @@ struct Result {
 Result cycle(const char* name, const Case& c, const LoraKernels& kernels, int bits) {
   const LoraAdapter adapter{c.down.data(), c.up.data(), DType::bf16, DType::bf16, Case::cols,
                             Case::rank,    Case::rank,  0,           Case::rows,  0.5f};
-  LoraFactor f = plan_factor(adapter, kernels);
+  LoraFactor f = plan_factor(adapter, kernels, Case::rows);
   const int64_t groups = ceil_div(Case::cols, kLoraGroup);
   std::vector<char> memory(down_bytes(f, Case::cols) + up_bytes(f) + 128);
   char* down = memory.data() + 64 - reinterpret_cast<uintptr_t>(memory.data()) % 64;

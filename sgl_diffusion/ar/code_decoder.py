@@ -11,6 +11,7 @@ from torch import Tensor
 from sgl_diffusion.ar.decoding import Decoding, Record
 from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
 from sgl_diffusion.ar.talker import Opening
+from sgl_diffusion.ar.tokenwise import tokenwise
 
 
 class CodeDecoder:
@@ -18,6 +19,7 @@ class CodeDecoder:
         """Codes that are true in `never` are not said."""
         self.model = model
         self.kv = KvSlab(KvShape.of(model.model), rows)
+        self._few = tokenwise(model.model, record)
         self._decoding = Decoding(self.kv, self._next, record)
         self._never = never
 
@@ -40,7 +42,10 @@ class CodeDecoder:
 
     def _next(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         places = positions[None, :, None].expand(3, -1, -1)
-        states = self._forward(vectors[:, None], places, mask)[:, -1]
+        if self._few is None:
+            states = self._forward(vectors[:, None], places, mask)[:, -1]
+        else:
+            states = self._few(self.inputs(vectors[:, None]), places, self.kv, mask)[:, -1]
         return self.model.codec_head(states), states
 
     def _forward(self, vectors: Tensor, positions: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 One slab per layer, [rows, heads, capacity, width]. Running rows lie at the front of it, each from
 position 0 on, so that a step of all of them reads views and copies nothing. The slab stands in for
-transformers' cache: its attention calls `update` and nothing else.
+transformers' cache: its attention calls `update` and nothing else. `Tokenwise` calls `put`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class KvSlab:
         self._slab = self._empty(_GRAIN)
         self._span = slice(0, 0)
         self._at: slice | Tensor = slice(0, 0)
+        self._every = torch.arange(rows, device=shape.device)
         self._end = 0
         self.longest = 0  # with the tokens of the last `advance`
 
@@ -146,10 +147,19 @@ class KvSlab:
             if isinstance(self._at, slice):
                 rows[:, :, self._at] = fresh
             else:
-                every = torch.arange(rows.shape[0], device=rows.device)
-                rows[every, :, self._at] = fresh[:, :, 0]
+                rows[self._every[: len(rows)], :, self._at] = fresh[:, :, 0]
             found.append(rows[:, :, : self._end])
         return found[0], found[1]
+
+    def put(self, layer: int, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in one call, after `decode`: [keys and values, rows, heads, 1, width]."""
+        here, rows = self._slab[layer], fresh.shape[1]
+        if rows == 1:
+            here[:, :1, :, self._end - 1] = fresh[..., 0, :]
+        else:
+            here[:, self._every[:rows], :, self._at] = fresh[..., 0, :].transpose(0, 1)
+        seen = here[:, :rows, :, : self._end]
+        return seen[0], seen[1]
 
     def _reserve(self, length: int) -> None:
         have = self.capacity

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from sgl_diffusion.ar.code_decoder import CodeDecoder
 from sgl_diffusion.ar.decoding import Record
+from sgl_diffusion.ar.kv import KvShape
 from sgl_diffusion.ar.talker import DrawCode, Manner, Opening
+from sgl_diffusion.ar.tokenwise import Tokenwise
 
 _SILENT_TAIL = 1024
 
@@ -38,6 +40,8 @@ class Qwen3Talker(CodeDecoder):
         never[end] = False
         super().__init__(model, never, rows, record)
         self.groups = int(self._config.num_code_groups)
+        self._predict = Tokenwise(model.code_predictor.model)
+        self._frame = _Frame(KvShape.of(model.code_predictor.model), rows, self.groups)
 
     @torch.inference_mode()
     def words(self, vectors: Tensor) -> Tensor:
@@ -80,18 +84,15 @@ class Qwen3Talker(CodeDecoder):
     def frames(
         self, states: Tensor, firsts: Sequence[int], draw: DrawCode
     ) -> tuple[Tensor, Tensor]:
-        from transformers import DynamicCache
-
-        predictor = self.model.code_predictor
+        predictor, frame = self.model.code_predictor, self._frame
         first = torch.tensor(list(firsts), device=states.device)
         total = self.model.model.codec_embedding(first)
         codes = [first]
         inputs = torch.stack([states, total], dim=1)
-        cache = DynamicCache(config=predictor.model.config)
+        frame.begin()
         for group in range(self.groups - 1):
-            hidden = predictor.model(
-                inputs_embeds=inputs, past_key_values=cache, use_cache=True
-            ).last_hidden_state[:, -1]
+            places, mask = frame.next(len(codes[0]), inputs.shape[1])
+            hidden = self._predict(inputs, places, frame, mask)[:, -1]
             logits = predictor.lm_head[group](hidden).float().cpu()
             drawn = [draw(row, group + 1, scores) for row, scores in enumerate(logits)]
             codes.append(torch.tensor(drawn, device=states.device))
@@ -99,3 +100,31 @@ class Qwen3Talker(CodeDecoder):
             total = total + fresh
             inputs = fresh[:, None]
         return torch.stack(codes, dim=1), total
+
+
+class _Frame:
+    """Keys and values of the code predictor while it makes one frame of every row."""
+
+    def __init__(self, shape: KvShape, rows: int, groups: int) -> None:
+        self._kept = torch.zeros(
+            (shape.layers, 2, rows, shape.heads, groups, shape.width),
+            dtype=shape.dtype,
+            device=shape.device,
+        )
+        self._places = torch.arange(groups, device=shape.device)
+        self._seen = self._places <= self._places[:, None]
+        self.begin()
+
+    def begin(self) -> None:
+        self._start = self._end = 0
+
+    def next(self, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Make ready for `tokens` more; returns their positions and the mask."""
+        self._start, self._end = self._end, self._end + tokens
+        new = slice(self._start, self._end)
+        return self._places[None, new], self._seen[new, : self._end].expand(rows, 1, -1, -1)
+
+    def put(self, layer: int, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        here = self._kept[layer, :, : fresh.shape[1]]
+        here[..., self._start : self._end, :] = fresh
+        return here[0, :, :, : self._end], here[1, :, :, : self._end]

@@ -22,6 +22,7 @@ from sgl_diffusion.ar.decoding import Decoding, Record
 from sgl_diffusion.ar.kv import KvShape, KvSlab, Slot
 from sgl_diffusion.ar.prompt import Prompt
 from sgl_diffusion.ar.senses import Medium
+from sgl_diffusion.ar.tokenwise import tokenwise
 from sgl_diffusion.ar.towers import Felt
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.components.pretrained import load_part, load_pretrained
@@ -148,6 +149,7 @@ class Thinker:
         self._decoder = model.model.language_model
         self.kv = KvSlab(KvShape.of(self._decoder), rows)
         self.max_length = int(self._decoder.config.max_position_embeddings)
+        self._few = tokenwise(self._decoder, record)
         self._decoding = Decoding(self.kv, self._next, record)
         self._tap = tap
         self.tells = tap is not None and tap.everything
@@ -230,7 +232,11 @@ class Thinker:
 
     def _next(self, ids: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         vectors = self._decoder.embed_tokens(ids[:, None])
-        states = self._forward(vectors, positions[None, :, None].expand(3, -1, -1), mask, {})[:, -1]
+        places = positions[None, :, None].expand(3, -1, -1)
+        if self._few is None:
+            states = self._forward(vectors, places, mask, {})[:, -1]
+        else:
+            states = self._few(vectors, places, self.kv, mask)[:, -1]
         return self._model.lm_head(states), states
 
     def _forward(

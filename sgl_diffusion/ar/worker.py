@@ -27,6 +27,7 @@ from sgl_diffusion.ar.stages.sounding import Sounding
 from sgl_diffusion.ar.stages.talking import Talking
 from sgl_diffusion.ar.stages.thinking import Thinking
 from sgl_diffusion.base.errors import RequestError, SglError
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.orchestrator.messages import Metric, Payload
 from sgl_diffusion.orchestrator.parts import Parts
 from sgl_diffusion.orchestrator.stage import GraphOutbox
@@ -67,8 +68,9 @@ class ChatWorker:
                 part.share(thinker.model)
             card |= part.load()
         self._outbox.loading("warming up")
-        for part in self.parts.values():
-            part.warm_up()
+        with spent_on("warm-up"):
+            for part in self.parts.values():
+                part.warm_up()
         return card
 
     def submit(self, job_id: str, payload: Payload) -> None:

@@ -64,6 +64,11 @@ class EngineOptions:
     )
     pin_cpu_memory: bool = option(False, "Pin the memory of what is kept on the host for a GPU.")
     dit_precision: str = option("auto", "Precision of the transformer.", choices=PRECISIONS)
+    quantization: str = option(
+        "none",
+        "Weights of the transformer's blocks in one byte (docs/memory.md).",
+        choices=("none", "fp8", "int8"),
+    )
     vae_precision: str = option("auto", "Precision of the VAE.", choices=PRECISIONS)
     text_encoder_precision: str = option(
         "auto", "Precision of the text encoder.", choices=PRECISIONS
@@ -77,6 +82,15 @@ class EngineOptions:
     )
     packing: bool = option(True, "Pictures of different sizes may share denoise steps.")
     overlap: bool = option(True, "Encode prompts and decode pictures beside the denoise steps.")
+    enable_torch_compile: bool = option(
+        False, "Compile the transformer's blocks at the start (docs/serving.md)."
+    )
+    cuda_graphs: str = option(
+        "auto",
+        "Denoise steps as CUDA graphs: where a GPU waits for the host (auto), always, or never.",
+        choices=("auto", "on", "off"),
+    )
+    cuda_graph_memory: float = option(1.0, "GiB that they may take.", least=0)
     vae_tile_size: int = option(
         0,
         "Pixels along the edge of the tiles that pictures are decoded in, such as 512; 0: whole.",

@@ -1,4 +1,4 @@
-"""`sglang bench kernels`: every op beside its peers on this machine."""
+"""`sglang bench`: every op beside its peers on this machine; pictures with and without."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 from sgl_diffusion.bench.names import DEVICES, DTYPES, SIZES
+from sgl_diffusion.cli import quality
 from sgl_diffusion.cli.args import Parser, UsageError
 
-HELP = """usage: sglang bench kernels [options]
+HELP = """usage: sglang bench kernels|quality [options]
 
   kernels   time every op beside torch's own ways to compute it
+  quality   compare pictures with and without quantisation, reused steps or tiles
 """
 
 
@@ -19,8 +21,10 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if argv else 2
+    if argv[0] == "quality":
+        return quality.main(argv[1:])
     if argv[0] != "kernels":
-        raise UsageError(f"sglang bench has no {argv[0]!r}.", hint="Known: kernels.")
+        raise UsageError(f"sglang bench has no {argv[0]!r}.", hint="Known: kernels, quality.")
     return kernels(argv[1:])
 
 

@@ -77,9 +77,10 @@ def places_of(commands: Mapping[str, Command]) -> Places:
     for name, command in commands.items():
         if command.words:
             places[name] = Place(dict.fromkeys(command.words, ""))
-        made = command.make_parser()
-        if made is not None:
-            for key in [f"{name} {word}" for word in command.words] or [name]:
+        for word in command.words or ("",):
+            made = command.make_parser(word)
+            if made is not None:
+                key = f"{name} {word}".rstrip()
                 places[key] = Place({}, tuple(options(made)), _takes_files(made))
     return places
 

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sgl_diffusion import __version__
@@ -21,22 +21,24 @@ from sgl_diffusion.cli.args import Parser, UsageError
 class Command:
     """`where` and `parser` are MODULE:FUNCTION of this room, imported when they are needed: what
     gets the arguments behind the name, and what makes the parser of them. `words` are those that
-    have to come first."""
+    have to come first; `parsers` has the parsers of those that have others."""
 
     text: str
     where: str
     parser: str = ""
     words: tuple[str, ...] = ()
+    parsers: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, argv: list[str]) -> int:
         status: int = self._found(self.where)(argv)
         return status
 
-    def make_parser(self) -> Parser | None:
-        """Of what comes after `words`."""
-        if not self.parser:
+    def make_parser(self, word: str = "") -> Parser | None:
+        """Of what comes after one of `words`."""
+        where = self.parsers.get(word, self.parser)
+        if not where:
             return None
-        made: Parser = self._found(self.parser)()
+        made: Parser = self._found(where)()
         return made
 
     def _found(self, where: str) -> Callable[..., Any]:

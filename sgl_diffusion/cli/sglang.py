@@ -33,7 +33,11 @@ PROGRAM = Program(
             "check this machine, and say how to mend what is wrong", "doctor:main", "doctor:parser"
         ),
         "bench": Command(
-            "time the kernels on this machine", "bench:main", "bench:parser", words=("kernels",)
+            "time the kernels on this machine, or compare the quality of pictures",
+            "bench:main",
+            "bench:parser",
+            words=("kernels", "quality"),
+            parsers={"quality": "quality:parser"},
         ),
         "completion": Command(
             "complete these commands in bash, zsh or fish",

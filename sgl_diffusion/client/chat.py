@@ -121,10 +121,12 @@ class _Told:
 
 
 class ChatHandle:
-    """A question on its way; dropping the handle lets it run on."""
+    """A question on its way; dropping the handle lets it run on. With `stream` its pieces are kept
+    until they are read: the first may be here before anybody asks for them."""
 
-    def __init__(self, job: JobHandle) -> None:
+    def __init__(self, job: JobHandle, *, stream: bool) -> None:
         self._job = job
+        self._events = job.events() if stream else None
 
     @property
     def id(self) -> str:
@@ -135,12 +137,13 @@ class ChatHandle:
         return self._job.snapshot()
 
     async def pieces(self) -> AsyncIterator[TextPiece | SoundPiece]:
-        """What is made from now on, of a question asked with `stream`; raises the job's SglError.
+        """All that is made, of a question asked with `stream`, once; raises the job's SglError.
 
         A job whose worker dies begins anew and, as its seed is its own, the same way: what had come
         is left out."""
+        assert self._events is not None, "the question was asked without stream"
         told = _Told()
-        async for event in self._job.events():
+        async for event in self._events:
             if event.kind == "output" and event.output is not None:
                 piece = told.fresh(event.output, event.snapshot.attempt)
                 if piece is not None:
@@ -210,4 +213,4 @@ class ChatClient(Door[Desk]):
                 )
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(payload, job_id=job_id, deadline=deadline)
-        return ChatHandle(job)
+        return ChatHandle(job, stream=params.stream)

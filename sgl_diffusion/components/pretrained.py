@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.loader.absent import Places, load_or_leave
 from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
@@ -16,6 +18,9 @@ from sgl_diffusion.loader.rules import Rule, Rules
 from sgl_diffusion.loader.stored import stored_tensors
 
 _SHOWN = 8
+# While it loads, transformers takes the tying of weights out of its classes: two threads that load
+# at a time could put it back in the wrong order, and no model would load any more.
+_LOADING = threading.Lock()
 _EXPERT = re.compile(
     r"(?P<place>.*\.experts)\.(?P<index>\d+)\.(?P<kind>gate|up|down)_proj\.weight", re.ASCII
 )
@@ -40,13 +45,14 @@ def load_pretrained(
     places = None if part.absences is None else Places(files, dtype)
     try:
         # Left to itself the library keeps all files mapped until it is done.
-        model, report = kind.from_pretrained(
-            None,
-            config=kind.config_class.from_pretrained(folder, local_files_only=True),
-            state_dict=stored_tensors(files, dtype) if places is None else places.state,
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with spent_on("weights"), _LOADING:
+            model, report = kind.from_pretrained(
+                None,
+                config=kind.config_class.from_pretrained(folder, local_files_only=True),
+                state_dict=stored_tensors(files) if places is None else places.state,
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
     model = _checked(model, report, folder, kind)
@@ -86,9 +92,10 @@ def load_part(
             mine = [key for key in weights.keys() if key.startswith(prefix)]
             found.update({key.removeprefix(prefix): weights.get_tensor(key) for key in mine})
     try:
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=_fused(found), dtype=dtype, output_loading_info=True
-        )
+        with _LOADING:
+            model, report = kind.from_pretrained(
+                None, config=config, state_dict=_fused(found), dtype=dtype, output_loading_info=True
+            )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
     return _checked(model, report, folder, kind).to(device)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """Most rows of a batch, most jobs worked on at a time (0: all), most bytes of prompts kept;
-    whether to encode and decode beside the steps, and whether sizes may share one."""
+    whether to encode and decode beside the steps, and whether sizes may share one. Steps become
+    CUDA graphs never, where it pays ("auto") or always ("on"), with so many bytes of them."""
 
     rows: int = 8
     jobs: int = 0
     prompt_bytes: int = 0
     overlap: bool = True
     packing: bool = True
+    graphs: Literal["", "auto", "on"] = ""
+    graph_bytes: int = 0

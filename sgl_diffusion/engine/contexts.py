@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.parallel.branches import Branches
@@ -16,6 +18,7 @@ class Contexts:
         self._branches = branches or Branches()
         self._known: dict[ShapeKey, tuple[tuple[Row, ...], Context]] = {}
 
+    @torch.inference_mode()
     def of(self, key: ShapeKey, rows: tuple[Row, ...]) -> Context:
         known = self._known.get(key)
         if known is not None and known[0] == rows:

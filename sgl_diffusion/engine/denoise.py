@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgl_diffusion.components.samplers import Solver, SolverState, advance, stack
 from sgl_diffusion.engine.beginning import keep_origin
+from sgl_diffusion.engine.graphs.capture import Pass
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Context, PacksSizes, Pipeline
@@ -52,8 +53,11 @@ def denoise(
     rows: Sequence[Row],
     context: Context,
     branches: Branches | None = None,
+    run: Pass | None = None,
 ) -> None:
-    """Advance every row by one step: one forward pass, one guidance, one solver update."""
+    """Advance every row by one step: one forward pass, one guidance, one solver update. `run` may
+    stand for the pipeline's own pass over rows of one size."""
+    run = run or pipeline.velocity
     device = pipeline.device
     states = [row.state for row in rows if row.state is not None]
     timesteps = _upload([_solver(row).timesteps[row.step] for row in rows], device)
@@ -68,9 +72,9 @@ def denoise(
         state = stack(states)
         if key.guided:
             branches = branches or Branches()
-            velocity = branches.velocity(pipeline, state.x, timesteps, context, key.expert)
+            velocity = branches.velocity(run, state.x, timesteps, context, key.expert)
         else:
-            velocity = pipeline.velocity(state.x, timesteps, context, key.expert)
+            velocity = run(state.x, timesteps, context, key.expert)
         moved = _moved(pipeline, state, velocity, guidance, table).rows()
     for row, row_state in zip(rows, moved, strict=True):
         row.step += 1

@@ -7,7 +7,7 @@ an approximation: off unless a request turns it on, and its memory belongs to on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.parallel.families import FAMILIES
-from sgl_diffusion.engine.pipeline import AdaptablePipeline, Pipeline
+from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.transformers import transformers
 
 Stream = tuple[Tensor, ...]  # the tokens that go through the blocks: of the image, of the text
 
@@ -41,7 +42,7 @@ class StepCache:
         self._counters = counters
         self._row: Row | None = None
         self._thread = 0
-        for model in _transformers(pipeline):
+        for model in transformers(pipeline):
             _Trunk(self, FAMILIES[type(model)].trunk(model))
 
     @contextmanager
@@ -134,12 +135,6 @@ class _Trunk:
             self._cache.keep(None)
             self._memory, self._first, self._begun = None, (), ()
         return stream[0] if len(stream) == 1 else stream
-
-
-def _transformers(pipeline: Pipeline) -> Iterable[nn.Module]:
-    if not isinstance(pipeline, AdaptablePipeline):
-        return []
-    return [p.module for p in pipeline.adaptables().values() if type(p.module) in FAMILIES]
 
 
 def _stream(output: Any) -> Stream:

@@ -24,6 +24,7 @@ from sgl_diffusion.engine.denoise import ShapeKey, denoise, shape_key
 from sgl_diffusion.engine.errand import Errand
 from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
+from sgl_diffusion.engine.graphs.passes import graphed_passes
 from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.lineup import (
     Batch,
@@ -74,15 +75,16 @@ class StepRunner:
         self._finish = finish
         self._fail = fail
         self._jobs: dict[str, Job] = {}
+        self.counters = Counters()
         self._watch = Watch(outbox, self._jobs, alone=branches is None)
         self._turns = Turns()
         self.sizes = BatchSizes(bounds.rows)
         self._packing = bounds.packing and branches is None
         self._branches = branches
+        self.graphs = None if branches else graphed_passes(pipeline, bounds, self.counters)
         self._contexts = Contexts(pipeline, branches)
         self.adapters = RowAdapters(pipeline.device)
         self._pace = Pace(pipeline.device, outbox.poll)
-        self.counters = Counters()
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
         self._step_cache = StepCache(pipeline, self.counters)
@@ -133,6 +135,9 @@ class StepRunner:
 
     def step(self) -> bool:
         """One unit of work, for the group that is most behind."""
+        self._catch_up()
+        if self.graphs is not None and (self._overlap is None or not self._overlap.busy):
+            self.graphs.make()
         unit = self.choose()
         if unit is not None:
             self.run(unit)
@@ -235,11 +240,13 @@ class StepRunner:
         blends, ids = [row.job.blend for row in rows], [job.id for job in jobs]
         sizes = ", ".join(dict.fromkeys(job.size for job in jobs))
         span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=sizes)
+        plain = not batch.key.alone and not any(blends)  # with the weights as they are
+        run = self.graphs.velocity if self.graphs is not None and plain else None
         try:
             reused = self._step_cache.of(rows[0] if batch.key.alone else None)
             with span, self._watch.of(jobs), self.adapters.of(blends), reused:
                 context = self._contexts.of(batch.key, rows)
-                denoise(self._pipeline, batch.key, rows, context, self._branches)
+                denoise(self._pipeline, batch.key, rows, context, self._branches, run)
         except AbandonedError:
             return False
         except Exception as error:
@@ -268,6 +275,8 @@ class StepRunner:
         """After an out-of-memory no row has moved: the same step again, in smaller batches."""
         self.sizes.reduce(key, rows)
         self._contexts.keep({})
+        if self.graphs is not None:
+            self.graphs.clear()
         if self._pipeline.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -287,3 +296,5 @@ class StepRunner:
             rows = [row.job.params for row in unit.rows]
             self._accounts.steps.add(rows, seconds)
             self.sizes.costs.add(unit.key, rows, seconds)
+            if self.graphs is not None:
+                self.graphs.took(seconds)

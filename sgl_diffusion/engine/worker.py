@@ -22,17 +22,21 @@ from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.footprint import Footprint, check_memory
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.engine import profile
 from sgl_diffusion.engine.bounds import Bounds
+from sgl_diffusion.engine.compiled import CompiledBlocks, check_compile
 from sgl_diffusion.engine.failures import explain, is_out_of_memory
 from sgl_diffusion.engine.footprint.budget import Budget
 from sgl_diffusion.engine.footprint.usage import Usage
+from sgl_diffusion.engine.graphs.passes import chosen_graphs
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
 from sgl_diffusion.engine.tiles import Tiles
+from sgl_diffusion.engine.transformers import transformers
 from sgl_diffusion.engine.whole import WholeRunner
 from sgl_diffusion.ops import dispatch, library
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -67,6 +71,7 @@ class DiffusionWorker:
         self._load_error: SglError | None = None
         self._card: ModelCard | None = None
         self._usage: Usage | None = None
+        self._compiled: CompiledBlocks | None = None
 
     def load(self) -> Payload:
         # Read here, so that a wrong SGLD_OPS or SGLD_LIBRARY ends the start and not the first job.
@@ -83,16 +88,23 @@ class DiffusionWorker:
                 "The model does not fit into the memory of the device.",
                 hint="Use a smaller model, or lower precisions: --dit-precision bf16.",
             ) from error
+        graphs = chosen_graphs(self._options, pipeline)
+        check_compile(self._options, pipeline)
         branches = None if self._ranks is None else self._ranks.spread(pipeline)
         if isinstance(pipeline, Pipeline):
             if self._ranks is None:
-                footprint = budget.footprint(pipeline, self._outbox.loading)
+                with spent_on("memory"):
+                    footprint = budget.footprint(pipeline, self._outbox.loading)
+            if self._options.enable_torch_compile:
+                self._compiled = CompiledBlocks(transformers(pipeline))
             bounds = Bounds(
                 rows=self._options.max_batch_rows,
                 jobs=self._options.max_running_jobs,
                 prompt_bytes=int(self._options.prompt_cache_memory * 2**30),
                 overlap=self._options.overlap,
                 packing=self._options.packing,
+                graphs=graphs,
+                graph_bytes=int(self._options.cuda_graph_memory * 2**30),
             )
             self._runner = StepRunner(
                 pipeline,
@@ -103,13 +115,19 @@ class DiffusionWorker:
                 branches,
                 self._tiles(pipeline, footprint),
             )
-            self._warm_up(pipeline.card)
+            if self._compiled is not None:
+                self._outbox.loading("compiling the blocks")
+                with spent_on("compile"):
+                    self._compiled.warm_up(pipeline)
+            with spent_on("warm-up"):
+                self._warm_up(pipeline.card)
             self._runner.sizes.room.footprint = footprint
         else:
             self._runner = WholeRunner(pipeline, self._outbox, self._finish, self._fail)
-        self._loras = lora_control(
-            pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
-        )
+        with spent_on("adapters"):
+            self._loras = lora_control(
+                pipeline, self._runner, self._options, self._lora_state, self._outbox.loading
+            )
         card = dataclasses.replace(
             pipeline.card,
             lora_targets=self._loras.targets,
@@ -140,6 +158,8 @@ class DiffusionWorker:
             while self._active.step():
                 pass
         self._active.counters.clear()
+        if self._compiled is not None:
+            self._compiled.counters.clear()
         if self._load_error is not None:
             raise self._load_error
 
@@ -199,6 +219,8 @@ class DiffusionWorker:
             calls.append(Metric(name="vram_peak_bytes", value=peak, kind="gauge"))
         if self._usage is not None:
             calls += self._usage.metrics()
+        if self._compiled is not None:
+            calls += self._compiled.counters.metrics()
         return calls + self._active.counters.metrics()
 
     @property

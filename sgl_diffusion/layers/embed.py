@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -57,7 +60,20 @@ def token_grid(latents: Tensor, patch: Grid) -> Grid:
     return t, h, w
 
 
-@functools.lru_cache(maxsize=64)
+_held: ContextVar[list[Tensor] | None] = ContextVar("tables in use", default=None)
+
+
+@contextmanager
+def holding_tables() -> Iterator[list[Tensor]]:
+    """Collects the rotary tables that are asked for meanwhile."""
+    held: list[Tensor] = []
+    token = _held.set(held)
+    try:
+        yield held
+    finally:
+        _held.reset(token)
+
+
 def rope_tables(
     grid: tuple[int, ...],
     widths: tuple[int, ...],
@@ -70,8 +86,23 @@ def rope_tables(
     Of every head, the first widths[0] channels rotate with the position along the first axis, and
     so on; positions count from `origin`, or from zero. The angles are taken in fp64, where position
     times frequency is exact enough for any length. Tables are shared by all layers and steps, so
-    some are kept; a captured graph that reads one must hold it.
+    some are kept; a captured graph that reads one must hold it (`holding_tables`).
     """
+    tables = _tables(grid, widths, device, theta, origin)
+    held = _held.get()
+    if held is not None:
+        held.extend(tables)
+    return tables
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(
+    grid: tuple[int, ...],
+    widths: tuple[int, ...],
+    device: torch.device,
+    theta: float,
+    origin: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor]:
     axes = []
     starts = origin or (0,) * len(grid)
     for axis, (length, width, start) in enumerate(zip(grid, widths, starts, strict=True)):
@@ -83,6 +114,11 @@ def rope_tables(
         axes.append(angles.view(shape).expand(*grid, -1))
     angles = torch.cat(axes, dim=-1).flatten(0, len(grid) - 1)
     return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def forget_tables() -> None:
+    """Of rotation: those that are kept."""
+    _tables.cache_clear()
 
 
 def rope_at(

@@ -66,7 +66,7 @@ class Home:
         """Fill a dense tensor on the CPU, in whatever dtype it has."""
         for file in self.files:
             file.check()
-        read_pieces([piece for copy in self.copies for piece in pieces_of(copy, into)])
+        read_pieces([piece for copy in self.copies for piece in pieces_of(copy, into)], again=True)
 
     def converts(self, dtype: torch.dtype) -> bool:
         """Whether reading takes a change of the precision."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.loader.copies import Copy, plan_copies, to_fill
 from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.reading import Piece, read_pieces
@@ -34,11 +35,23 @@ def load_weights(
     They become `dtype`, but fp32 where a part of their name is in the class's `KEEP_FP32`.
     """
     files = [source] if source.is_file() else weight_files(source, variant)
-    copies = plan_copies(module, files, rules or Rules(), source)
-    _allocate(module, dtype, torch.device(device))
+    with spent_on("weights"):
+        _load(module, files, source, rules or Rules(), dtype, torch.device(device))
+
+
+def _load(
+    module: nn.Module,
+    files: list[Path],
+    source: Path,
+    rules: Rules,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    copies = plan_copies(module, files, rules, source)
+    _allocate(module, dtype, device)
     assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer has no value"
     filled = dict(module.state_dict())
-    if torch.device(device).type == "cpu":
+    if device.type == "cpu":
         read_pieces([piece for copy in copies for piece in pieces_of(copy, filled[copy.name])])
     else:
         for batch in _batches(copies, filled):

@@ -1,6 +1,6 @@
-"""The native library: found and loaded once, on the first op that could use it.
+"""The ops of the native library: there from the first op on that could use it.
 
-Its ops appear as `torch.ops.sgld.*`. A process without it computes with the torch truth.
+They appear as `torch.ops.sgld.*`. A process without it computes with the torch truth.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ from typing import Any
 
 import torch
 
-import sgl_diffusion
-from sgl_diffusion.base import env
+from sgl_diffusion.base import env, native
 from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.native import path
 from sgl_diffusion.base.registry import suggest
 
 log = get_logger(__name__)
+
+__all__ = [
+    "CPU_ISAS",
+    "absent",
+    "fake",
+    "path",
+    "restore_cpu_isa",
+    "without_cuda",
+]
 
 CPU_ISAS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "scalar")
 
 _lock = threading.RLock()
 _absent: str | None = None
 _fakes: dict[str, Callable[..., Any]] = {}
-
-
-def path() -> Path:
-    """Where the library is, or would be."""
-    named = str(env.get("SGLD_LIBRARY"))
-    return Path(named or Path(sgl_diffusion.__file__).parent / "_lib" / "libsgld.so")
 
 
 def absent() -> str:
@@ -68,16 +71,7 @@ def without_cuda() -> str:
 
 def _load(file: Path) -> str:
     """Load a file and cap its CPU kernels; the reason if it cannot. A named file must load."""
-    if not file.exists():
-        reason = f"the native library {file.name} is not built; run `pip install -e .` to build it"
-    else:
-        try:
-            torch.ops.load_library(file)
-            reason = ""
-        except OSError as error:
-            reason = f"the native library cannot be loaded ({error}); run `pip install -e .` again"
-    if reason and env.get("SGLD_LIBRARY"):
-        raise ConfigError(f"SGLD_LIBRARY={file}: {reason}.", hint="Name another file or none.")
+    reason = native.load(file)
     if not reason:
         _cap_cpu_isa(str(env.get("SGLD_CPU_ISA")))
         log.debug("native library %s, CPU kernels %s", file, torch.ops.sgld.cpu_isa())

@@ -13,8 +13,25 @@ from sgl_diffusion.ops.dispatch import Implementation, Op
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.ops.sgl_diffusion.linear_onednn.default(x, weight, bias)
     # On the plain weights: packed ones would be faster still, but not see an update in place.
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+# torch.compile takes that op for one of its own, on weights that it has packed.
+@torch.library.custom_op(
+    "sgl_diffusion::linear_onednn",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+)
+def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _onednn(x, weight, bias)
+
+
+@_opaque.register_fake
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _absent() -> str:

@@ -100,8 +100,11 @@ class Loading(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
+    """`spent` says what the seconds were spent on: imports, weights and so on."""
+
     card: Payload
     load_seconds: float
+    spent: dict[str, float] = {}
 
 
 class Heartbeat(Message, frozen=True):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sgl_diffusion.base.errors import OutOfMemoryError, SglError, to_wire
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.startup import measuring, spent_on
 from sgl_diffusion.orchestrator import relay
 from sgl_diffusion.orchestrator.channel import Channel, Fed, Received
 from sgl_diffusion.orchestrator.frames import ChannelError
@@ -31,6 +32,7 @@ from sgl_diffusion.orchestrator.messages import (
     Failed,
     Heartbeat,
     Loading,
+    Metric,
     Output,
     Payload,
     Progress,
@@ -69,6 +71,7 @@ class StageLoop:
         self._busy = False
         self._beat_at = time.monotonic()
         self._leave_at: float | None = None
+        self._start: list[Metric] = []
 
     def run(self) -> int:
         """The exit status: 0 if the coordinator asked the stage to leave."""
@@ -135,10 +138,11 @@ class StageLoop:
             self._outputs.append((message, views))
 
     def _load(self) -> Worker | None:
-        started = time.monotonic()
         try:
-            worker = _factory(self._boot.entry)(self._boot.config, self)
-            card = worker.load()
+            with measuring() as spent:
+                with spent_on("imports"):
+                    worker = _factory(self._boot.entry)(self._boot.config, self)
+                card = worker.load()
         except ChannelError:
             raise
         except Exception as error:
@@ -147,7 +151,11 @@ class StageLoop:
             self._channel.send(Failed(to_wire(error)))
             return None
         self._worker = worker
-        self._channel.send(Ready(card, time.monotonic() - started))
+        self._start = [
+            Metric("worker_start_seconds", seconds, {"on": name}, "gauge")
+            for name, seconds in spent.items()
+        ]
+        self._channel.send(Ready(card, sum(spent.values()), spent))
         return worker
 
     def _turn(self, worker: Worker) -> None:
@@ -225,7 +233,7 @@ class StageLoop:
     def _beat(self) -> None:
         self._beat_at = time.monotonic()
         worker = self._worker
-        samples = worker.metrics() if worker is not None else []
+        samples = [*worker.metrics(), *self._start] if worker is not None else []
         running = worker.running() if worker is not None else 0
         self._channel.send(Heartbeat(samples, running), advisory=True)
 

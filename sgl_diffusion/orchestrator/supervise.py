@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sgl_diffusion.base.errors import SglError, from_wire
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.startup import told
 from sgl_diffusion.orchestrator.limits import Health, Limits, State
 from sgl_diffusion.orchestrator.messages import (
     Boot,
@@ -198,8 +199,8 @@ class _Life:
                 log.info("%s: %s", self.name, note)
                 if supervisor._state == "loading":
                     supervisor._reason = note
-            case Ready(card, load_seconds):
-                log.info("%s: ready after %.1f s", self.name, load_seconds)
+            case Ready(card, load_seconds, spent):
+                log.info("%s: ready after %.2f s: %s", self.name, load_seconds, told(spent))
                 self.ready_at = time.monotonic()
                 supervisor.card, supervisor.error = card, None
                 supervisor._become("ready")

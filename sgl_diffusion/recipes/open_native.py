@@ -4,24 +4,26 @@ the memory budget is too small for the whole."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import pick_device
-from sgl_diffusion.base.errors import OutOfMemoryError
+from sgl_diffusion.base.errors import ConfigError, OutOfMemoryError
+from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.engine.footprint.budget import (
     TILES,
+    counted_once,
     free_for_one,
     smallest_request,
     usual_request,
 )
-from sgl_diffusion.engine.footprint.trials import measure
-from sgl_diffusion.engine.offload.plan import Choice, Part, choose, ways
+from sgl_diffusion.engine.offload.plan import DIT, Choice, Part, choose, model_bytes, ways
 from sgl_diffusion.engine.offload.take_up import asked, described, flags, option_of, take_up
 from sgl_diffusion.engine.pipeline import Pipeline
-from sgl_diffusion.loader.absent import Absences
+from sgl_diffusion.engine.quantise import saved_bytes
+from sgl_diffusion.loader.absent import Absences, AbsentModule
 from sgl_diffusion.loader.index import ModelIndex
 from sgl_diffusion.recipes.fit import check_fits
 
@@ -34,35 +36,76 @@ def open_native(
 ) -> Pipeline:
     """The model of `recipe`, with as much of it in the memory as there is to be."""
     device, forced = pick_device(options.device), asked(options)
+    if options.pin_cpu_memory and device.type == "cpu":
+        note("--pin-cpu-memory: the model runs on the CPU, so there is nothing to pin")
     # What jobs take on several ranks is not counted.
     planned = options.memory_budget is not None and options.num_gpus == options.dp_size
-    if not forced and not planned:
+    quantised = options.quantization != "none"
+    if quantised and DIT in forced:
+        raise ConfigError(
+            f"--quantization {options.quantization} and {flags([DIT])} exclude each other: blocks "
+            "that are read in each step would be quantised in each step.",
+            hint="Use one of them.",
+            param="quantization",
+        )
+    if not forced and not planned and not quantised:
         check_fits(index, options)
         return recipe(index, options, name)
     absences = Absences()
     pipeline = recipe(index.without_weights(absences), options, name)
     chosen = forced
+    parts = [_part(absent, options) for absent in absences.modules]
     if planned:
-        note("counting what requests will take of the memory")
-        pipeline.card = dataclasses.replace(pipeline.card, footprint=measure(pipeline))
-        chosen = _planned(pipeline, absences, options, device).options
+        with spent_on("memory"):
+            counted = counted_once(pipeline, options, note)
+        pipeline.card = dataclasses.replace(pipeline.card, footprint=counted)
+        chosen = _planned(pipeline, parts, options, device).options
         if more := [option for option in chosen if option not in forced]:
             note(f"{flags(more)}: the whole model exceeds --memory-budget {options.memory_budget}")
+    else:
+        _check_model(parts, forced, options, device)
     away = {part.name for part in absences.modules if option_of(part.name) in chosen}
     note("reading weights")
     pinned = options.pin_cpu_memory and device.type == "cuda"
-    offload = take_up(absences, away, device, pinned=pinned)
+    with spent_on("weights"):
+        offload = take_up(absences, away, device, pinned=pinned, quantization=options.quantization)
     for part in offload:
         note(
             f"{part.component}: {part.away / 1e9:.2f} GB stay away, {part.resident / 1e9:.2f} GB "
             f"are loaded, {part.buffers / 1e9:.2f} GB for what is brought"
         )
-    pipeline.card = dataclasses.replace(pipeline.card, offload=offload)
+    card = dataclasses.replace(pipeline.card, offload=offload)
+    if quantised:  # what was counted are steps of the layers before
+        card = dataclasses.replace(card, footprint=None, dit_precision=options.quantization)
+    pipeline.card = card
     return pipeline
 
 
+def _part(absent: AbsentModule, options: EngineOptions) -> Part:
+    """What a component takes, as a whole and offloaded."""
+    found, option = described(absent), option_of(absent.name)
+    whole = found.away + found.resident
+    if option == DIT and options.quantization != "none":
+        smaller = whole - saved_bytes(absent.module)
+        return Part(None, smaller, smaller)
+    return Part(option, whole, found.resident + found.buffers)
+
+
+def _check_model(
+    parts: Sequence[Part], forced: tuple[str, ...], options: EngineOptions, device: torch.device
+) -> None:
+    """Refuse what does not fit even so."""
+    most, need = free_for_one(options, device), model_bytes(parts, forced)
+    if most is not None and need > most:
+        raise OutOfMemoryError(
+            f"The model takes {need / 1e9:.2f} GB of memory with these options, and "
+            f"{device.type} has {most / 1e9:.2f} GB for it.",
+            hint="Offload more components, use lower precisions or a smaller model.",
+        )
+
+
 def _planned(
-    pipeline: Pipeline, absences: Absences, options: EngineOptions, device: torch.device
+    pipeline: Pipeline, parts: Sequence[Part], options: EngineOptions, device: torch.device
 ) -> Choice:
     """The cheapest way in which the usual request fits into the budget, else the smallest one."""
     most = free_for_one(options, device)
@@ -71,11 +114,6 @@ def _planned(
     counted = card.footprint
     assert counted is not None
     tiles = (options.vae_tile_size,) if options.vae_tile_size else (0, *TILES)
-    parts = []
-    for absent in absences.modules:
-        split = described(absent)
-        whole = split.away + split.resident
-        parts.append(Part(option_of(absent.name), whole, split.resident + split.buffers))
 
     def usual(edge: int) -> float:
         tiled = dataclasses.replace(counted, tile_edge=edge)
@@ -100,6 +138,9 @@ def _planned(
 
 
 def _least(
-    parts: list[Part], forced: tuple[str, ...], tiles: tuple[int, ...], job: Callable[[int], float]
+    parts: Sequence[Part],
+    forced: tuple[str, ...],
+    tiles: tuple[int, ...],
+    job: Callable[[int], float],
 ) -> Choice:
     return min(ways(parts, forced, tiles, job), key=lambda way: way.need)

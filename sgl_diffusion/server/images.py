@@ -25,7 +25,7 @@ from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
 from sgl_diffusion.server.validate import parse
 
 if TYPE_CHECKING:
-    from sgl_diffusion.client.types import GenerationHandle
+    from sgl_diffusion.client.types import Event, GenerationHandle
     from sgl_diffusion.server.admission import Ticket
 
 router = APIRouter(prefix="/v1/images")
@@ -137,7 +137,7 @@ async def _stream(job: ImageJob, inputs: EditInputs | None) -> Response:
         _close(handle, inputs)
         ticket.close("cancelled")  # nothing, where the events have told another end
 
-    return EventStream(_events(job, handle, ticket), close)
+    return EventStream(_events(job, handle, handle.events(), ticket), close)
 
 
 async def _submit(job: ImageJob, inputs: EditInputs | None, ticket: Ticket) -> GenerationHandle:
@@ -168,11 +168,14 @@ async def _again(job: ImageJob, answer: dict[str, Any]) -> AsyncIterator[bytes]:
         yield frame(job.completed(index, entry) | same)
 
 
-async def _events(job: ImageJob, handle: GenerationHandle, ticket: Ticket) -> AsyncIterator[bytes]:
-    """Partial pictures as they come, then every finished one."""
+async def _events(
+    job: ImageJob, handle: GenerationHandle, events: AsyncIterator[Event], ticket: Ticket
+) -> AsyncIterator[bytes]:
+    """Partial pictures as they come, then every finished one. `events` are those since the job was
+    submitted: some may come before the first is asked for."""
     shown: set[tuple[int, int]] = set()
     with ticket:
-        async for event in with_pings(handle.events()):
+        async for event in with_pings(events):
             part = None if event is None else partial_of(event)
             if event is None:
                 yield PING

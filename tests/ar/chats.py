@@ -112,6 +112,7 @@ class Oracle:
         self._reader = Reader.load(folder, places_of(self.model.config))
         self._senses = Senses.load(folder)
 
+    @cache  # noqa: B019 - an oracle lives as long as the tests
     def answer(self, params: ChatParams) -> list[int]:
         inputs = self.inputs(params)
         output = self.model.generate(

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 import sgl_diffusion
 from sgl_diffusion.base.chat import ChatParams
-from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
+from tests.ar.chats import ask, open_worker, oracle, part, run, submit, tokens_of
 
 ROOT = Path(sgl_diffusion.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_media(tmp_path_factory.mktemp("media"))
 
 
 def test_what_serves_never_calls_a_library_s_generate() -> None:
@@ -38,7 +31,7 @@ def questions(media: dict[str, Path]) -> dict[str, ChatParams]:
 
 
 def test_alone(tiny_omni: Path, media: dict[str, Path]) -> None:
-    worker, outbox = open_worker(tiny_omni)
+    worker, outbox = open_worker(tiny_omni, speech=False)
     for name, params in questions(media).items():
         submit(worker, name, params)
         run(worker)
@@ -48,7 +41,7 @@ def test_alone(tiny_omni: Path, media: dict[str, Path]) -> None:
 
 
 def test_in_one_batch_that_rows_join_and_leave(tiny_omni: Path, media: dict[str, Path]) -> None:
-    worker, outbox = open_worker(tiny_omni, rows=4)
+    worker, outbox = open_worker(tiny_omni, speech=False, rows=4)
     asked = questions(media)
     for name, params in asked.items():
         submit(worker, name, params)

@@ -19,7 +19,7 @@ from sgl_diffusion.ar.token2wav import Token2Wav
 from sgl_diffusion.ar.voices import read_voices
 from sgl_diffusion.base.chat import ChatParams, Speech
 from sgl_diffusion.base.errors import SetupError
-from tests.ar.chats import ask, make_media, open_worker, oracle, run, submit
+from tests.ar.chats import ask, open_worker, oracle, run, submit
 
 CODES = 40
 # The tiny talker's codes that its decoder has no vectors for.
@@ -36,11 +36,6 @@ def omni(tiny_qwen25_omni: Path) -> Any:
 @pytest.fixture(scope="module")
 def worker(tiny_qwen25_omni: Path) -> Any:
     return open_worker(tiny_qwen25_omni, rows=4)
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_media(tmp_path_factory.mktemp("media"))
 
 
 def whole(omni: Any, folder: Path, codes: Tensor, voice: str, seed: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from sgl_diffusion.ar.talker import Manner
 
 
 @pytest.fixture(scope="module")
-def omni(tiny_qwen3_omni: Path) -> Any:
-    from transformers import Qwen3OmniMoeForConditionalGeneration
-
-    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_qwen3_omni).eval()
+def omni(qwen3_of_transformers: Any) -> Any:
+    return qwen3_of_transformers
 
 
 class Stage:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgl_diffusion.ar import speech
 from sgl_diffusion.base.chat import ChatParams, Speech
-from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
+from tests.ar.chats import ask, open_worker, oracle, part, run, submit, tokens_of
 
 FRAMES = 12
 GREEDY = Speech(voice="ethan", temperature=0.0, max_frames=FRAMES)
@@ -20,20 +20,12 @@ DRAWN = Speech(voice="chelsie", max_frames=FRAMES)
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_media(tmp_path_factory.mktemp("media"))
-
-
-@pytest.fixture(scope="module")
 def worker(tiny_qwen3_omni: Path) -> Any:
     return open_worker(tiny_qwen3_omni, rows=4)
 
 
-def truth(folder: Path, params: ChatParams) -> Tensor:
+def truth(model: Any, folder: Path, params: ChatParams) -> Tensor:
     """transformers' own text and sound, in its own order: all text first, then one decode."""
-    from transformers import Qwen3OmniMoeForConditionalGeneration
-
-    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder).eval()
     assert params.sampling.max_tokens is not None
     # Without it the library cannot place sound in the talker's prompt.
     model.talker.config.audio_config = model.config.thinker_config.audio_config
@@ -59,7 +51,11 @@ def streamed(outbox: Any, job_id: str) -> Tensor:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kinds", [(), ("image", "audio", "video")], ids=["text", "media"])
 def test_sound_is_that_of_the_model(
-    worker: Any, tiny_qwen3_omni: Path, media: dict[str, Path], kinds: tuple[str, ...]
+    worker: Any,
+    tiny_qwen3_omni: Path,
+    qwen3_of_transformers: Any,
+    media: dict[str, Path],
+    kinds: tuple[str, ...],
 ) -> None:
     chat, outbox = worker
     params = ask("a red fox", *(media[kind] for kind in kinds), speech=GREEDY, max_tokens=7)
@@ -67,7 +63,7 @@ def test_sound_is_that_of_the_model(
     submit(chat, name, params)
     run(chat)
     (sound,) = outbox.outputs[name]
-    expected = truth(tiny_qwen3_omni, params)
+    expected = truth(qwen3_of_transformers, tiny_qwen3_omni, params)
     assert sound.shape == expected.shape and float(expected.abs().max()) > 0.01
     torch.testing.assert_close(sound, expected, atol=1e-4, rtol=0)
 

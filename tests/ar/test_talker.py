@@ -16,10 +16,8 @@ STEPS = 14
 
 
 @pytest.fixture(scope="module")
-def omni(tiny_qwen3_omni: Path) -> Any:
-    from transformers import Qwen3OmniMoeForConditionalGeneration
-
-    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_qwen3_omni).eval()
+def omni(qwen3_of_transformers: Any) -> Any:
+    return qwen3_of_transformers
 
 
 def conversation(folder: Path, text: str) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +14,8 @@ from sgl_diffusion.ar.vocoder import Piece
 
 
 @pytest.fixture(scope="module")
-def code2wav(tiny_qwen3_omni: Path) -> Any:
-    from transformers import Qwen3OmniMoeForConditionalGeneration
-
-    model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_qwen3_omni)
-    return model.code2wav.eval()
+def code2wav(qwen3_of_transformers: Any) -> Any:
+    return qwen3_of_transformers.code2wav
 
 
 @pytest.mark.parametrize("pieces", [(100,), (1,) * 12 + (30, 58), (10,) * 10, (25, 3, 72)])

@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from sgl_diffusion.ar import batch
-from tests.ar.chats import ask, make_media, open_worker, oracle, part, run, submit, tokens_of
+from tests.ar.chats import ask, open_worker, oracle, part, run, submit, tokens_of
 
 STORY = "a cat and a dog in a small boat on the river at the old house with a big red moon " * 4
 
 
-@pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_media(tmp_path_factory.mktemp("media"))
-
-
 def test_a_prompt_read_before_is_not_read_again(tiny_omni: Path, media: dict[str, Path]) -> None:
-    worker, outbox = open_worker(tiny_omni)
+    worker, outbox = open_worker(tiny_omni, speech=False)
     first = ask(STORY, media["image"], "a cat", system=STORY)
     second = ask(STORY, media["image"], "a dog", system=STORY)
     for name, params in {"first": first, "second": second, "again": second}.items():
@@ -28,11 +23,12 @@ def test_a_prompt_read_before_is_not_read_again(tiny_omni: Path, media: dict[str
         assert tokens_of(outbox, name) == oracle(tiny_omni).answer(params)
     cached = [outbox.meta[name]["usage"]["cached_tokens"] for name in ("first", "second", "again")]
     assert cached[0] == 0 and cached[1] > 100 and cached[2] >= cached[1]
-    assert {m.name: m.value for m in worker.metrics()}["media_reused_total"] == 2
+    told = {m.name: m.value for m in worker.metrics()}
+    assert told["media_reused_total"] == 2 and told["prefix_reused_tokens_total"] == sum(cached)
 
 
 def test_a_slab_that_grew_takes_over_what_was_read_before(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     long = ask(STORY * 4, max_tokens=2)
     for name in ("grows", "reuses"):
         submit(worker, name, long)
@@ -48,7 +44,7 @@ def test_another_picture_under_the_same_tokens_is_read(
 
     other = tmp_path / "b.png"
     Image.open(media["image"]).transpose(Image.Transpose.ROTATE_180).save(other)
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     for name, picture in {"one": media["image"], "other": other}.items():
         params = ask(picture, STORY)
         submit(worker, name, params)
@@ -61,7 +57,7 @@ def test_long_prompts_are_read_in_pieces_while_others_write(
     tiny_omni: Path, media: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_PIECE", 9)
-    worker, outbox = open_worker(tiny_omni)
+    worker, outbox = open_worker(tiny_omni, speech=False)
     asked = {
         "short": ask("a fox", max_tokens=30),
         "brief": ask("the sea", max_tokens=3),
@@ -75,7 +71,7 @@ def test_long_prompts_are_read_in_pieces_while_others_write(
 
 
 def test_old_beginnings_make_room(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni, prefix_bytes=200_000)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False, prefix_bytes=200_000)
     for index in range(6):
         submit(worker, str(index), ask(f"{index} {STORY}", max_tokens=1))
         run(worker)
@@ -85,7 +81,7 @@ def test_old_beginnings_make_room(tiny_qwen3_omni: Path) -> None:
 
 
 def test_a_seed_draws_the_same_alone_and_among_others(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     wish = ask("a bird", temperature=1.3, top_k=40, top_p=0.95, seed=7, max_tokens=20)
     submit(worker, "alone", wish)
     run(worker)
@@ -99,7 +95,7 @@ def test_a_seed_draws_the_same_alone_and_among_others(tiny_qwen3_omni: Path) -> 
 
 
 def test_choices_take_seeds_in_turn(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     submit(worker, "three", ask("a bird", temperature=1.0, seed=4, n=3))
     for seed in (4, 5, 6):
         submit(worker, str(seed), ask("a bird", temperature=1.0, seed=seed))
@@ -110,7 +106,7 @@ def test_choices_take_seeds_in_turn(tiny_qwen3_omni: Path) -> None:
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_shown(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     submit(worker, "whole", ask("a bird", max_tokens=40))
     run(worker)
     whole = outbox.meta["whole"]["choices"][0]["text"]
@@ -126,7 +122,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_shown(tiny_qwen3_omni: Path) -> 
 
 
 def test_streamed_pieces_make_the_answer(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     submit(worker, "job", ask("a bird", max_tokens=24, stream=True, n=2, temperature=1.0))
     run(worker)
     for index, choice in enumerate(outbox.meta["job"]["choices"]):
@@ -137,7 +133,7 @@ def test_streamed_pieces_make_the_answer(tiny_qwen3_omni: Path) -> None:
 
 
 def test_log_probabilities_are_those_of_the_model(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False)
     params = ask("a bird", logprobs=True, top_logprobs=3, max_tokens=4)
     submit(worker, "job", params)
     run(worker)
@@ -155,7 +151,7 @@ def test_log_probabilities_are_those_of_the_model(tiny_qwen3_omni: Path) -> None
 
 
 def test_cancelled_jobs_leave_at_any_point(tiny_qwen3_omni: Path, media: dict[str, Path]) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni, rows=3)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False, rows=3)
     stays = ask("a fox in the garden", max_tokens=20)
     answer = oracle(tiny_qwen3_omni).answer(stays)
     for steps in range(8):
@@ -174,7 +170,7 @@ def test_cancelled_jobs_leave_at_any_point(tiny_qwen3_omni: Path, media: dict[st
 def test_refusals_say_what_is_wrong_and_the_worker_goes_on(
     tiny_qwen3_omni: Path, tmp_path: Path
 ) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni, length=64)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False, length=64)
     broken = tmp_path / "x.png"
     broken.write_text("no picture")
     refused = {
@@ -197,7 +193,7 @@ def test_refusals_say_what_is_wrong_and_the_worker_goes_on(
 
 
 def test_an_answer_ends_where_the_context_does(tiny_qwen3_omni: Path) -> None:
-    worker, outbox = open_worker(tiny_qwen3_omni, length=40)
+    worker, outbox = open_worker(tiny_qwen3_omni, speech=False, length=40)
     submit(worker, "job", ask("a fox", max_tokens=None))
     run(worker)
     usage = outbox.meta["job"]["usage"]

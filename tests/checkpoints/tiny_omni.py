@@ -59,6 +59,14 @@ def tiny_qwen25_omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_qwen25(tmp_path_factory.mktemp("models") / "tiny-qwen2.5-omni")
 
 
+@pytest.fixture(scope="session")
+def qwen3_of_transformers(tiny_qwen3_omni: Path) -> Any:
+    """The whole model as transformers has it; leave it as it is."""
+    from transformers import Qwen3OmniMoeForConditionalGeneration
+
+    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_qwen3_omni).eval()
+
+
 @pytest.fixture(params=["qwen3-omni", "qwen2.5-omni"])
 def tiny_omni(request: pytest.FixtureRequest) -> Path:
     """Each family in its turn."""
@@ -163,13 +171,13 @@ def build_qwen3(folder: Path, *, seed: int = 0, width: int = 64, layers: int = 3
     }
     code2wav = {
         "codebook_size": 1200,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
+        "hidden_size": width // 2,
+        "intermediate_size": width,
+        "num_hidden_layers": max(layers // 2, 2),
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 32,
         "num_quantizers": 4,
-        "decoder_dim": 64,
+        "decoder_dim": max(width // 2, 64),
     }
     config = Qwen3OmniMoeConfig(
         thinker_config=thinker,

@@ -22,6 +22,7 @@ LINES = [
     ("sglang config ", {"show"}, "--port"),
     ("sglang config show --orig", {"--origin"}, "--port"),
     ("sglang bench kernels --dev", {"--device"}, "--op"),
+    ("sglang bench quality --min", {"--min-psnr", "--min-ssim"}, "--op"),
     ("sglang completion b", {"bash"}, "zsh"),
     ("sglang serve --config conf", {"config-file.yaml"}, "--config"),
     ("sglang regenerate conf", {"config-file.yaml"}, "--mask"),
@@ -91,8 +92,8 @@ def test_the_scripts_know_every_command_and_option() -> None:
     for shell, write in SHELLS.items():
         text = write(programs())
         for command in (*sglang.PROGRAM.commands.values(), *omni.PROGRAM.commands.values()):
-            parser = command.make_parser()
-            for flag in parser._option_string_actions if parser else ():
+            parsers = [command.make_parser(word) for word in command.words or ("",)]
+            for flag in {flag for p in parsers if p for flag in p._option_string_actions}:
                 name = flag.removeprefix("--") if shell == "fish" else flag
                 assert name in text, (shell, flag)
 

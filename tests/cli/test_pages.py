@@ -54,8 +54,8 @@ def parsers() -> dict[tuple[str, ...], Parser | None]:
     found: dict[tuple[str, ...], Parser | None] = {}
     for name, program in PROGRAMS.items():
         for word, command in program.commands.items():
-            parser = command.make_parser()
             for rest in command.words or ("",):
+                parser = command.make_parser(rest)
                 found[tuple(filter(None, (name, word, rest)))] = parser
     return found
 

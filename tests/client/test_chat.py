@@ -58,6 +58,10 @@ def test_text_comes_as_it_is_written(tiny_qwen3_omni: Path, in_process: bool) ->
         assert len(texts) == len(pieces) and "".join(texts) == choice.text
         assert pieces[-1].finish_reason == choice.finish_reason == "length"
         assert len(choice.tokens) == answer.usage.completion_tokens == 16
+        late = await client.submit(question("a cat on a tree"))
+        await late.result()
+        kept = [piece async for piece in late.pieces()]
+        assert kept == pieces, "what came before it was asked for is lost"
 
     play(tiny_qwen3_omni, scenario, in_process=in_process)
 

@@ -157,6 +157,13 @@ def test_schedules_of_the_image_families_equal_diffusers(
     torch.testing.assert_close(sigma, scheduler.sigmas[:-1], atol=2e-7, rtol=0)
 
 
+def test_a_single_step_goes_all_the_way_whatever_the_last_sigma_is_to_be() -> None:
+    (sigma,) = make_solver(
+        {**EULER, "shift_terminal": 0.02}, 1, spacing=Spacing(mu=None, even=True)
+    ).table[:, COLUMNS.index("sigma")]
+    assert sigma == 1
+
+
 def test_the_shift_of_a_size_lies_on_the_line_of_the_config() -> None:
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 

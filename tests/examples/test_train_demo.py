@@ -117,6 +117,7 @@ def test_muon_steps_are_orthogonal_and_go_downhill() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler has its own
 def test_the_whole_training_leaves_a_model_that_diffusers_loads(tmp_path: Path) -> None:
     from diffusers import WanPipeline
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-FLOOR = 24 << 20  # what a first load takes besides: code of libraries, headers, one open mapping
+from tests.own_process import found_by
+
+# What a first load takes besides: code of libraries, headers, the buffers of the threads that read.
+FLOOR = 48 << 20
 
 
 @torch.no_grad()
@@ -90,16 +88,7 @@ def save(model: Any, folder: Path, stored: torch.dtype) -> None:
 
 
 def ratio(kind: str, folder: Path, dtype: str, least: int) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.loader.peak_of", kind, str(folder), dtype],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = found_by("tests.loader.peak_of", kind, str(folder), dtype)
     assert found["size"] >= least, found
     return float((found["peak"] - FLOOR) / found["size"])
 

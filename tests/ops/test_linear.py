@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -71,3 +73,19 @@ def test_onednn_gives_the_bits_of_torch_in_bf16() -> None:
             assert torch.equal(results["torch"], results["onednn_bf16"])
     weight[5] += 1.0
     assert not torch.equal(ops.linear(x, weight, bias), results["torch"])
+
+
+@pytest.mark.skipif(bool(_absent_bf16()), reason=_absent_bf16() or "-")
+def test_a_compiled_product_stays_one_node() -> None:
+    """torch.compile replaces oneDNN's own op by one that wants packed weights."""
+    x, weight, bias = (torch.randn(*shape).bfloat16() for shape in ((2, 33, 64), (96, 64), (96,)))
+    seen: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(lambda x: ops.linear(x, weight, bias), fullgraph=True, backend=look)
+    assert torch.equal(compiled(x), ops.linear(x, weight, bias))
+    assert seen == ["sgl_diffusion.linear_onednn.default"]
+    torch.library.opcheck(torch.ops.sgl_diffusion.linear_onednn.default, (x, weight, bias))

@@ -221,6 +221,27 @@ def test_segments_of_a_fused_weight(level: str) -> None:
     assert _same(weight, base)
 
 
+@pytest.mark.parametrize("apart", [0, 8, 40])
+@pytest.mark.parametrize("parts", ["0+112", "0+104", "0+64 96+104", "0+48 48+96", "0+96 48+16"])
+def test_factors_wherever_they_are(level: str, parts: str, apart: int) -> None:
+    """Where the rows of adapters begin and how many, in full tiles or not, `apart` in memory."""
+    torch.manual_seed(len(parts))
+    places = [tuple(map(int, part.split("+"))) for part in parts.split()]
+    base = (torch.randn(max(map(sum, places)), 150) * 0.02).bfloat16()
+    deltas = []
+    for start, count in places:
+        _, delta = random_weight(count, 150, 32, 0.1, base.dtype, base.dtype)
+        storage = torch.full((count, 32 + apart), float("nan")).bfloat16()
+        up = storage[:, apart:].copy_(delta.up)
+        deltas.append(replace(delta, up=up, start=start))
+    with ops.using(lora_merge_="torch"):
+        (want,) = ops.lora_merge_([truth := base.clone()], [deltas])
+    (record,) = ops.lora_merge_([weight := base.clone()], [deltas])
+    assert _same(weight, truth) and _same_records(record, want)
+    ops.lora_unmerge_([weight], [record])
+    assert _same(weight, base)
+
+
 def test_strided_weights_and_factors(level: str) -> None:
     torch.manual_seed(3)
     storage = (torch.randn(100, 200) * 0.02).bfloat16()
@@ -272,10 +293,13 @@ def test_what_changed_while_merged_is_an_error(level: str) -> None:
 
 def test_adapters_that_are_not_finite_change_nothing(level: str) -> None:
     base, delta = random_weight(60, 70, 8, 0.1, torch.bfloat16, torch.bfloat16)
-    bad = torch.randn(8, 70)
-    bad[7, 69] = float("nan")
+    wrongs = [replace(delta, scale=float("inf"))]
+    for dtype, value in zip(DTYPES, (float("nan"), float("inf"), -float("inf")), strict=True):
+        down, up = (x.to(dtype, copy=True) for x in (delta.down, delta.up))
+        down[7, 69] = up[0, 0] = value
+        wrongs += [replace(delta, down=down), replace(delta, up=up)]
     weights = [base.clone(), base.clone()]
-    for wrong in (replace(delta, down=bad), replace(delta, scale=float("inf"))):
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="an adapter of weight 1 is not finite"):
             ops.lora_merge_(weights, [[delta], [delta, wrong]])
         assert all(_same(weight, base) for weight in weights)

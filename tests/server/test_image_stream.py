@@ -138,6 +138,29 @@ def test_a_worker_that_died_shows_nothing_twice(api: Any) -> None:
     assert [event.get("partial_image_index") for event in events] == [0, 1, None]
 
 
+def test_events_are_kept_from_the_moment_the_job_is_taken(
+    api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Partial pictures may be made before the answer has begun."""
+    from tests.server.conftest import FakeHandle
+
+    order = []
+    events, begin = FakeHandle.events, sse.EventStream.__call__
+
+    def noted_events(handle: FakeHandle) -> Any:
+        order.append("events")
+        return events(handle)
+
+    async def noted_begin(stream: sse.EventStream, *connection: Any) -> None:
+        order.append("answer")
+        await begin(stream, *connection)
+
+    monkeypatch.setattr(FakeHandle, "events", noted_events)
+    monkeypatch.setattr(sse.EventStream, "__call__", noted_begin)
+    events_of(api.post(PATH, json={"prompt": "x", "stream": True, "partial_images": 1}))
+    assert order == ["events", "answer"]
+
+
 def test_silence_is_filled_with_comments() -> None:
     async def slow() -> Any:
         yield 1

@@ -29,7 +29,8 @@ constexpr int kLoraMinBits = 2, kLoraMaxBits = 4;
 
 static inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
-// One adapter on one matrix, packed. Rows are those of whole blocks, with zeros around the adapter's own.
+// One adapter on one matrix, packed. Rows are those of whole blocks, with zeros around the adapter's own; an adapter
+// whose rows end with the matrix has none after them.
 struct LoraFactor {
   int64_t block_begin = 0, block_end = 0;  // blocks of the matrix it reaches
   int64_t rank = 0;                        // even; a multiple of kLoraChain in pairs
@@ -37,7 +38,8 @@ struct LoraFactor {
   bool pairs =
       false;  // for the matrix units: down [group][half][rank / 2][16][2], up [row][rank], both bf16
   const void* down = nullptr;  // otherwise fp32: [group][rank][32]
-  const void* up = nullptr;    // [row][rank]
+  const void* up = nullptr;    // [row][rank], rows `up_stride` elements apart
+  int64_t up_stride = 0;
 };
 
 // Part of a block: its first element, and where codes and escapes are written to or read from.

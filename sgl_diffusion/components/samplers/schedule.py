@@ -68,7 +68,7 @@ def euler_schedule(
         sigmas = np.linspace(1, smallest, steps)
     sigmas = shift_sigmas(sigmas, shift).astype(np.float32)
     terminal = config.get("shift_terminal")
-    if terminal:
+    if terminal and sigmas[-1] < 1:  # a single step ends where it begins: nothing to stretch
         sigmas = 1 - (1 - sigmas) * ((1 - terminal) / (1 - sigmas[-1]))
     sigmas = sigmas.astype(np.float32)
     return np.append(sigmas, np.float32(0)), sigmas * np.float32(train_steps)

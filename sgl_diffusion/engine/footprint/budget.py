@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,8 @@ from sgl_diffusion.base.footprint import Footprint, check_memory
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.memory import memory_budget
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
+from sgl_diffusion.engine.footprint.identity import identity
+from sgl_diffusion.engine.footprint.kept import Kept
 from sgl_diffusion.engine.footprint.trials import measure
 from sgl_diffusion.engine.footprint.usage import give_back, taken
 from sgl_diffusion.engine.pipeline import Pipeline
@@ -42,9 +45,8 @@ class Budget:
         """What jobs take and have room for; None where nobody knows how much memory there is."""
         if self._most is None:
             return None
-        note("counting what requests will take of the memory")
         try:
-            counted = pipeline.card.footprint or measure(pipeline)
+            counted = pipeline.card.footprint or counted_once(pipeline, self._options, note)
         except Exception:  # whether the model itself works is for the warm-up to find out
             log.exception("not counted: no request will be refused for its size")
             return None
@@ -65,6 +67,21 @@ class Budget:
         except RequestError as error:
             log.warning("requests that name no size will be refused: %s", error)
         return footprint
+
+
+def counted_once(
+    pipeline: Pipeline, options: EngineOptions, note: Callable[[str], None]
+) -> Footprint:
+    """What jobs take, from an earlier start of this very model where there is a data folder."""
+    kept = None if options.data_dir is None else Kept(Path(options.data_dir))
+    name = "" if kept is None else identity(pipeline)
+    found = None if kept is None else kept.find(name)
+    if found is None:
+        note("counting what requests will take of the memory")
+        found = measure(pipeline)
+        if kept is not None:
+            kept.keep(name, found)
+    return found
 
 
 def _tiled(footprint: Footprint, usual: ResolvedParams, note: Callable[[str], None]) -> Footprint:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sgl_diffusion.layers.embed import rope_tables
+from sgl_diffusion.layers.embed import forget_tables
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _BLOCK = 16  # channels that oneDNN keeps side by side in fp32
@@ -101,12 +101,12 @@ class Counting:
     def of(self) -> Iterator[Count]:
         count = Count()
         # Tables that are kept for later jobs must be real ones.
-        rope_tables.cache_clear()
+        forget_tables()
         try:
             with torch.inference_mode(), self._fake, _Attention(), count:
                 yield count
         finally:
-            rope_tables.cache_clear()
+            forget_tables()
 
 
 def _consists_of_others(func: Any) -> bool:

@@ -13,6 +13,7 @@ from sgl_diffusion.base.footprint import Offloaded
 from sgl_diffusion.engine.offload.ring import Ring
 from sgl_diffusion.engine.offload.tiers import Carrier, Copier, FromHost, Reader, from_checkpoint
 from sgl_diffusion.engine.offload.units import Place, Split, Unit, split
+from sgl_diffusion.engine.quantise import quantise, quantised_layers
 from sgl_diffusion.loader.absent import Absences, AbsentModule
 
 TRANSFORMER = "transformer"  # how the names of those begin
@@ -42,20 +43,31 @@ def flags(names: Iterable[str]) -> str:
 
 def refuse_offload(options: EngineOptions, why: str) -> None:
     """For what cannot do it: an option that is given is followed or refused."""
-    if names := asked(options):
+    names = asked(options)
+    if options.quantization != "none":
+        names = (*names, "quantization")
+    if names:
         raise ConfigError(
             f"{flags(names)}: {why}.", hint="Leave these options out.", param=names[0]
         )
 
 
 def take_up(
-    absences: Absences, away: Collection[str], device: torch.device, *, pinned: bool
+    absences: Absences,
+    away: Collection[str],
+    device: torch.device,
+    *,
+    pinned: bool,
+    quantization: str = "none",
 ) -> tuple[Offloaded, ...]:
     """Bring the weights of all components but those in `away`, whose blocks come one by one."""
     found = []
     for absent in absences.modules:
+        transformer = absent.name.startswith(TRANSFORMER)
         if absent.name in away:
             found.append(_offload(absent, device, pinned=pinned))
+        elif transformer and quantization != "none":
+            _bring_quantised(absent, device, quantization)
         else:
             _bring_all(absent, device)
     return tuple(found)
@@ -78,6 +90,15 @@ def _bring_all(absent: AbsentModule, device: torch.device) -> None:
     for ring in parts.rings:
         for unit in ring:
             _fill_in(unit.places, device)
+
+
+def _bring_quantised(absent: AbsentModule, device: torch.device, name: str) -> None:
+    parts = split(absent)
+    places = [*parts.rest, *(p for ring in parts.rings for unit in ring for p in unit.places)]
+    chosen: set[nn.Module] = {layer for _, layer in quantised_layers(absent.module)}
+    weights = {p.owner: p for p in places if p.leaf == "weight" and p.owner in chosen}
+    _fill_in([p for p in places if weights.get(p.owner) is not p], device)
+    quantise(absent.module, weights, name)
 
 
 def _offload(absent: AbsentModule, device: torch.device, *, pinned: bool) -> Offloaded:

@@ -80,27 +80,28 @@ def split(absent: AbsentModule) -> Split:
     parameters = dict(absent.module.named_parameters())  # a tied one once
     layout = _Layout({id(parameters[name]): home for name, home in absent.homes.items()})
     beside = set(getattr(absent.module, "BESIDE_BLOCKS", ()))
-    blocks: list[Unit] = []
+    whole: list[Unit] = []
     others: list[Unit] = []
-    for name, block in _blocks(absent.module):
+    for name, block in blocks(absent.module):
         for path, layer in block.named_modules():
             if path in beside and any(p.dim() > 1 for p in layer.parameters()):
                 others.append(layout.unit(f"{name}.{path}", layer))
             elif path in beside:
                 layout.leave(layer, absent.module)
-        blocks.append(layout.unit(name, block))
+        whole.append(layout.unit(name, block))
     rest = layout.places(absent.module)
-    full = [[unit for unit in ring if unit.places] for ring in (blocks, others)]
+    full = [[unit for unit in ring if unit.places] for ring in (whole, others)]
     return Split(tuple(tuple(ring) for ring in full if ring), rest)
 
 
-def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The members of the outermost module lists, by name."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if isinstance(child, nn.ModuleList):
             yield from ((f"{path}.{index}", block) for index, block in enumerate(child))
         else:
-            yield from _blocks(child, f"{path}.")
+            yield from blocks(child, f"{path}.")
 
 
 class _Layout:

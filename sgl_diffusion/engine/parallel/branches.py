@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.distributed.group import Group
-from sgl_diffusion.engine.pipeline import Condition, Context, Pipeline
+from sgl_diffusion.engine.graphs.capture import Pass
+from sgl_diffusion.engine.pipeline import Condition, Context
 
 _ALONE = Group((0,), 0)
 
@@ -26,13 +27,13 @@ class Branches:
         return (with_prompt, without)[self._group.index]
 
     def velocity(
-        self, pipeline: Pipeline, x: Tensor, timesteps: Tensor, context: Context, expert: int
+        self, run: Pass, x: Tensor, timesteps: Tensor, context: Context, expert: int
     ) -> Tensor:
-        """Latents [B, ...] of the rows to velocities [2B, ...] with and without the prompt;
-        `context` holds the rows' `conditions`."""
+        """Latents [B, ...] of the rows to velocities [2B, ...] with and without the prompt, by
+        passes of `run`; `context` holds the rows' `conditions`."""
         if self._group.size == 1:
-            return pipeline.velocity(torch.cat([x, x]), timesteps.repeat(2), context, expert)
-        own: Any = pipeline.velocity(x, timesteps, context, expert)
+            return run(torch.cat([x, x]), timesteps.repeat(2), context, expert)
+        own: Any = run(x, timesteps, context, expert)
         rows = own.flatten(1).unsqueeze(0)
         both = self._group.gather(rows, (len(own),) * self._group.size)
         return torch.cat(both, 1)[0].unflatten(1, own.shape[1:])

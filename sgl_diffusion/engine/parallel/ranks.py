@@ -18,7 +18,8 @@ from sgl_diffusion.engine.parallel.agreement import together
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.parallel.families import FAMILIES
 from sgl_diffusion.engine.parallel.tokens import spread_tokens
-from sgl_diffusion.engine.pipeline import AdaptablePipeline, Pipeline, WholePipeline
+from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
+from sgl_diffusion.engine.transformers import transformers
 
 T = TypeVar("T")
 
@@ -37,10 +38,7 @@ class Ranks:
 
     def spread(self, pipeline: Pipeline | WholePipeline) -> Branches:
         """Put the pipeline's transformers on all ranks; every rank calls it at the same time."""
-        models: list[Any] = []
-        if isinstance(pipeline, Pipeline) and isinstance(pipeline, AdaptablePipeline):
-            parts = [part.module for part in pipeline.adaptables().values()]
-            models = [module for module in parts if type(module) in FAMILIES]
+        models = transformers(pipeline)
         if not models or not isinstance(pipeline, Pipeline):
             card = pipeline.card
             raise ConfigError(

@@ -7,10 +7,7 @@ it took before the job (VmRSS).
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,8 @@ import pytest
 
 from sgl_diffusion.loader.index import read_index
 from tests.engine.footprint.large import VAES
+from tests.own_process import found_by
 
-ROOT = Path(__file__).parents[3]
 PICTURE = {"width": 768, "height": 640, "num_frames": 1, "num_inference_steps": 1}
 CLIP = {"width": 640, "height": 384, "num_frames": 9, "num_inference_steps": 1}
 
@@ -33,27 +30,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def record(path: Path, wish: dict[str, Any], **options: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.engine.footprint.peak_of",
-            str(path),
-            json.dumps(options),
-            json.dumps(wish),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", sorted(CASES))
@@ -64,6 +40,7 @@ def test_a_gigabyte_is_foretold(
     path = Path(shutil.copytree(request.getfixturevalue(family), tmp_path / "model"))
     part = read_index(path).component("vae")
     VAES[part.class_name](part.folder)
-    found = record(path, CASES[family])
+    wish = json.dumps(CASES[family])
+    found = found_by("tests.engine.footprint.peak_of", str(path), "{}", wish)
     assert found["peak"] >= 10**9, found
     assert 0.85 <= found["foretold"] / found["peak"] <= 1.15, found

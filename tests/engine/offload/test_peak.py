@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.checkpoints import tiny_flux
-
-ROOT = Path(__file__).parents[3]
+from tests.own_process import found_by
 
 
 def measured(small: Path, path: Path, **options: Any) -> dict[str, Any]:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.engine.offload.peak_of",
-            str(small),
-            str(path),
-            json.dumps(options),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return found_by("tests.engine.offload.peak_of", str(small), str(path), json.dumps(options))
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_a_budget_decides(tiny_flux_a: Path, monkeypatch: pytest.MonkeyPatch) ->
     pipeline = opened(tiny_flux_a, notes, memory_budget="15g")
     assert pipeline.card.offload == ()
     counted = pipeline.card.footprint
-    monkeypatch.setattr(open_native, "measure", lambda pipeline: counted)
+    monkeypatch.setattr(open_native, "counted_once", lambda pipeline, options, note: counted)
     monkeypatch.setattr(open_native, "free_for_one", lambda options, device: 9 * 10**9)
     pipeline = opened(tiny_flux_a, notes, memory_budget="9g")
     away = {part.component for part in pipeline.card.offload}

@@ -1,0 +1,152 @@
+"""The forward passes of a runner: replayed where there is a graph of them, else eager.
+
+The first steps of a shape are eager; its graph is made between two units of work, so no step waits
+for it. A pass that cannot be captured stays eager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.engine.bounds import Bounds
+from sgl_diffusion.engine.counters import Counters
+from sgl_diffusion.engine.graphs.arguments import signature
+from sgl_diffusion.engine.graphs.capture import CapturedPass, Graph, Pass
+from sgl_diffusion.engine.graphs.plan import Plan
+from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
+
+log = get_logger(__name__)
+
+Capture = Callable[[Pass, Tensor, Tensor, Any, int], Graph]
+
+
+def chosen_graphs(
+    options: EngineOptions, pipeline: Pipeline | WholePipeline
+) -> Literal["", "auto", "on"]:
+    """When steps become graphs; whoever asks for them gets them, or is told why not."""
+    reason = _obstacle(options, pipeline)
+    if options.cuda_graphs == "on":
+        if reason:
+            raise ConfigError(
+                f"--cuda-graphs on cannot be followed: {reason}.",
+                hint="Use --cuda-graphs auto.",
+                param="cuda_graphs",
+            )
+        return "on"
+    return "" if reason or options.cuda_graphs == "off" else "auto"
+
+
+def _obstacle(options: EngineOptions, pipeline: Pipeline | WholePipeline) -> str:
+    if not isinstance(pipeline, Pipeline):
+        return "the model runs through diffusers"
+    if pipeline.device.type != "cuda":
+        return "the model runs on the CPU"
+    if options.num_gpus > 1:
+        return "several ranks exchange data within a step"
+    if any(part.component.startswith("transformer") for part in pipeline.card.offload):
+        return "the weights of the transformer come and go"
+    if options.enable_torch_compile:
+        return "its blocks are compiled"
+    return ""
+
+
+def graphed_passes(pipeline: Pipeline, bounds: Bounds, counters: Counters) -> GraphedPasses | None:
+    """Of a runner whose steps may become graphs."""
+    if not bounds.graphs:
+        return None
+    always, budget = bounds.graphs == "on", bounds.graph_bytes
+    return GraphedPasses(pipeline.velocity, counters, budget=budget, always=always)
+
+
+class GraphedPasses:
+    def __init__(
+        self,
+        run: Pass,
+        counters: Counters,
+        *,
+        budget: int,
+        always: bool,
+        capture: Capture = CapturedPass,
+    ) -> None:
+        self._run = run
+        self._counters = counters
+        self._capture = capture
+        self._plan: Plan[Graph] = Plan(budget, always=always)
+        self._eager: tuple[Hashable, tuple[Any, ...]] | None = None  # the last pass, if it was
+        self._due: tuple[Hashable, tuple[Any, ...]] | None = None
+
+    def velocity(self, latents: Tensor, timesteps: Tensor, context: Any, expert: int) -> Tensor:
+        """As that of the pipeline; the result is good until the next call."""
+        given = latents, timesteps, context, expert
+        key = signature(given)
+        graph = self._plan.get(key)
+        if graph is not None:
+            self._eager = None
+            self._counters.add("graph_replays_total")
+            return graph.replay(latents, timesteps, context)
+        self._eager = key, given
+        if not self._plan.counts(key):
+            return self._run(*given)
+        with _CountKernels() as count:
+            output = self._run(*given)
+        self._plan.counted(key, count.kernels)
+        return output
+
+    def took(self, seconds: float) -> None:
+        """The step with the last pass is over."""
+        if self._eager is None:
+            return
+        key, given = self._eager
+        self._eager = None
+        self._plan.ran(key, seconds)
+        self._due = (key, given) if self._plan.due(key) else None
+
+    @torch.inference_mode()
+    def make(self) -> None:
+        """The graph that is due, if one is. Not while other threads use the device."""
+        if self._due is None:
+            return
+        (key, given), self._due = self._due, None
+        try:
+            graph = self._capture(self._run, *given)
+        except Exception:
+            log.exception("a pass cannot be captured and stays eager")
+            self._plan.refuse(key)
+            self._counters.add("graph_captures_total", result="failed")
+            return
+        gone = self._plan.put(key, graph, graph.size)
+        self._counters.add("graph_captures_total", result="made")
+        self._counters.add("graph_evictions_total", gone)
+        self._show()
+
+    def clear(self) -> None:
+        """Let go of all graphs: the memory is needed."""
+        self._eager = self._due = None
+        self._plan.clear()
+        self._show()
+
+    def _show(self) -> None:
+        self._counters.set("graphs", len(self._plan))
+        self._counters.set("graph_bytes", self._plan.bytes)
+
+
+class _CountKernels(TorchDispatchMode):
+    """Counts calls of ops that are no views: about one kernel each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.kernels += not func.is_view
+        return func(*args, **(kwargs or {}))
