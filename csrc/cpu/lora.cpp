@@ -264,8 +264,10 @@ Merged merge_one(const Tensor& weight, const Matrix& m, const std::vector<LoraFa
   if (bits) {
     copy = torch::stable::new_empty(weight, {end_of[blocks]});
     copied = static_cast<char*>(copy.mutable_data_ptr());
-    for (int64_t i = 0; i < blocks; ++i)
-      std::memcpy(copied + end_of[i] * m.item(), escapes[i].data(), escapes[i].size());
+    torch::stable::parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        std::memcpy(copied + end_of[i] * m.item(), escapes[i].data(), escapes[i].size());
+    });
   }
   return {codes, copy, ends, bits ? int64_t{checksum.load()} : 0};
 }

@@ -152,10 +152,13 @@ def _too_large() -> RequestError:
     )
 
 
+_COMMON = {"image": "PNG or JPEG", "audio": "WAV, MP3, FLAC or Ogg", "video": "MP4 or WebM"}
+
+
 def _unreadable(kind: str) -> RequestError:
     return RequestError(
         f"A file of the request cannot be read as {kind}.",
-        hint="Send a common format: PNG or JPEG, WAV or MP3, MP4.",
+        hint=f"Send a common format: {_COMMON[kind]}.",
         code=f"invalid_{kind}",
         param="messages",
     )

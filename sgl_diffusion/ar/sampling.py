@@ -9,6 +9,9 @@ from torch import Tensor
 
 from sgl_diffusion.base.chat import TextSampling
 
+# Below it logits could not be divided by a temperature, and nothing but the most likely is drawn.
+_COLDEST = 1e-6
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -29,7 +32,7 @@ class Draw:
     def __call__(self, logits: Tensor) -> Drawn:
         """`logits` are [vocabulary], fp32, on the CPU."""
         wish = self._sampling
-        if wish.temperature == 0.0 or wish.top_k == 1:
+        if wish.temperature < _COLDEST or wish.top_k == 1:
             token = int(logits.argmax())
         else:
             token = self._random(logits / wish.temperature)
@@ -46,8 +49,10 @@ class Draw:
         values, ids = logits.topk(count)
         chances = values.softmax(-1)
         if wish.top_p < 1.0:
-            # The token that crosses the line stays.
+            # The token that crosses the line stays, and there is one.
             before = chances.cumsum(-1) - chances
-            chances = chances.masked_fill(before >= wish.top_p, 0.0)
+            beyond = before >= wish.top_p
+            beyond[0] = False
+            chances = chances.masked_fill(beyond, 0.0)
         place = torch.multinomial(chances, 1, generator=self._generator)
         return int(ids[place])

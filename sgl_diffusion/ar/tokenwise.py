@@ -8,7 +8,8 @@ which a token takes a few, and which may have one beside them that every token t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,10 @@ from torch import Tensor
 from sgl_diffusion.ar.decoding import Record
 
 Net = Callable[[Tensor], Tensor]
+
+# One thread reads a matrix of this many bytes in some 30 us, a few times what it takes to wake
+# another one.
+_FOR_ALL_THREADS = 1 << 20
 
 
 class Memory(Protocol):
@@ -37,6 +42,7 @@ class Tokenwise:
         self._layers = [_Layer(layer, index) for index, layer in enumerate(decoder.layers)]
         self._norm = _norm(decoder.norm)
         self._turns = decoder.rotary_emb
+        self._small = all(layer.bytes < _FOR_ALL_THREADS for layer in self._layers)
 
     @torch.inference_mode()
     def __call__(self, vectors: Tensor, positions: Tensor, memory: Memory, mask: Tensor) -> Tensor:
@@ -49,8 +55,9 @@ class Tokenwise:
         cos, sin = (turn[:, :, None] for turn in self._turns(vectors, positions))
         half = sin.shape[-1] // 2
         turns = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        for layer in self._layers:
-            vectors = layer(vectors, turns, memory, hidden)
+        with _one_thread() if self._small else nullcontext():
+            for layer in self._layers:
+                vectors = layer(vectors, turns, memory, hidden)
         return self._norm(vectors)
 
 
@@ -69,6 +76,7 @@ class _Layer:
         self._before = _norm(layer.input_layernorm)
         self._between = _norm(layer.post_attention_layernorm)
         self._weight, self._bias = _joined(*projections)
+        self.bytes = self._weight.nbytes
         self._out = _linear(attention.o_proj)
         self._net = _mixture(layer.mlp) if hasattr(layer.mlp, "experts") else _network(layer.mlp)
         self._norms: Tensor | None = None
@@ -109,6 +117,17 @@ class _Layer:
         found = F.scaled_dot_product_attention(asked, keys, values, mask, scale=self._scale)
         found = found.view(rows, kept, shared, tokens, width).permute(0, 3, 1, 2, 4)
         return found.reshape(rows, tokens, heads * width)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Of those of torch; the number is that of the calling thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _norm(net: Any) -> Net:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 _BROKEN = "\ufffd"
 # A character has at most four bytes: if it is broken after so many tokens, it stays so.
 _PATIENCE = 8
+
+
+@cache
+def _bytes_by_sign() -> dict[str, int]:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {sign: byte for byte, sign in bytes_to_unicode().items()}
+
+
+def bytes_of(tokenizer: Any, token: int) -> bytes:
+    """What a token stands for, which may be a part of a character; nothing where a vocabulary is
+    larger than its tokenizer. Those of both families are made of bytes."""
+    if token in tokenizer.added_tokens_decoder:
+        return str(tokenizer.added_tokens_decoder[token].content).encode()
+    return bytes(_bytes_by_sign()[sign] for sign in tokenizer.convert_ids_to_tokens(token) or "")
 
 
 class Writing:

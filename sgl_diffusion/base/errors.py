@@ -124,6 +124,11 @@ def to_wire(error: BaseException) -> dict[str, Any]:
         error = OutOfMemoryError(
             "The worker had too little memory.", hint="Ask for less, or give it more."
         )
+    if isinstance(error, ImportError):
+        error = EngineError(
+            f"The worker cannot load {error.name or 'a library'}.",
+            hint="`sglang doctor` says how to mend it.",
+        )
     if not isinstance(error, SglError):
         error = EngineError(
             f"The worker met an internal error ({type(error).__name__}).",

@@ -129,22 +129,26 @@ def merge(kind: type[C], flags: dict[str, Any]) -> Resolved[C]:
     return resolve(kind, sources)
 
 
+_TABLE = "It holds options, such as `port: 30010` in YAML; `sglang config show` lists all."
+
+
 def load_file(path: Path) -> dict[str, Any]:
     """The options in a YAML, TOML or JSON file, told apart by the ending of its name."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"Cannot read {path}: {reason}.") from None
+        hint = "Check the path that --config gives; without a file every option has its default."
+        raise ConfigError(f"Cannot read {path}: {reason}.", hint=hint) from None
     try:
         values = _parse(path.suffix.lower(), text)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be parsed: {reason}.") from None
+        raise ConfigError(f"{path} cannot be parsed: {reason}.", hint=_TABLE) from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} must hold a table of options.")
+        raise ConfigError(f"{path} must hold a table of options.", hint=_TABLE)
     return values
 
 
@@ -154,6 +158,10 @@ def _parse(suffix: str, text: str) -> Any:
 
         try:
             return yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            assert error.problem_mark is not None
+            line = error.problem_mark.line + 1
+            raise ValueError(f"line {line}: {error.problem}") from None
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from None
     if suffix == ".toml":

@@ -28,8 +28,11 @@ _CREDITS = 64
 
 @dataclass(frozen=True)
 class ScoredToken:
+    """`data` is what it stands for, where `token` cannot show a part of a character."""
+
     token: str
     logprob: float
+    data: bytes
 
 
 @dataclass(frozen=True)

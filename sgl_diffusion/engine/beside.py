@@ -1,9 +1,9 @@
 """Errands beside the denoise steps, in threads and streams of their own.
 
 Each lane does one errand at a time. What it leads to is taken over by the thread that runs the
-steps, between two of them: jobs and rows are changed there only. On a CPU a lane has one thread, so
-that the steps keep theirs; on a GPU it has a stream, which begins behind the work that was queued
-so far. The streams have not run yet.
+steps, between two of them: jobs and rows are changed there only. A lane has one thread of a CPU, so
+that the steps keep theirs; on a GPU it has a stream, too, which begins behind the work that was
+queued so far. The streams have not run yet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 
 from sgl_diffusion.engine.errand import Errand, Lane, Outcome
 from sgl_diffusion.engine.prompts import tensors_in
+from sgl_diffusion.engine.threads import pool_of
 from sgl_diffusion.engine.trace import Trace
 
 
@@ -50,7 +51,8 @@ class Beside:
         lane = errand.lane
         assert self.free(lane), f"the lane {lane} is busy"
         if lane not in self._pools:
-            self._pools[lane] = self._pool(lane)
+            threads = 1 if self._device.type == "cpu" else torch.get_num_threads()
+            self._pools[lane] = pool_of(1, threads, f"sgld-{lane}")
         begun = None
         if self._device.type == "cuda":
             begun = torch.cuda.Event()
@@ -74,19 +76,10 @@ class Beside:
             self._adopt(outcome.result)
         return outcomes
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Until something is done, or so long."""
-        futures = [way.future for way in self._under_way.values()]
+    def wait(self, seconds: float, more: Sequence[Future[Any]] = ()) -> None:
+        """Until something is done, here or of `more`, or so long."""
+        futures = [*more, *(way.future for way in self._under_way.values())]
         concurrent.futures.wait(futures, seconds, concurrent.futures.FIRST_COMPLETED)
-
-    def _pool(self, lane: Lane) -> ThreadPoolExecutor:
-        pool = ThreadPoolExecutor(1, thread_name_prefix=f"sgld-{lane}")
-        if self._device.type == "cpu":
-            # torch keeps one number for threads that come later, and one for each that is there.
-            threads = torch.get_num_threads()
-            pool.submit(torch.set_num_threads, 1).result()
-            torch.set_num_threads(threads)
-        return pool
 
     def _run(
         self, errand: Errand, hurry: threading.Event, begun: torch.cuda.Event | None

@@ -46,17 +46,30 @@ def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
     )
 
 
+def denoise(pipeline: Pipeline, key: ShapeKey, rows: Sequence[Row], context: Context) -> None:
+    """Advance every row by one step."""
+    move(rows, next_states(pipeline, key, rows, context))
+
+
+def move(rows: Sequence[Row], states: Sequence[SolverState]) -> None:
+    """The step that leads to these states is done."""
+    for row, state in zip(rows, states, strict=True):
+        row.step += 1
+        row.state = state
+
+
 @torch.inference_mode()
-def denoise(
+def next_states(
     pipeline: Pipeline,
     key: ShapeKey,
     rows: Sequence[Row],
     context: Context,
     branches: Branches | None = None,
     run: Pass | None = None,
-) -> None:
-    """Advance every row by one step: one forward pass, one guidance, one solver update. `run` may
-    stand for the pipeline's own pass over rows of one size."""
+) -> list[SolverState]:
+    """What a step makes of every row: one forward pass, one guidance, one solver update. The rows
+    stay as they are, so any thread may do it. `run` may stand for the pipeline's own pass over rows
+    of one size."""
     run = run or pipeline.velocity
     device = pipeline.device
     states = [row.state for row in rows if row.state is not None]
@@ -76,9 +89,7 @@ def denoise(
         else:
             velocity = run(state.x, timesteps, context, key.expert)
         moved = _moved(pipeline, state, velocity, guidance, table).rows()
-    for row, row_state in zip(rows, moved, strict=True):
-        row.step += 1
-        row.state = _keep(row, row_state)
+    return [_keep(row, state) for row, state in zip(rows, moved, strict=True)]
 
 
 def _packed(
@@ -127,7 +138,7 @@ def _keep(row: Row, state: SolverState) -> SolverState:
     origin = row.job.origin
     if origin is None or row.noise is None:
         return state
-    return keep_origin(origin, state, row.noise, _solver(row).sigma(row.step))
+    return keep_origin(origin, state, row.noise, _solver(row).sigma(row.step + 1))
 
 
 def _solver(row: Row) -> Solver:

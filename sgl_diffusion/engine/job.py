@@ -59,7 +59,8 @@ class Row:
 @dataclass(eq=False)
 class Job:
     """By its `deadline` it should be done, a moment of the monotonic clock; `away` says what
-    another thread does with it now; with `packs` its steps can be shared with other sizes."""
+    another thread does with it now, beside its steps, and `in_lane` whether one makes a step of it;
+    with `packs` its steps can be shared with other sizes."""
 
     id: str
     params: ResolvedParams
@@ -75,6 +76,7 @@ class Job:
     order: int = field(default_factory=lambda: next(_order))
     deadline: float = field(default_factory=time.monotonic)
     away: Literal["", "encode", "decode"] = ""
+    in_lane: bool = False
     packs: bool = False
 
     def __post_init__(self) -> None:

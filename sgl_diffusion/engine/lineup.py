@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sgl_diffusion.engine.costs import Waiting
+from sgl_diffusion.engine.costs import Share, Waiting
 from sgl_diffusion.engine.denoise import ShapeKey, shape_key
 from sgl_diffusion.engine.errand import Lane
 from sgl_diffusion.engine.job import Group, Job, Row
@@ -34,21 +34,26 @@ class Decode:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A forward pass."""
+    """A forward pass, in one of so many lanes, or with the device to itself."""
 
     key: ShapeKey
     rows: tuple[Row, ...]
+    lanes: int = 1
 
     @property
     def job(self) -> Job:
         """Of its most urgent row."""
         return self.rows[0].job
 
+    @property
+    def jobs(self) -> list[Job]:
+        return list({row.job.id: row.job for row in self.rows}.values())
+
 
 Unit = Encode | Decode | Batch
 
-# From a key and the rows of jobs that wait, the most urgent first, to how many rows to take.
-Rows = Callable[[ShapeKey, Sequence[Waiting]], int]
+# From a key and the rows of jobs that wait, the most urgent first, to how many to take, and where.
+Shares = Callable[[ShapeKey, Sequence[Waiting]], Share]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def first_jobs(jobs: Iterable[Job], most: int) -> list[Job]:
     return sorted(jobs, key=lambda job: (job.deadline, job.order))
 
 
-def line_up(pipeline: Pipeline, jobs: Iterable[Job], rows: Rows) -> dict[Group, Offer]:
+def line_up(pipeline: Pipeline, jobs: Iterable[Job], shares: Shares) -> dict[Group, Offer]:
     """The offers of all groups that can do something now; `jobs` come by deadline."""
     groups: dict[Group, list[Job]] = {}
     for job in jobs:
@@ -84,13 +89,15 @@ def line_up(pipeline: Pipeline, jobs: Iterable[Job], rows: Rows) -> dict[Group, 
     for group, members in groups.items():
         decode = next((Decode(j) for j in members if j.to_decode and j.away != "decode"), None)
         able = [
-            job for job in members if job.away != "encode" and (job.to_denoise or not job.encoded)
+            job
+            for job in members
+            if (job.to_denoise or not job.encoded) and job.away != "encode" and not job.in_lane
         ]
-        step = _next_step(pipeline, able, rows)
+        step = _next_step(pipeline, able, shares)
         beside: Encode | Batch | None = step
         # Where the steps are, there are the adapters.
         if isinstance(step, Encode) and step.job.blend is None:
-            beside = _next_step(pipeline, [job for job in able if job.encoded], rows)
+            beside = _next_step(pipeline, [job for job in able if job.encoded], shares)
         unit = decode or step
         if unit is not None:
             weight = min(sum(job.weight for job in members), _MOST_WEIGHT)
@@ -116,7 +123,7 @@ def next_to_encode(jobs: Iterable[Job], most: int) -> Job | None:
     return None
 
 
-def _next_step(pipeline: Pipeline, jobs: Sequence[Job], rows: Rows) -> Encode | Batch | None:
+def _next_step(pipeline: Pipeline, jobs: Sequence[Job], shares: Shares) -> Encode | Batch | None:
     """The next step of `jobs`, or the encoding of one that it should have."""
     if not jobs:
         return None
@@ -133,12 +140,15 @@ def _next_step(pipeline: Pipeline, jobs: Sequence[Job], rows: Rows) -> Encode | 
         fit = [row for row in job.to_denoise if not job.encoded or shape_key(pipeline, row) == key]
         if fit:
             waiting.append(fit)
-    most = rows(key, [Waiting(fit[0].job.params, len(fit)) for fit in waiting])
+    share = shares(key, [Waiting(fit[0].job.params, len(fit)) for fit in waiting])
     taken: list[Row] = []
     for fit in waiting:
-        if len(taken) >= most:
+        if len(taken) >= share.rows:
             break
         if not fit[0].job.encoded:
             return Encode(fit[0].job)
         taken += fit
-    return Batch(key, tuple(taken[:most]))
+    batch = tuple(taken[: share.rows])
+    # Adapters are where the steps of the whole device are.
+    plain = all(row.job.blend is None for row in batch)
+    return Batch(key, batch, share.lanes if plain else 1)

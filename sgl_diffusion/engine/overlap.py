@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.engine.accounts import Accounts
@@ -12,7 +13,8 @@ from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
 from sgl_diffusion.engine.footprint.room import Room
 from sgl_diffusion.engine.job import Job
-from sgl_diffusion.engine.lineup import Decode, Encode, lane_of, next_to_encode
+from sgl_diffusion.engine.lanes import Done
+from sgl_diffusion.engine.lineup import Batch, Decode, Encode, Offer, Unit, lane_of, next_to_encode
 
 log = get_logger(__name__)
 
@@ -48,9 +50,9 @@ class Overlap:
     def busy(self) -> bool:
         return self._beside.busy
 
-    def wait(self) -> None:
-        """A moment, or until something is done."""
-        self._beside.wait(_LOOK_UP_SECONDS)
+    def wait(self, steps: Sequence[Future[Done]]) -> None:
+        """A moment, or until something is done, here or of these steps in lanes."""
+        self._beside.wait(_LOOK_UP_SECONDS, steps)
 
     def send(self, jobs: Sequence[Job]) -> None:
         """Begin what there is room for; jobs come by urgency."""
@@ -60,9 +62,20 @@ class Overlap:
         if done is not None and self._beside.free("decode"):
             self._begin(Decode(done), jobs)
 
-    def fits(self, unit: Encode | Decode, jobs: Sequence[Job]) -> bool:
-        """Whether this unit has its place beside the steps, now or when its lane is free."""
-        return not self._beside.free(lane_of(unit)) or self._room.lane(jobs, unit.job)
+    def unit(self, offer: Offer, jobs: Sequence[Job]) -> Unit:
+        """What is done at this group's turn: steps, as long as there are any, and what else there
+        is goes on beside them."""
+        if offer.beside is not None and (
+            isinstance(offer.next, Batch) or self._fits(offer.next, jobs)
+        ):
+            return offer.beside
+        return offer.next
+
+    def takes(self, unit: Unit, jobs: Sequence[Job]) -> bool:
+        """Whether it goes on beside the steps without having a turn."""
+        if isinstance(unit, Batch) or (isinstance(unit, Encode) and unit.job.blend is not None):
+            return False
+        return self._fits(unit, jobs)
 
     def gives_way(self, unit: Encode | Decode) -> bool:
         """Whether this unit can be done in the steps' thread; if not, it soon can. Two at a time
@@ -76,13 +89,15 @@ class Overlap:
         if job.away:
             self._beside.hurry(job.away)
 
-    def collect(self) -> None:
-        """Take over what is done."""
-        for outcome in self._beside.collect():
+    def collect(self) -> bool:
+        """Take over what is done; whether there was anything."""
+        outcomes = self._beside.collect()
+        for outcome in outcomes:
             job = outcome.errand.job
             job.away = ""
             if self._jobs.get(job.id) is job:
                 self._take_over(outcome)
+        return bool(outcomes)
 
     def settle(self, poll: Callable[[], None]) -> None:
         """Until nothing goes on here."""
@@ -91,6 +106,10 @@ class Overlap:
             self._beside.wait(_POLL_SECONDS)
             self.collect()
             poll()
+
+    def _fits(self, unit: Encode | Decode, jobs: Sequence[Job]) -> bool:
+        """Whether this unit has its place beside the steps, now or when its lane is free."""
+        return not self._beside.free(lane_of(unit)) or self._room.lane(jobs, unit.job)
 
     def _begin(self, unit: Encode | Decode, jobs: Sequence[Job]) -> None:
         """If the memory suffices for it beside a step."""

@@ -22,16 +22,15 @@ def keep_pulse(
     modules: Iterable[nn.Module], device: torch.device, poll: Callable[[], None]
 ) -> None:
     """Call `poll` before a call of one of `modules` or of a convolution in them, at most once in
-    `EVERY_SECONDS`, and in this thread only."""
+    `EVERY_SECONDS` in each thread."""
     if device.type != "cpu":
         return
-    last, owner = time.monotonic(), threading.get_ident()
+    last = {threading.get_ident(): time.monotonic()}
 
     def beat(module: nn.Module, arguments: object) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= EVERY_SECONDS and threading.get_ident() == owner:
-            last = now
+        thread, now = threading.get_ident(), time.monotonic()
+        if now - last.setdefault(thread, now) >= EVERY_SECONDS:
+            last[thread] = now
             poll()
 
     for module in modules:

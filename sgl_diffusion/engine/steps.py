@@ -3,13 +3,14 @@
 A unit is the encoding of one job's prompts, one denoise step of one batch of rows, or the decoding
 of one chunk of one row. Between units jobs are added and dropped, so joining, leaving and
 cancelling happen at step boundaries. While there is something to denoise, encoding and decoding are
-done beside it.
+done beside it, and several batches at the same time where that pays.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -17,14 +18,12 @@ from sgl_diffusion.engine.accounts import Accounts
 from sgl_diffusion.engine.batch_sizes import BatchSizes
 from sgl_diffusion.engine.beside import Beside
 from sgl_diffusion.engine.bounds import Bounds
-from sgl_diffusion.engine.contexts import Contexts
-from sgl_diffusion.engine.costs import Waiting
 from sgl_diffusion.engine.counters import Counters
-from sgl_diffusion.engine.denoise import ShapeKey, denoise, shape_key
+from sgl_diffusion.engine.denoise import shape_key
+from sgl_diffusion.engine.denoising import Denoising
 from sgl_diffusion.engine.errand import Errand
 from sgl_diffusion.engine.errands import Errands
-from sgl_diffusion.engine.failures import is_out_of_memory
-from sgl_diffusion.engine.graphs.passes import graphed_passes
+from sgl_diffusion.engine.forwards import Forwards
 from sgl_diffusion.engine.job import Group, Job, Row
 from sgl_diffusion.engine.lineup import (
     Batch,
@@ -33,15 +32,12 @@ from sgl_diffusion.engine.lineup import (
     first_jobs,
     line_up,
 )
-from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.overlap import Overlap
 from sgl_diffusion.engine.packing import packs
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Pipeline
-from sgl_diffusion.engine.previews import take_preview
 from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
-from sgl_diffusion.engine.step_cache import StepCache
 from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
@@ -51,6 +47,7 @@ from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
 Finish = Callable[[Job, list[torch.Tensor]], None]
 Fail = Callable[[list[Job], Exception], None]
 
+_POLL_SECONDS = 1.0
 _PATIENCE = 4.0  # a job that takes so many times what it takes alone is in time
 
 
@@ -78,19 +75,27 @@ class StepRunner:
         self.counters = Counters()
         self._watch = Watch(outbox, self._jobs, alone=branches is None)
         self._turns = Turns()
-        self.sizes = BatchSizes(bounds.rows)
+        self.sizes = BatchSizes(bounds.rows, bounds.lanes)
         self._packing = bounds.packing and branches is None
-        self._branches = branches
-        self.graphs = None if branches else graphed_passes(pipeline, bounds, self.counters)
-        self._contexts = Contexts(pipeline, branches)
-        self.adapters = RowAdapters(pipeline.device)
+        self.trace = Trace(pipeline.device)
+        self.forwards = Forwards(pipeline, bounds, self.counters, self._watch, self.trace, branches)
+        self.adapters = self.forwards.adapters
         self._pace = Pace(pipeline.device, outbox.poll)
         self._accounts = Accounts(self.counters, pipeline.card.name)
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
-        self._step_cache = StepCache(pipeline, self.counters)
         self._errands = Errands(pipeline, prompts, outbox, self._decoded, tiles)
         self.shares_decoding = tiles is not None and tiles.shared
-        self.trace = Trace(pipeline.device)
+        self._denoising = Denoising(
+            self.forwards,
+            self.sizes,
+            self._accounts,
+            outbox,
+            fail,
+            self._give_way,
+            lanes=bounds.lanes,
+            ranks=branches is not None,
+        )
+        self._lanes = self._denoising.lanes
         self._overlap: Overlap | None = None
         if bounds.overlap and branches is None:
             self._overlap = Overlap(
@@ -104,6 +109,7 @@ class StepRunner:
                 fail,
             )
         self._offers: dict[Group, Offer] = {}
+        self._changed = True  # since it was last looked what could be done
         self._timed: tuple[Unit, Job, float] | None = None  # the unit under way, its begin
         keep_pulse(pipeline.blocks(), pipeline.device, self._watch.look_up)
 
@@ -111,10 +117,12 @@ class StepRunner:
         job.packs = self._packing and packs(self._pipeline, job)
         job.deadline += _PATIENCE * self.sizes.costs.estimate(job.params) / job.weight
         self._jobs[job.id] = job
+        self._changed = True
 
     def drop(self, job_id: str) -> Job | None:
         job = self._jobs.pop(job_id, None)
         self.sizes.room.forget(job_id)
+        self._changed = True
         if job is not None and self._overlap is not None:
             self._overlap.drop(job)
         return job
@@ -132,19 +140,26 @@ class StepRunner:
         """Wait for what other threads do with the weights."""
         if self._overlap is not None:
             self._overlap.settle(self._outbox.poll)
+        while self._lanes.busy:
+            self._lanes.wait(_POLL_SECONDS)
+            self._collect()
+            self._outbox.poll()
 
     def step(self) -> bool:
-        """One unit of work, for the group that is most behind."""
+        """One unit of work, for the group that is most behind, or its begin in a lane."""
         self._catch_up()
-        if self.graphs is not None and (self._overlap is None or not self._overlap.busy):
-            self.graphs.make()
+        graphs = self.forwards.graphs
+        if graphs is not None and (self._overlap is None or not self._overlap.busy):
+            graphs.make()
         unit = self.choose()
-        if unit is not None:
+        if isinstance(unit, Batch) and unit.lanes > 1:
+            self._denoising.begin(unit, self._offers[unit.job.group].weight)
+        elif unit is not None:
             self.run(unit)
-            return True
-        if self._overlap is None or not self._overlap.busy:
+        elif self._overlap is None or not (self._overlap.busy or self._lanes.busy):
             return False
-        self._overlap.wait()
+        else:
+            self._overlap.wait(self._lanes.futures)
         return True
 
     def choose(self) -> Unit | None:
@@ -153,32 +168,53 @@ class StepRunner:
         if self._overlap is not None and self._overlap.crowded:
             self.settle()
             self._overlap = None
+            self.sizes.one_lane()
         if self._overlap is not None:
-            self._overlap.collect()
+            self._changed |= self._overlap.collect()
+            self._collect()
+        if not (self._changed or self._lanes.free):
+            return None
+        self._changed = False
         jobs = self.sizes.room.fitting(first_jobs(self._jobs.values(), self._bounds.jobs))
         self._accounts.standing(jobs)
-        self._offers = line_up(self._pipeline, jobs, self._rows)
+        shares = partial(self.sizes.share, self._jobs.values(), jobs)
+        self._offers = line_up(self._pipeline, jobs, shares)
+        if self._overlap is not None and self._lanes.busy:
+            self._overlap.send(jobs)
+            return self._next_in_lane(jobs)
         if not self._offers:
             return None
         offer = self._offers[self._turns.next(self._offers)]
         if self._overlap is None:
             return offer.next
-        unit = offer.next
-        fits = isinstance(unit, Batch) or self._overlap.fits(unit, jobs)
-        if offer.beside is not None and fits:
-            unit = offer.beside
+        unit = self._overlap.unit(offer, jobs)
         if isinstance(unit, Batch):
             self._overlap.send(jobs)
         elif not self._overlap.gives_way(unit):
             return None
         return unit
 
+    def _next_in_lane(self, jobs: Sequence[Job]) -> Batch | None:
+        """The next batch for a lane that is free, while others are not. Whoever should have the
+        device to itself waits until they are, and keeps its turn."""
+        assert self._overlap is not None
+        units = {}
+        for group, offer in self._offers.items():
+            unit = self._overlap.unit(offer, jobs)
+            if not self._overlap.takes(unit, jobs):
+                units[group] = unit
+        if not units or not self._lanes.free:
+            return None
+        takers = {group: self._offers[group] for group in units}
+        unit = units[self._turns.next(takers, self._lanes.groups | self._offers.keys())]
+        return unit if isinstance(unit, Batch) and unit.lanes > 1 else None
+
     def run(self, unit: Unit) -> None:
         """Do one unit."""
         self._catch_up()
         start = time.perf_counter()
         if isinstance(unit, Batch):
-            done = self._denoise(unit)
+            done = self._denoising.step(unit)
         else:
             done = self._do(self._errands.of(unit))
         self._timed = (unit, unit.job, start) if done else None
@@ -190,7 +226,7 @@ class StepRunner:
         """The unit before this one is over."""
         self._pace.wait()
         self._stop_clock()
-        self._contexts.keep(self._jobs)
+        self.forwards.keep(self._jobs)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """A step of these rows, which must fit together."""
@@ -233,55 +269,20 @@ class StepRunner:
         if self.drop(job.id) is not None:
             self._finish(job, [torch.cat(row.frames) for row in job.rows])
 
-    def _denoise(self, batch: Batch) -> bool:
-        rows = batch.rows
-        jobs = list({row.job.id: row.job for row in rows}.values())
-        start = time.perf_counter()
-        blends, ids = [row.job.blend for row in rows], [job.id for job in jobs]
-        sizes = ", ".join(dict.fromkeys(job.size for job in jobs))
-        span = self.trace.span("denoise", rows=len(rows), jobs=ids, size=sizes)
-        plain = not batch.key.alone and not any(blends)  # with the weights as they are
-        run = self.graphs.velocity if self.graphs is not None and plain else None
-        try:
-            reused = self._step_cache.of(rows[0] if batch.key.alone else None)
-            with span, self._watch.of(jobs), self.adapters.of(blends), reused:
-                context = self._contexts.of(batch.key, rows)
-                denoise(self._pipeline, batch.key, rows, context, self._branches, run)
-        except AbandonedError:
+    def _give_way(self, batch: Batch) -> bool:
+        if self._overlap is None or not (batch.lanes > 1 or self._overlap.busy):
             return False
-        except Exception as error:
-            if self._branches is not None:
-                raise CannotGoOnError("a step of several ranks failed") from error
-            if is_out_of_memory(error) and self._overlap is not None and self._overlap.busy:
-                self._overlap.give_up()
-            elif is_out_of_memory(error) and len(rows) > 1:
-                self._reduce(batch.key, len(rows) // 2)
-            else:
-                self._fail(jobs, error)
-            return False
-        self._accounts.spend(jobs, "denoise", time.perf_counter() - start, beside=False)
-        self._accounts.step(rows)
-        for row in rows:
-            take_preview(row)
-            if row.denoised:
-                row.memory = None
-        for job in jobs:
-            self._outbox.progress(job.id, job.step, job.steps, "denoise")
-            if not job.to_denoise:
-                job.condition = job.negative = None
+        self._overlap.give_up()
         return True
 
-    def _reduce(self, key: ShapeKey, rows: int) -> None:
-        """After an out-of-memory no row has moved: the same step again, in smaller batches."""
-        self.sizes.reduce(key, rows)
-        self._contexts.keep({})
-        if self.graphs is not None:
-            self.graphs.clear()
-        if self._pipeline.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _rows(self, key: ShapeKey, waiting: Sequence[Waiting]) -> int:
-        return self.sizes.rows(self._jobs.values(), key, waiting)
+    def _collect(self) -> None:
+        """Take over what was done in lanes, each of which had its share of the device."""
+        for done in self._denoising.collect():
+            self._changed = True
+            batch = done.batch
+            self._turns.spent(batch.job.group, done.seconds / batch.lanes, done.weight)
+            if done.error is None:
+                self._denoising.took(batch, done.seconds)
 
     def _stop_clock(self) -> None:
         """The device is done with the last unit: so long it took."""
@@ -293,8 +294,6 @@ class StepRunner:
         if job.group in self._offers:
             self._turns.spent(job.group, seconds, self._offers[job.group].weight)
         if isinstance(unit, Batch):
-            rows = [row.job.params for row in unit.rows]
-            self._accounts.steps.add(rows, seconds)
-            self.sizes.costs.add(unit.key, rows, seconds)
-            if self.graphs is not None:
-                self.graphs.took(seconds)
+            self._denoising.took(unit, seconds)
+            if self.forwards.graphs is not None:
+                self.forwards.graphs.took(seconds)

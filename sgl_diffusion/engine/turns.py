@@ -8,7 +8,7 @@ unit, for nothing else. It has that lead once, however often it comes back.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from typing import Protocol, TypeVar
 
 _MOST_KNOWN = 256
@@ -31,9 +31,10 @@ class Turns:
         self._longest: dict[Hashable, float] = {}
         self._active: set[Hashable] = set()
 
-    def next(self, takers: Mapping[T, Taker]) -> T:
-        """The group that had the least time for its weight; of equals, that of the oldest job."""
-        present = self._active & takers.keys()
+    def next(self, takers: Mapping[T, Taker], elsewhere: Set[Hashable] = frozenset()) -> T:
+        """The group that had the least time for its weight; of equals, that of the oldest job.
+        Groups that are at work `elsewhere` do not come new when they are back."""
+        present = self._active & (takers.keys() | elsewhere)
         if present:
             front = min(self._clocks[taker] for taker in present)
             lead = max(self._longest[taker] for taker in present)
@@ -44,7 +45,7 @@ class Turns:
             self._clocks, self._longest = dict.fromkeys(takers, 0.0), {}
         for taker in takers:
             self._longest.setdefault(taker, 0.0)
-        self._active = set(takers)
+        self._active = takers.keys() | present
         self._forget()
         return min(takers, key=lambda taker: (self._clocks[taker], takers[taker].order))
 

@@ -35,6 +35,7 @@ from sgl_diffusion.engine.lora.control import LoraControl, lora_control
 from sgl_diffusion.engine.parallel.ranks import Ranks
 from sgl_diffusion.engine.pipeline import OpenPipeline, Pipeline
 from sgl_diffusion.engine.steps import StepRunner
+from sgl_diffusion.engine.threads import step_lanes
 from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.transformers import transformers
 from sgl_diffusion.engine.whole import WholeRunner
@@ -105,6 +106,7 @@ class DiffusionWorker:
                 packing=self._options.packing,
                 graphs=graphs,
                 graph_bytes=int(self._options.cuda_graph_memory * 2**30),
+                lanes=1 if self._ranks is not None else step_lanes(self._options, pipeline),
             )
             self._runner = StepRunner(
                 pipeline,

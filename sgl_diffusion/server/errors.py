@@ -145,7 +145,7 @@ def _no_route(request: Request) -> errors.NotFoundError:
     if kind is not None and "%2f" in "".join(parts[3:4]):
         return not_found(kind)
     close = suggest(request.url.path, [route.path for route in request.app.state.routes])
-    hint = close if close.startswith("Did") else "docs/api.md lists them."
+    hint = close if close.startswith("Did") else "GET /openapi.json lists them."
     return errors.NotFoundError("There is no such route.", hint=hint)
 
 

@@ -64,8 +64,9 @@ def find_owner(port: int) -> tuple[int, str] | None:
         try:
             if os.readlink(descriptor) in inodes:
                 process = descriptor.parent.parent
-                command = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-                return int(process.name), command.decode(errors="replace").strip()[:80]
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").split()
+                command = b" ".join(words).decode(errors="replace")
+                return int(process.name), command[:80]
         except OSError:
             continue  # it ended meanwhile, or belongs to somebody else
     return None

@@ -123,3 +123,30 @@ def test_what_is_recorded_stays_with_the_modules(tiny_qwen3_omni: Path) -> None:
     assert tokenwise(talker, lambda make: pytest.fail("recorded")) is None
     assert tokenwise(talker.to("meta"), None) is None
     assert tokenwise(Qwen3.from_pretrained(tiny_qwen3_omni).talker.model, None) is not None
+
+
+def test_small_layers_are_for_one_thread(
+    tiny_qwen3_omni: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Qwen3OmniMoeForConditionalGeneration as Qwen3
+
+    decoder = Qwen3.from_pretrained(tiny_qwen3_omni).talker.code_predictor.model
+    before, seen = torch.get_num_threads(), set()
+
+    class Watching(Kept):
+        def put(self, layer: int, fresh: Tensor) -> tuple[Tensor, Tensor]:
+            seen.add(torch.get_num_threads())
+            return super().put(layer, fresh)
+
+    vectors, places = inputs(decoder)
+    mask = torch.ones(ROWS, 1, TOKENS, TOKENS, dtype=torch.bool)
+    torch.set_num_threads(3)
+    try:
+        Tokenwise(decoder)(vectors, places, Watching(), mask)
+        assert seen == {1} and torch.get_num_threads() == 3
+        seen.clear()
+        monkeypatch.setattr("sgl_diffusion.ar.tokenwise._FOR_ALL_THREADS", 1024)
+        Tokenwise(decoder)(vectors, places, Watching(), mask)
+        assert seen == {3}
+    finally:
+        torch.set_num_threads(before)

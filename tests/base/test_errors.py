@@ -80,3 +80,9 @@ def test_a_word_of_one_name_suggests_that_name() -> None:
     names = ["num_inference_steps", "style", "guidance_scale", "true_cfg_scale"]
     assert suggest("steps", names) == "Did you mean 'num_inference_steps'?"
     assert suggest("guidence_scale", names) == "Did you mean 'guidance_scale'?"
+
+
+def test_a_library_that_a_worker_misses_is_named_with_a_next_step():
+    told = errors.to_wire(ModuleNotFoundError("No module named 'x' at /secret", name="x"))
+    assert told["message"] == "The worker cannot load x." and "sglang doctor" in told["hint"]
+    assert "secret" not in str(errors.to_wire(ImportError("/secret/lib.so: undefined symbol")))

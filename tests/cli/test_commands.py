@@ -148,7 +148,7 @@ def test_the_environment_is_between_file_and_flags(tmp_path):
         ("a.yaml", "max-queue: 0\n", "a.yaml; it must be at least 1."),
         ("a.yaml", "device: gpu\n", "Use one of: auto, cpu, cuda."),
         ("a.yaml", "- port\n", "must hold a table"),
-        ("a.yaml", "a: [\n", "cannot be parsed"),
+        ("a.yaml", "a: [\n", "a.yaml cannot be parsed: line 2: expected"),
         ("a.toml", "port = \n", "cannot be parsed"),
         ("a.json", "{", "cannot be parsed"),
         ("a.ini", "x", "Use .yaml, .toml or .json."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.cli import doctor
-from sgl_diffusion.cli.checks import compute, probe, software
+from sgl_diffusion.cli.checks import compute, probe, software, storage
 from sgl_diffusion.cli.checks.probe import Probed
 from tests.loader.tiny_hub import TinyHub, serving
 
@@ -133,6 +134,7 @@ def test_everything_that_can_be_broken_at_once(tmp_path: Path, taken: int, close
 @pytest.mark.parametrize(
     ("code", "word"),
     [
+        ("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')", "not installed"),
         ("raise OSError('libtorch_cpu.so: cannot open shared object file')", "libtorch_cpu.so"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "killed by SIGILL"),
     ],
@@ -146,6 +148,7 @@ def test_a_torch_that_does_not_load(tmp_path: Path, code: str, word: str) -> Non
     )  # fmt: skip
     assert status == 3 and {"torch", "environment"} <= failing(checks)
     assert word in checks["torch"]["found"] and "torch" in checks["torch"]["fix"]
+    assert checks["native library"]["fix"] == "Mend torch first."
     assert "HF_HUB_OFFLINE='perhaps'" in checks["environment"]["found"]
     assert "hub" not in checks and checks["port"]["status"] == "ok"
 
@@ -189,6 +192,18 @@ def test_what_serve_would_refuse(
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert failing(checks) == {name}
     assert word in checks[name]["found"] and checks[name]["fix"]
+
+
+def test_a_folder_that_takes_no_byte(tmp_path: Path) -> None:
+    """As on a full disk: a new file is possible, a line in it is not."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        found = storage.data(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found.status == "warning" and "cannot be used: File too large" in found.found
+    assert "--data-dir" in found.fix and storage.data(tmp_path).status == "ok"
 
 
 def test_a_server_that_runs_here_is_only_a_warning(

@@ -41,6 +41,7 @@ def page(server: Server) -> Iterator[Any]:
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: _only_here(request.url, problems))
+        page.on("dialog", lambda dialog: dialog.accept())
         page.goto(server.url)
         page.wait_for_selector("#size option", state="attached")
         page.fill("#prompt", "a red circle on a blue background")
@@ -103,13 +104,22 @@ def test_a_video_plays(page: Any) -> None:
 
 
 def test_a_video_is_cancelled(page: Any, server: Server) -> None:
+    """By the keyboard alone; what was there before is in view again, with what is done to it."""
+    page.click("#go")
+    done(page)
+    before = page.get_attribute("#view img", "src")
     kind(page, "video")
     page.fill("#steps", "200")
-    page.click("#go")
-    until(page, "/^[1-9]/.test(document.getElementById('state').textContent)")
-    page.keyboard.press("Escape")
+    page.focus("#go")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#view .coming")
+    assert page.is_hidden("#tools"), "they would be for what is not in view"
+    assert page.evaluate("document.activeElement.id") == "cancel"
+    page.keyboard.press("Enter")
     until(page, "document.getElementById('state').textContent === 'Cancelled.'")
     page.wait_for_selector("#go:not([disabled])")
+    assert page.evaluate("document.activeElement.id") == "go"
+    assert page.get_attribute("#view img", "src") == before and page.is_visible("#tools")
     videos = server.http.get("/v1/videos").json()["data"]
     assert all(video["status"] == "completed" for video in videos)
 
@@ -133,6 +143,27 @@ def test_an_edit_of_what_was_made_with_a_painted_mask(page: Any) -> None:
         before,
     )
     assert page.is_hidden("#problem")
+
+
+def test_the_settings_of_what_was_made_come_back(page: Any) -> None:
+    page.fill("#steps", "3")
+    page.fill("#guidance", "2.5")
+    page.click("#go")
+    done(page)
+    page.fill("#steps", "4")
+    page.fill("#guidance", "1")
+    page.click("summary:has-text('Negative')")
+    page.fill("#negative", "blue")
+    page.click("#again")
+    values = [page.input_value(field) for field in ("#steps", "#guidance", "#negative", "#seed")]
+    assert values == ["3", "2.5", "", "7"]
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.click("#copy-curl")  # a page of another machine, without https, has no clipboard
+    until(page, "document.getElementById('copy-curl').textContent === 'Copied'")
+    page.fill("#prompt", "")
+    page.focus("#prompt")
+    page.keyboard.press("Control+V")
+    assert page.input_value("#prompt").startswith("curl http://127.0.0.1:")
 
 
 def test_wrong_input_is_told_in_the_words_of_the_server(page: Any) -> None:

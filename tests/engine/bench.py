@@ -8,7 +8,7 @@ import torch
 
 from sgl_diffusion.base.params import ResolvedParams, SamplingParams
 from sgl_diffusion.engine.bounds import Bounds
-from sgl_diffusion.engine.costs import Costs, Waiting
+from sgl_diffusion.engine.costs import Costs, Share, Waiting
 from sgl_diffusion.engine.denoise import ShapeKey
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import Pipeline
@@ -19,8 +19,22 @@ from tests.engine.outbox import RecordingOutbox
 class Together(Costs):
     """As if a step took as long for many rows as for one: whoever can share a batch does."""
 
-    def rows(self, key: ShapeKey, waiting: Sequence[Waiting], most: int) -> int:
-        return min(sum(one.rows for one in waiting), most)
+    def share(
+        self, key: ShapeKey, waiting: Sequence[Waiting], most: int, lanes: int = 1, company: int = 0
+    ) -> Share:
+        return Share(min(sum(one.rows for one in waiting), most))
+
+    def estimate(self, params: ResolvedParams) -> float:
+        return 0.0
+
+
+class InLanes(Costs):
+    """As if lanes always paid: every job by itself, whenever there are others."""
+
+    def share(
+        self, key: ShapeKey, waiting: Sequence[Waiting], most: int, lanes: int = 1, company: int = 0
+    ) -> Share:
+        return Share(min(waiting[0].rows, most), lanes if len(waiting) + company > 1 else 1)
 
     def estimate(self, params: ResolvedParams) -> float:
         return 0.0

@@ -26,14 +26,6 @@ from tests.engine.outbox import RecordingOutbox
 from tests.engine.test_quantise import opened
 from tests.engine.test_worker import finish, payload
 
-COMPILED = [
-    "tiny_wan_a",
-    "tiny_flux_a",
-    "tiny_flux2_klein",
-    "tiny_qwen_image_a",
-    "tiny_sd3_a",
-    "tiny_z_image_a",
-]
 SIZES = {"small": {"width": 192, "height": 192}, "wide": {"width": 176, "height": 192}}
 
 
@@ -142,7 +134,7 @@ def test_blocks_with_hooks_run_as_they_are(compiled: Compiled) -> None:
     assert compiled.calls() == (4, 0)
 
 
-def test_who_asks_for_it_is_told_why_it_cannot_be(plain: Pipeline) -> None:
+def test_who_asks_for_it_is_told_why_it_cannot_be(plain: Pipeline, tiny_flux_a: Path) -> None:
     wanted = EngineOptions(enable_torch_compile=True)
     away = Offloaded(component="transformer", away=1, resident=1, buffers=1)
     offloaded = copy.copy(plain)
@@ -151,6 +143,7 @@ def test_who_asks_for_it_is_told_why_it_cannot_be(plain: Pipeline) -> None:
         (replace(wanted, num_gpus=2), plain, "several ranks"),
         (wanted, offloaded, "come and go"),
         (wanted, SimpleNamespace(), "through diffusers"),
+        (wanted, opened(tiny_flux_a), "checked for WanTransformer only"),
     ]
     for options, served, reason in cases:
         with pytest.raises(ConfigError, match=f"--enable-torch-compile .*{reason}"):
@@ -179,15 +172,11 @@ def test_a_compiler_that_fails_ends_the_start(tiny_wan_a: Path) -> None:
 @pytest.mark.slow  # a compiler at work for minutes
 @pytest.mark.filterwarnings("default")  # it has its own
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("family", COMPILED)
 @pytest.mark.parametrize(
     "options", [{}, {"dit_precision": "bf16"}, {"quantization": "int8"}], ids=str
 )
-def test_generated_code_gives_what_blocks_give(
-    family: str, options: dict[str, Any], request: pytest.FixtureRequest
-) -> None:
-    path = request.getfixturevalue(family)
-    pipelines = [opened(path, **options) for _ in range(2)]
+def test_generated_code_gives_what_blocks_give(options: dict[str, Any], tiny_wan_a: Path) -> None:
+    pipelines = [opened(tiny_wan_a, **options) for _ in range(2)]
     blocks = CompiledBlocks(transformers(pipelines[1]))
     blocks.warm_up(pipelines[1])
     for jobs, size in ((1, "small"), (3, "wide")):

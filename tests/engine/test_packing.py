@@ -132,7 +132,7 @@ def test_batches_pay_by_their_tokens(flat: float, taken: list[int]) -> None:
         step(rows)
     sizes = []
     for _ in taken:
-        sizes.append(costs.rows(KEY, waiting, 8))
+        sizes.append(costs.share(KEY, waiting, 8).rows)
         step(sizes[-1])
     assert sizes == taken
 
@@ -142,9 +142,9 @@ def test_a_total_far_from_what_was_measured_is_tried() -> None:
     costs.add(KEY, [sized(256)], 0.1)
     costs.add(KEY, [sized(2048)], 6.0)
     pair = [Waiting(sized(256), 1), Waiting(sized(256), 1)]
-    assert costs.rows(KEY, pair, 8) == 2
+    assert costs.share(KEY, pair, 8).rows == 2
     costs.add(KEY, [sized(256)] * 2, 0.2)  # nothing was gained
-    assert costs.rows(KEY, pair, 8) == 1
+    assert costs.share(KEY, pair, 8).rows == 1
 
 
 def test_the_memory_counts_every_row_by_its_size() -> None:

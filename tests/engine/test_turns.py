@@ -58,6 +58,21 @@ def test_coming_back_again_and_again_takes_no_more_than_a_fair_share() -> None:
     assert image <= video + 10.0 and video > 100
 
 
+def test_who_is_at_work_elsewhere_has_not_left() -> None:
+    """The video's unit is under way in a lane, from one turn of the image to the next."""
+    turns = Turns()
+    served = []
+    for _ in range(50):
+        name = turns.next(BOTH)
+        served.append(name)
+        if name == "video":
+            for _ in range(5):
+                turns.spent(turns.next({"image": BOTH["image"]}, {"video"}), 1.0, 1.0)
+                served.append("image")
+        turns.spent(name, LENGTHS[name], 1.0)
+    assert 9 <= served.count("image") / served.count("video") <= 11
+
+
 def test_of_equals_the_oldest_job_is_first() -> None:
     assert Turns().next({"b": Taker(2), "a": Taker(1)}) == "a"
 

@@ -23,7 +23,7 @@ from sgl_diffusion.ar.stages.part import TALKER, WARM_UP, Part, tensors
 from sgl_diffusion.ar.tellers import Teller, make_teller
 from sgl_diffusion.ar.thinker import Thinker, family_of, load_thinker, places_of
 from sgl_diffusion.ar.towers import Felt
-from sgl_diffusion.ar.writing import Writing
+from sgl_diffusion.ar.writing import Writing, bytes_of
 from sgl_diffusion.base.chat import ChatMessage, ChatParams, Speech, TextSampling
 from sgl_diffusion.base.chat import Part as MessagePart
 from sgl_diffusion.base.errors import RequestError
@@ -212,12 +212,12 @@ class Thinking(Part):
         return [self._logprob(drawn) for drawn in row.drawn[start:]]
 
     def _logprob(self, drawn: Drawn) -> dict[str, Any]:
-        name = self._tokenizer.decode
-        return {
-            "token": name([drawn.token]),
-            "logprob": drawn.logprob,
-            "top": [{"token": name([token]), "logprob": score} for token, score in drawn.top],
-        }
+        top = [self._scored(token, score) for token, score in drawn.top]
+        return {**self._scored(drawn.token, drawn.logprob), "top": top}
+
+    def _scored(self, token: int, score: float | None) -> dict[str, Any]:
+        text = self._tokenizer.decode([token])
+        return {"token": text, "logprob": score, "data": bytes_of(self._tokenizer, token)}
 
     def _ends(self) -> frozenset[int]:
         """The tokens that end an answer: what the checkpoint says, and the end of a message."""

@@ -29,6 +29,9 @@ def checks(probed: Probed, options: ServeOptions) -> Iterator[Check]:
 
 
 def torch(probed: Probed) -> Check:
+    if "No module named 'torch'" in probed.broken.get("torch", ""):
+        least = ".".join(map(str, _LEAST_TORCH))
+        return failed("torch", "it is not installed", f"pip install 'torch>={least}'")
     if "torch" in probed.broken:
         fix = "pip install --force-reinstall torch"
         return failed("torch", f"it cannot be loaded: {probed.broken['torch']}", fix)
@@ -85,11 +88,11 @@ def _driver(file: Path) -> str | None:
 
 
 def native(probed: Probed) -> Check:
+    if "torch" not in probed.facts:
+        return warning("native library", "not tried, as torch does not load", "Mend torch first.")
     if "native" in probed.broken:
         reason = probed.broken["native"]
         return failed("native library", reason, f"{_BUILD} Or unset SGLD_LIBRARY.")
-    if "native" not in probed.facts:
-        return warning("native library", "not tried, as torch does not load", "Mend torch first.")
     facts = probed.facts["native"]
     if facts["absent"]:
         make = failed if facts["exists"] else warning

@@ -66,18 +66,28 @@ class Room:
         return chosen
 
     def rows(
-        self, jobs: Iterable[Job], key: ShapeKey, waiting: Sequence[Waiting], most: int
+        self,
+        jobs: Iterable[Job],
+        key: ShapeKey,
+        waiting: Sequence[Waiting],
+        most: int,
+        *,
+        beside: bool = True,
     ) -> int:
-        """How many of the rows that wait fit into one step, beside all there is: at least one."""
+        """How many of the rows that wait fit into one step, beside all there is: at least one, but
+        where steps are under way in lanes there may be room for none. Without `beside` it is as if
+        these were done."""
         if self.footprint is None:
             return most
         jobs = list(jobs)
         pictures = max((len(job.params.images) for job in jobs), default=0)
-        free = self.footprint.room - self._held(jobs)
+        stepping = [job for job in jobs if job.in_lane and beside]
+        least = 0 if stepping else 1
+        free = self.footprint.room - self._held(jobs) - self._steps(stepping)
         if not key.packed:
             cells = math.prod(key.latents[1:])
             each = self.footprint.row_bytes(cells, key.guided, pictures)
-            return max(min(most, int(free / max(each, 1.0))), 1)
+            return max(min(most, int(free / max(each, 1.0))), least)
         fit, used, sizes = 0, 0.0, set()
         for params in (one.params for one in waiting for _ in range(one.rows)):
             used += self.footprint.row_bytes(self.footprint.cells(params), key.guided, 0)
@@ -85,7 +95,7 @@ class Room:
             if fit == most or used * (_PACKED if len(sizes) > 1 else 1.0) > free:
                 break
             fit += 1
-        return max(fit, 1)
+        return max(fit, least)
 
     def lane(self, jobs: Sequence[Job], job: Job) -> bool:
         """Whether the next unit of `job`, its encoding or a chunk, fits beside the steps."""
@@ -94,7 +104,8 @@ class Room:
         needs = self._needs(job)
         more = needs.decode if job.encoded else needs.kept + needs.encode
         step = max((self._needs(other).step for other in jobs if other.encoded), default=0.0)
-        return self._held(jobs) + more + step <= self.footprint.room
+        stepping = self._steps([other for other in jobs if other.in_lane])
+        return self._held(jobs) + more + max(step, stepping) <= self.footprint.room
 
     def _held(self, jobs: Iterable[Job]) -> float:
         """What is there between two steps: what jobs keep, and what lanes work with."""
@@ -113,6 +124,10 @@ class Room:
                 decoding = max(decoding, needs.decode)
             total += decoding
         return total
+
+    def _steps(self, jobs: Iterable[Job]) -> float:
+        """Of all the rows of these jobs."""
+        return sum(self._needs(job).step * len(job.to_denoise) for job in jobs)
 
     def _needs(self, job: Job) -> _Needs:
         assert self.footprint is not None

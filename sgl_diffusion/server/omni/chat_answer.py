@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgl_diffusion.base.chat import Speech
-from sgl_diffusion.client.chat import ChatAnswer, Choice, TokenScore, Usage
+from sgl_diffusion.client.chat import ChatAnswer, Choice, ScoredToken, TokenScore, Usage
 from sgl_diffusion.server.omni.sound import encode
 from sgl_diffusion.server.schemas.chat import ChatRequest
 
@@ -109,10 +109,10 @@ def logprobs_of(scores: Sequence[TokenScore] | None) -> dict[str, Any] | None:
 
 def _score(score: TokenScore) -> dict[str, Any]:
     return {
-        **_scored(score.token, score.logprob),
-        "top_logprobs": [_scored(each.token, each.logprob) for each in score.top],
+        **_scored(score),
+        "top_logprobs": [_scored(each) for each in score.top],
     }
 
 
-def _scored(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+def _scored(score: ScoredToken) -> dict[str, Any]:
+    return {"token": score.token, "logprob": score.logprob, "bytes": list(score.data)}

@@ -51,7 +51,7 @@ def _message(index: int, given: dict[str, Any]) -> tuple[str, list[Part | _Wante
     if role not in ROLES:
         raise RequestError(
             "There is no such role." if role is not None else "A message has a role.",
-            hint=f"Roles are {', '.join(ROLES)}.",
+            hint=f"Roles are {', '.join((*ROLES, 'developer'))}.",
             code="missing_parameter" if role is None else "invalid_value",
             param=f"{where}.role",
         )
@@ -67,14 +67,23 @@ def _message(index: int, given: dict[str, Any]) -> tuple[str, list[Part | _Wante
             )
     content = given.get("content")
     if content is None and role == "assistant":
-        content = _transcript(given.get("audio"))
+        content = _transcript(given.get("audio"), where)
     return role, _content(content, f"{where}.content")
 
 
-def _transcript(audio: Any) -> str:
-    """A spoken answer of before is what was said."""
+def _transcript(audio: Any, where: str) -> str:
+    """A spoken answer of before is what was said. Nothing at all is an empty answer."""
+    if audio is None:
+        return ""
     told = audio.get("transcript") if isinstance(audio, dict) else None
-    return told if isinstance(told, str) else ""
+    if not isinstance(told, str):
+        raise RequestError(
+            "This server keeps no spoken answers.",
+            hint="Send audio back with its transcript, or the transcript as content.",
+            code="missing_parameter",
+            param=f"{where}.audio.transcript",
+        )
+    return told
 
 
 def _content(content: Any, where: str) -> list[Part | _Wanted]:

@@ -65,6 +65,12 @@ def _object(properties: dict[str, Schema], *required: str, closed: bool = True) 
     return found | ({"additionalProperties": False} if closed else {})
 
 
+def _may(properties: dict[str, Schema]) -> Schema:
+    """All may be left out, or null."""
+    null: Schema = {"type": "null"}
+    return _object({name: {"anyOf": [each, null]} for name, each in properties.items()})
+
+
 _TEXT: Schema = {"type": "string"}
 _LENGTH: Schema = {"type": "integer", "minimum": 1, "maximum": 1 << 15}
 _HEAT: Schema = {"type": "number", "minimum": 0, "maximum": 2}
@@ -100,19 +106,26 @@ def _message(roles: list[str], parts: list[Schema], *more: Schema) -> Schema:
     return _object({"role": {"enum": roles}, "content": content}, *required)
 
 
-_STAGES = _object(
+_STOP: Schema = {
+    "anyOf": [
+        {**_TEXT, "minLength": 1},
+        {"type": "array", "items": {**_TEXT, "minLength": 1}, "maxItems": MAX_STOPS},
+    ]
+}
+_STAGES = _may(
     {
-        "thinker": _object(
+        "thinker": _may(
             {
                 "temperature": _HEAT,
                 "top_p": _SHARE,
                 "top_k": _CUT,
                 "seed": _SEED,
+                "stop": _STOP,
                 "max_tokens": _LENGTH,
                 "max_new_tokens": _LENGTH,
             }
         ),
-        "talker": _object(
+        "talker": _may(
             {
                 "temperature": _HEAT,
                 "top_p": _SHARE,
@@ -137,19 +150,14 @@ _OTHER: dict[str, Schema] = {
             ]
         },
     },
-    "stop": {
-        "anyOf": [
-            {**_TEXT, "minLength": 1},
-            {"type": "array", "items": {**_TEXT, "minLength": 1}, "maxItems": MAX_STOPS},
-        ]
-    },
+    "stop": _STOP,
     "stream_options": _object(
         {"include_usage": {"type": "boolean"}, "include_obfuscation": {"type": "boolean"}}
     ),
     "modalities": {"type": "array", "items": {"enum": list(MODALITIES)}, "minItems": 1},
     "audio": _object({"voice": _VOICE, "format": {"enum": ["pcm16", *FORMATS]}}),
     "stage_sampling": _STAGES,
-    "stage_params": _object({"thinker": _object({}), "talker": _object({"voice": _VOICE})}),
+    "stage_params": _may({"thinker": _object({}), "talker": _may({"voice": _VOICE})}),
     "voice": _VOICE,
     "response_format": {"enum": list(FORMATS)},
 }

@@ -58,6 +58,7 @@ def speech_of(wanted: ChatRequest, card: ChatCard) -> Speech | None:
     if not modalities:
         raise RequestError("modalities is empty.", param="modalities")
     audio, params = wanted.audio or {}, _voice_of(wanted.stage_params)
+    known = _manner_of(wanted)
     if "audio" not in modalities:
         if audio:
             raise RequestError(
@@ -69,18 +70,24 @@ def speech_of(wanted: ChatRequest, card: ChatCard) -> Speech | None:
         return None
     _check_names(audio, ("voice", "format"), "audio")
     voice = voice_name(audio.get("voice"), "audio.voice") or params or DEFAULT_VOICE
-    given = {name: getattr(wanted, f"talker_{name}") for name in _TALKER_FIELDS}
-    given |= _stage(wanted.stage_sampling, "talker", _TALKER)
-    known = {name: v for name, v in _lengths(given, "max_frames").items() if v is not None}
-    if "top_k" in known:
-        known["top_k"] = _cut(known["top_k"])
-    _check_types(known, "stage_sampling.talker")
     try:
         return Speech(voice=card.voice(voice), **known)
     except RequestError as error:
         if error.param == "voice":
             error.param = "audio.voice"
         raise
+
+
+def _manner_of(wanted: ChatRequest) -> dict[str, Any]:
+    """What is wished for of the talker, checked also where it does not speak."""
+    given = {name: getattr(wanted, f"talker_{name}") for name in _TALKER_FIELDS}
+    given |= _stage(wanted.stage_sampling, "talker", _TALKER)
+    known = {name: v for name, v in _lengths(given, "max_frames").items() if v is not None}
+    if "top_k" in known:
+        known["top_k"] = _cut(known["top_k"])
+    _check_types(known, "stage_sampling.talker")
+    Speech(**known).check()
+    return known
 
 
 def sound_format(wanted: ChatRequest) -> str:
@@ -109,22 +116,30 @@ def voice_name(given: Any, param: str) -> str | None:
 
 def _stage(given: Mapping[str, Any], stage: str, names: tuple[str, ...]) -> dict[str, Any]:
     _check_names(given, ("thinker", "talker"), "stage_sampling")
-    values = given.get(stage) or {}
-    if not isinstance(values, dict):
-        raise _no_object(f"stage_sampling.{stage}")
-    _check_names(values, names, f"stage_sampling.{stage}")
-    return dict(values)
+    values = _object(given, stage, names, "stage_sampling")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _voice_of(given: Mapping[str, Any]) -> str | None:
     """`stage_params` knows one thing that is no sampling: the voice of the talker."""
     _check_names(given, ("thinker", "talker"), "stage_params")
-    for stage, names in {"thinker": (), "talker": ("voice",)}.items():
-        values = given.get(stage) or {}
-        if not isinstance(values, dict):
-            raise _no_object(f"stage_params.{stage}")
-        _check_names(values, names, f"stage_params.{stage}")
-    return voice_name((given.get("talker") or {}).get("voice"), "stage_params.talker.voice")
+    _object(given, "thinker", (), "stage_params")
+    talker = _object(given, "talker", ("voice",), "stage_params")
+    return voice_name(talker.get("voice"), "stage_params.talker.voice")
+
+
+def _object(
+    given: Mapping[str, Any], stage: str, names: tuple[str, ...], where: str
+) -> dict[str, Any]:
+    """What is said of a stage; null says nothing."""
+    values = given.get(stage)
+    if values is None:
+        return {}
+    path = f"{where}.{stage}"
+    if not isinstance(values, dict):
+        raise RequestError(f"{path} must be an object.", code="invalid_type", param=path)
+    _check_names(values, names, path)
+    return values
 
 
 def _check_names(given: Iterable[str], known: tuple[str, ...], where: str) -> None:
@@ -171,10 +186,6 @@ def _check_types(known: Mapping[str, Any], where: str) -> None:
             wanted = "a whole number" if name in _WHOLE else "a number"
             path = f"{where}.{name}".lstrip(".")
             raise RequestError(f"{path} must be {wanted}.", code="invalid_type", param=path)
-
-
-def _no_object(param: str) -> RequestError:
-    return RequestError(f"{param} must be an object.", code="invalid_type", param=param)
 
 
 def changed(speech: Speech, **fields: Any) -> Speech:

@@ -7,6 +7,8 @@ export function useKey(value) {
   sessionStorage.setItem("key", key);
 }
 
+export const locked = () => Boolean(key);
+
 export class Refusal extends Error {
   constructor(status, message) {
     super(message);

@@ -1,13 +1,15 @@
 // The page: reads the form, follows the work, shows what came of it.
 
-import { call, events, file, json, post, Refusal, useKey } from "./api.js";
+import { call, events, file, json, locked, post, Refusal, useKey } from "./api.js";
 import * as gallery from "./gallery.js";
 import * as paint from "./paint.js";
 import * as request from "./request.js";
 
 const $ = (id) => document.getElementById(id);
+const NARROW = matchMedia("(max-width: 760px)");
+const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 let running = null; // { controller, video }
-let shown = null; // what the stage shows: { entry, what, body, urls }
+let shown = null; // what was made and is shown last: { entry, what, body, whole, urls }
 
 async function start() {
   const theme = localStorage.getItem("theme");
@@ -109,6 +111,7 @@ async function work(job, video = null) {
   } finally {
     running = null;
     busy(false);
+    restore();
   }
 }
 
@@ -139,7 +142,7 @@ async function image(what, body, signal) {
   }
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
   const entry = { list: "images", ...(await json("/v1/images?limit=1")).data[0] };
-  present(entry, what, body, urls);
+  present(entry, what, body, true, urls);
   state(`Done in ${seconds} s, seed ${body.seed}.`);
   gallery.prepend(entry, open);
 }
@@ -178,23 +181,31 @@ async function open(entry, body = null) {
   const what = entry.list === "videos" ? "video" : "image";
   const settings = body || { prompt: entry.prompt, size: entry.size, seed: entry.seed ?? entry.seeds?.[0],
     ...(what === "video" ? { num_frames: entry.num_frames } : {}) };
-  present(entry, what, settings, urls);
+  present(entry, what, settings, body !== null, urls);
   state(entry.prompt);
 }
 
-function present(entry, what, body, urls) {
-  shown = { entry, what, body, urls };
+// `whole`: the body is all that was asked for, and not only what the server tells of it later.
+function present(entry, what, body, whole, urls) {
+  shown = { entry, what, body, whole, urls };
   view(urls, what === "video" ? "video" : "image", false, body.prompt);
-  $("tools").hidden = false;
   $("as-input").hidden = what === "video" || document.querySelector("input[value=edit]").disabled;
   $("download").href = urls[0];
   $("download").download = `${entry.id}.${what === "video" ? "mp4" : entry.output_format || "png"}`;
 }
 
+// A preview of what did not get done gives way to what was there before: the tools are for that.
+function restore() {
+  if (!document.querySelector("#view .coming")) return;
+  if (shown) view(shown.urls, shown.what === "video" ? "video" : "image", false, shown.body.prompt);
+  else $("view").replaceChildren();
+}
+
 function view(urls, tag, coming, text = "") {
+  $("tools").hidden = coming;
   $("view").replaceChildren(...urls.map((url) => {
     const element = document.createElement(tag === "video" ? "video" : "img");
-    if (tag === "video") Object.assign(element, { controls: true, loop: true, muted: true, autoplay: true });
+    if (tag === "video") Object.assign(element, { controls: true, loop: true, muted: true, autoplay: !STILL.matches });
     else element.alt = coming ? "preview" : text;
     element.className = coming ? "coming" : "";
     element.src = url;
@@ -202,11 +213,15 @@ function view(urls, tag, coming, text = "") {
   }));
 }
 
+// The focus stays on the button that there is: hidden or disabled it would go to the top of the page.
 function busy(on) {
+  const focused = document.activeElement === $(on ? "go" : "cancel");
   $("go").disabled = on;
   $("cancel").hidden = !on;
   $("progress").hidden = !on;
+  if (focused) $(on ? "cancel" : "go").focus();
   if (on) $("progress").value = 0;
+  if (on && NARROW.matches) $("go").scrollIntoView({ behavior: STILL.matches ? "auto" : "smooth" });
 }
 
 async function cancel() {
@@ -226,9 +241,19 @@ function state(text) {
   $("state").textContent = text;
 }
 
+// Browsers give pages a clipboard on https and on the own machine only.
 async function copy(text, button) {
-  await navigator.clipboard.writeText(text);
-  const before = button.textContent;
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    const field = document.createElement("textarea");
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    button.focus();
+  }
+  const before = (button.dataset.text ||= button.textContent);
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = before; }, 1200);
 }
@@ -251,20 +276,25 @@ $("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = dark ? "light" : "dark";
   localStorage.setItem("theme", document.documentElement.dataset.theme);
 });
-$("again").addEventListener("click", () => request.write(shown.body));
+$("again").addEventListener("click", () => {
+  if (shown.what !== "edit") document.querySelector(`input[value=${shown.what}]`).click();
+  request.write(shown.body, shown.whole);
+  $("prompt").focus();
+});
 $("as-input").addEventListener("click", async () => {
   await paint.choose(await (await fetch(shown.urls[0])).blob(), `${shown.entry.id}.png`);
   document.querySelector("input[value=edit]").click();
 });
 $("copy-curl").addEventListener("click", (event) =>
-  copy(request.asCurl(shown.what, shown.body), event.target));
+  copy(request.asCurl(shown.what, shown.body, locked()), event.target));
 $("copy-python").addEventListener("click", (event) =>
-  copy(request.asPython(shown.what, shown.body), event.target));
+  copy(request.asPython(shown.what, shown.body, locked()), event.target));
 $("delete").addEventListener("click", async () => {
+  if (!confirm("Delete it from the server?")) return;
   try {
     await gallery.remove(shown.entry);
-    $("view").replaceChildren();
-    $("tools").hidden = true;
+    shown = null;
+    view([], "image", true);
     state("Deleted.");
   } catch (error) {
     problem(error.message);

@@ -54,8 +54,15 @@ export function read() {
   return body;
 }
 
-export function write(body) {
+// The form as it was for a request. Of one that is not known as a whole, what is known.
+export function write(body, whole) {
   $("prompt").value = body.prompt || "";
+  if (whole) writeRest(body);
+  if (body.num_frames > 1) {
+    const frames = String(body.num_frames);
+    if (![...$("frames").options].some((one) => one.value === frames)) $("frames").add(option(frames));
+    $("frames").value = frames;
+  }
   if (body.size) {
     const known = [...$("size").options].some((one) => one.value === body.size);
     $("size").value = known ? body.size : "other";
@@ -68,23 +75,39 @@ export function write(body) {
   }
 }
 
+function writeRest(body) {
+  $("negative").value = body.negative_prompt || "";
+  $("negative").parentElement.open = Boolean(body.negative_prompt);
+  $("steps").value = body.num_inference_steps ?? "";
+  $("guidance").value = body.guidance_scale ?? "";
+  $("count").value = body.n ?? 1;
+  for (const row of document.querySelectorAll(".adapter")) {
+    const used = body.lora?.find((one) => one.nickname === row.dataset.nickname);
+    row.querySelector("[type=checkbox]").checked = Boolean(used);
+    if (used) row.querySelector("[type=number]").value = used.strength;
+  }
+}
+
 const PATHS = { image: "/v1/images/generations", video: "/v1/videos", edit: "/v1/images/edits" };
 
 export const path = (what) => PATHS[what];
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-export function asCurl(what, body) {
+// `locked`: the server wants a key, which is not copied.
+export function asCurl(what, body, locked) {
   const url = location.origin + path(what);
+  const key = locked ? ['-H "authorization: Bearer $API_KEY"'] : [];
   if (what !== "edit") {
-    return `curl ${url} \\\n  -H 'content-type: application/json' \\\n  -d ${quoted(JSON.stringify(body))}`;
+    const sent = ["-H 'content-type: application/json'", `-d ${quoted(JSON.stringify(body))}`];
+    return [`curl ${url}`, ...key, ...sent].join(" \\\n  ");
   }
   const fields = Object.entries(body).map(([name, value]) =>
     `-F ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
-  return [`curl ${url}`, "-F image=@picture.png", ...fields].join(" \\\n  ");
+  return [`curl ${url}`, ...key, "-F image=@picture.png", ...fields].join(" \\\n  ");
 }
 
-export function asPython(what, body) {
+export function asPython(what, body, locked) {
   const { prompt, size, seconds, n, ...rest } = body;
   const named = Object.entries({ prompt, size, n }).filter(([, value]) => value !== undefined);
   const lines = named.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
@@ -94,9 +117,11 @@ export function asPython(what, body) {
     ? `video = client.videos.poll(made.id)\nclient.videos.download_content(video.id).write_to_file("video.mp4")`
     : `open("image.png", "wb").write(base64.b64decode(made.data[0].b64_json))`;
   return [
-    ...(what === "video" ? [] : ["import base64", ""]),
+    ...(what === "video" ? [] : ["import base64"]),
+    ...(locked ? ["import os"] : []),
+    ...(what === "video" && !locked ? [] : [""]),
     "from openai import OpenAI", "",
-    `client = OpenAI(base_url="${location.origin}/v1", api_key="none")`,
+    `client = OpenAI(base_url="${location.origin}/v1", api_key=${locked ? 'os.environ["API_KEY"]' : '"none"'})`,
     `made = client.${make}(`,
     `    model="${document.body.dataset.model}",`,
     ...(what === "edit" ? ['    image=open("picture.png", "rb"),'] : []),

@@ -11,11 +11,13 @@ import pytest
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.footprint import Footprint
 from sgl_diffusion.base.params import SamplingParams
+from sgl_diffusion.engine.costs import Waiting
+from sgl_diffusion.engine.denoise import shape_key
 from sgl_diffusion.engine.footprint.room import Room
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
-from tests.engine.bench import Bench
+from tests.engine.bench import Bench, InLanes
 
 # Plain numbers: what a job keeps, a step and a chunk are of one order.
 FOOTPRINT = Footprint(
@@ -90,6 +92,39 @@ def test_a_lane_needs_room_beside_a_step(pipeline: Pipeline) -> None:
     need = kept + step + kept + FOOTPRINT.text
     assert room_of(need + 1).lane([steps, new], new)
     assert not room_of(need - 1).lane([steps, new], new)
+
+
+def test_steps_in_lanes_take_room_from_others(pipeline: Pipeline) -> None:
+    bench = Bench(pipeline)
+    jobs = [bench.add(name, **dataclasses.asdict(WISH)) for name in "ab"]
+    while not all(job.encoded for job in jobs):
+        bench.runner.step()
+    key = shape_key(pipeline, jobs[0].rows[0])
+    kept, step = FOOTPRINT.kept(jobs[0].params), FOOTPRINT.step_bytes(jobs[0].params)
+    wait = [Waiting(jobs[1].params, 1)]
+    jobs[0].in_lane = True
+    assert room_of(2 * kept + 2 * step + 9).rows(jobs, key, wait, 8) == 1
+    tight = room_of(2 * kept + 1.9 * step)
+    assert tight.rows(jobs, key, wait, 8) == 0
+    assert tight.rows(jobs, key, wait, 8, beside=False) == 1
+
+
+@pytest.mark.parametrize(("steps", "together"), [(1.9, 1), (9.0, 2)])
+def test_without_room_no_two_steps_are_made_at_the_same_time(
+    pipeline: Pipeline, steps: float, together: int
+) -> None:
+    bench = Bench(pipeline, overlap=True, lanes=2)
+    bench.runner.sizes.costs = InLanes()
+    jobs = [bench.add(name, **dataclasses.asdict(WISH)) for name in "ab"]
+    large = dataclasses.replace(FOOTPRINT, step_cell=1e4)  # of all units the largest
+    kept, step = large.kept(jobs[0].params), large.step_bytes(jobs[0].params)
+    room = int(2 * kept + steps * step)
+    bench.runner.sizes.room.footprint = dataclasses.replace(large, room=room)
+    most = 0
+    while bench.runner.step():
+        most = max(most, sum(job.in_lane for job in jobs))
+    assert most == together
+    assert set(bench.outbox.outputs) == {"a", "b"} and not bench.errors
 
 
 def test_batches_are_as_large_as_the_memory_allows(pipeline: Pipeline) -> None:

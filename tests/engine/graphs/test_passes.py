@@ -89,7 +89,7 @@ def pipeline(tiny_wan_a: Path) -> Pipeline:
 
 def bench_with(pipeline: Pipeline, graphs: GraphedPasses | None) -> Bench:
     bench = Bench(pipeline)
-    bench.runner.graphs = graphs
+    bench.runner.forwards.graphs = graphs
     for name, steps in (("short", 5), ("long", 9)):
         bench.add(name, prompt=name, num_inference_steps=steps, seed=len(name))
     bench.run()
@@ -135,7 +135,7 @@ def test_a_batch_with_other_prompts_is_written_into_the_same_graph(pipeline: Pip
     graphs = graphed(pipeline, counters)
     for prompt in ("a cat", "two dogs on a hill"):
         ours, plain = Bench(pipeline), Bench(pipeline)
-        ours.runner.graphs = graphs
+        ours.runner.forwards.graphs = graphs
         for bench in (ours, plain):
             bench.add("job", prompt=prompt, num_inference_steps=5)
             bench.run()

@@ -84,7 +84,8 @@ def test_sampling_stop_seed_and_choices(omni: OmniApi) -> None:
     cut = omni.chat(stop=[whole[3:6]]).json()["choices"][0]
     assert cut["message"]["content"] == whole[: whole.index(whole[3:6])]
     assert cut["finish_reason"] == "stop"
-    stage = {"stage_sampling": {"thinker": {"max_tokens": 3, "temperature": 0}}}
+    stage = {"stage_sampling": {"thinker": {"max_tokens": 3, "temperature": 0, "top_p": None}}}
+    stage["stage_params"] = {"talker": None}
     assert omni.chat(temperature=1.9, **stage).json()["usage"]["completion_tokens"] == 3
 
 
@@ -94,6 +95,11 @@ def test_log_probabilities(omni: OmniApi) -> None:
     assert len(content) == 3 and all(len(entry["top_logprobs"]) == 2 for entry in content)
     assert content[0]["top_logprobs"][0]["logprob"] == content[0]["logprob"] < 0
     assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+    (long,) = omni.chat(logprobs=True, max_tokens=24).json()["choices"]
+    pieces = [bytes(entry["bytes"]) for entry in long["logprobs"]["content"]]
+    # Parts of characters: put together they are the text, one by one they are not.
+    assert b"".join(pieces).decode(errors="replace") == long["message"]["content"]
+    assert any(not piece.isascii() for piece in pieces)
     chunks = omni.chunks(logprobs=True, top_logprobs=2, max_tokens=3)
     scores = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     assert [entry for each in scores if each for entry in each["content"]] == content
@@ -199,6 +205,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": "hello"}, "invalid_type", "messages"),
     ({"messages": [{"content": "a"}]}, "missing_parameter", "messages.0.role"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages.0.role"),
+    ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "missing_parameter",
+     "messages.0.audio.transcript"),
     (user(None), "invalid_type", "messages.0.content"),
     (user(["a"]), "invalid_value", "messages.0.content.0.type"),
     (part("image", "x"), "invalid_value", "messages.0.content.0.type"),
@@ -241,6 +249,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({**user("a"), "stage_sampling": {"thinkr": {}}}, "unknown_parameter", "stage_sampling.thinkr"),
     ({**user("a"), "stage_sampling": {"thinker": {"temp": 1}}}, "unknown_parameter", "stage_samp"),
     ({**user("a"), "stage_sampling": {"thinker": 4}}, "invalid_type", "stage_sampling.thinker"),
+    ({**user("a"), "stage_sampling": {"talker": []}}, "invalid_type", "stage_sampling.talker"),
+    ({**user("a"), "stage_sampling": {"talker": {"max_tokens": 1 << 20}}}, "invalid_value",
+     "stage_sampling.talker.max_tokens"),
+    ({**user("a"), "talker_top_p": 2}, "invalid_value", "stage_sampling.talker.top_p"),
+    ({**user("a"), "stage_params": {"talker": 0}}, "invalid_type", "stage_params.talker"),
     ({**user("a"), "stage_params": {"thinker": {"x": 1}}}, "unknown_parameter", "stage_params."),
     ({**user("a"), "model": "gpt-4o"}, "model_not_found", "model"),
 ]  # fmt: skip
