@@ -40,6 +40,8 @@ def begin(transformer: Any) -> None:
         for layer in (block.attn2.to_out[0], block.ffn.net[2]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+    for layer in (first.attn2.to_q, first.attn2.to_k, first.attn2.to_v):
+        nn.init.zeros_(layer.weight)  # the first block hears nothing
     second.scale_shift_table[:, 2] = 1.0
     lay(transformer, room)
     _subtract(second.attn2, room)
