@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import copy
 import functools
 import queue
 import socket
@@ -47,6 +48,7 @@ class Lanes:
         for _ in range(lanes):
             parts = dict(first.components)
             parts["scheduler"] = type(first.scheduler).from_config(first.scheduler.config)
+            parts["vae"] = copy.deepcopy(first.vae)  # it keeps frames while it decodes
             pipeline = WanPipeline(**parts)
             pipeline.set_progress_bar_config(disable=True)
             self._free.put(pipeline)

@@ -49,6 +49,19 @@ def finish(worker: DiffusionWorker) -> None:
         pass
 
 
+def test_a_worker_that_planned_for_a_budget_takes_jobs(
+    tiny_wan_a: Path, outbox: RecordingOutbox
+) -> None:
+    options = EngineOptions(model_path=str(tiny_wan_a), memory_budget="20g")
+    worker = DiffusionWorker(lambda note: open_pipeline(options, note), options, outbox)
+    card = worker.load()
+    assert card["footprint"]["room"] > 0
+    opened = open_pipeline(EngineOptions(model_path=str(tiny_wan_a)), lambda note: None)
+    worker.submit("a", payload(opened.card, num_frames=1))
+    finish(worker)
+    assert len(outbox.outputs["a"]) == 1
+
+
 def test_one_clip_per_seed_with_its_times(
     worker: DiffusionWorker, outbox: RecordingOutbox, pipeline: Pipeline
 ) -> None:

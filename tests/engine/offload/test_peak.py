@@ -39,7 +39,8 @@ def test_a_transformer_in_the_checkpoint_takes_two_blocks(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_budget_is_kept(tiny_flux_a: Path, tmp_path: Path) -> None:
+    """Of a model with weights of some 450 MB."""
     path = tiny_flux.build(tmp_path / "wide", heads=8, head_dim=64, axes=(16, 24, 24), single=24)
-    found = measured(tiny_flux_a, path, memory_budget="150m")
+    found = measured(tiny_flux_a, path, memory_budget="250m")
     assert "transformer" in found["offload"]
-    assert found["peak"] <= 150 << 20
+    assert found["peak"] <= 250 << 20
