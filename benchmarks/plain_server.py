@@ -17,8 +17,11 @@ import copy
 import functools
 import queue
 import socket
+import sys
 import tempfile
+import threading
 import time
+import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +47,7 @@ class Lanes:
 
         first = WanPipeline.from_pretrained(model, dtype=torch.float32)
         self._embed = functools.lru_cache(MOST_PROMPTS)(self._embed_now)
+        self._tokenizing = threading.Lock()  # a tokenizer serves one thread at a time
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(lanes):
             parts = dict(first.components)
@@ -56,7 +60,8 @@ class Lanes:
 
     @torch.inference_mode()
     def _embed_now(self, prompt: str) -> torch.Tensor:
-        embedded, _ = self._encoder.encode_prompt(prompt, do_classifier_free_guidance=False)
+        with self._tokenizing:
+            embedded, _ = self._encoder.encode_prompt(prompt, do_classifier_free_guidance=False)
         return embedded
 
     @torch.inference_mode()
@@ -114,6 +119,16 @@ def make_app(lanes: Lanes, count: int, folder: Path) -> FastAPI:
         return JSONResponse(body)
 
     async def make_video(video: dict[str, Any], wish: dict[str, Any]) -> None:
+        try:
+            await write_video(video, wish)
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            message = f"{type(error).__name__}: {error}"
+            video |= {"status": "failed", "error": {"code": "failed", "message": message}}
+        else:
+            video["status"] = "completed"
+
+    async def write_video(video: dict[str, Any], wish: dict[str, Any]) -> None:
         loop = asyncio.get_running_loop()
         frames = int(wish["num_frames"])
         clips, video["inference_time_s"] = await loop.run_in_executor(
@@ -121,7 +136,6 @@ def make_app(lanes: Lanes, count: int, folder: Path) -> FastAPI:
         )
         write = functools.partial(encode_video, fps=FPS, quality=VIDEO_QUALITY)
         await loop.run_in_executor(encode, write, clips[0], folder / f"{video['id']}.mp4")
-        video["status"] = "completed"
 
     @app.post("/v1/videos")
     async def create(request: Request) -> dict[str, Any]:

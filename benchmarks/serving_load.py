@@ -6,7 +6,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,11 @@ from benchmarks.processes import tree_seconds
 SUBJECTS = ("cat", "castle", "river", "robot", "boat", "owl", "train", "forest")
 SIZES = ("128x128", "128x128", "160x96", "96x160")
 POLL_SECONDS = 0.05
+PATIENCE = 900.0  # seconds for one load: what takes longer has come to a stop
+
+
+class LoadError(Exception):
+    """A request was not answered, and nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ async def video(client: openai.AsyncOpenAI, prompt: str, **fields: Any) -> Shot:
     begin = time.perf_counter()
     made = await client.videos.create(prompt=prompt, extra_body=fields)
     while made.status != "completed":
-        assert made.status in ("queued", "in_progress"), made
+        if made.status not in ("queued", "in_progress"):
+            raise LoadError(f"video {made.id} is {made.status}: {made.error}")
         await asyncio.sleep(POLL_SECONDS)
         made = await client.videos.retrieve(made.id)
     content = await client.videos.download_content(made.id)
@@ -182,9 +188,18 @@ async def _measured(
     address: str,
     pid: int,
     shots: list[Shot],
-    work: Callable[[openai.AsyncOpenAI], list[Awaitable[None]]],
+    work: Callable[[openai.AsyncOpenAI], list[Coroutine[None, None, None]]],
 ) -> Load:
+    """All requests answered within `PATIENCE`; the first that fails ends the load."""
     async with sdk(address) as client:
         begin, cpu = time.perf_counter(), tree_seconds(pid)
-        await asyncio.gather(*work(client))
+        try:
+            async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+                for each in work(client):
+                    tasks.create_task(each)
+        except TimeoutError:
+            late = f"not done after {PATIENCE:g} s, with {len(shots)} answers"
+            raise LoadError(f"the load on {address} is {late}") from None
+        except ExceptionGroup as failed:
+            raise LoadError(f"the load on {address} failed: {failed.exceptions[0]}") from failed
         return Load(shots, time.perf_counter() - begin, tree_seconds(pid) - cpu)

@@ -24,6 +24,7 @@ from examples.train_demo.scenes import PLACES, REACH, Scene, draw_scene, sentenc
 from sgl_diffusion import DiffGenerator
 
 ROOT = Path(__file__).parents[2]
+_TRAINED = str(ROOT / "sgl_diffusion" / "demo")
 BARS = {"colour": 0.95, "background": 0.95, "shape": 0.90, "motion": 0.85}
 _SEED = 20261121
 
@@ -78,7 +79,7 @@ def save_clip(made: Any, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="a folder; default: the model inside the package")
+    parser.add_argument("--model", default=_TRAINED, help="a folder; default: %(default)s")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--save", action="store_true")

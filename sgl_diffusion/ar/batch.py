@@ -6,12 +6,12 @@ Rows wait, are read into the cache piece by piece, then write one token per step
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
-
-from torch import Tensor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sgl_diffusion.ar.prefix import BLOCK, PrefixStore
 from sgl_diffusion.ar.row import Row
+from sgl_diffusion.ar.sampling import Drawn
 from sgl_diffusion.ar.thinker import Thinker
 
 _PIECE = 512
@@ -19,7 +19,7 @@ _PIECE = 512
 
 class Batch:
     """`on_token` hears of each drawn token with the text it brings, and of the last one of a row
-    after it left."""
+    after it left; `on_failed` of a row that cannot go on, which the others do."""
 
     def __init__(
         self,
@@ -28,12 +28,14 @@ class Batch:
         rows: int,
         ends: frozenset[int],
         on_token: Callable[[Row, str], None],
+        on_failed: Callable[[Row, Exception], None],
     ) -> None:
         self._thinker = thinker
         self._prefixes = prefixes
         self._most = rows
         self._ends = ends
         self._on_token = on_token
+        self._on_failed = on_failed
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self.steps: Counter[int] = Counter()
@@ -42,18 +44,20 @@ class Batch:
         self._waiting += rows
 
     def drop(self, rows: list[Row]) -> None:
-        """Free what these rows hold."""
+        """Free what these rows hold, wherever they are."""
         for row in rows:
             if row in self._waiting:
                 self._waiting.remove(row)
-            elif row in self._rows:
+            elif row.slot is not None:
+                self._thinker.kv.clear(row.slot)
                 self._leave(row)
 
     def step(self) -> bool:
         """Read a piece of one prompt, and write a token of every row that can."""
         reading = self._reading()
         if reading is not None:
-            self._read(reading)
+            with self._alone(reading):
+                self._read(reading)
         writing = [row for row in self._rows if row.last is not None]
         if writing:
             self._write(writing)
@@ -63,13 +67,13 @@ class Batch:
         row = next((row for row in self._rows if row.last is None), None)
         if row is None and self._waiting and len(self._rows) < self._most:
             row = self._waiting.popleft()
+            row.slot = self._thinker.kv.take()
             self._rows.append(row)
-            self._begin(row)
         return row
 
     def _begin(self, row: Row) -> None:
         """Take over what is known of the prompt; the last token is always read, for its logits."""
-        row.slot = self._thinker.kv.take()
+        assert row.slot is not None
         whole = (len(row.passage.vectors) - 1) // BLOCK
         for block in self._prefixes.longest(row.keys[:whole]):
             self._thinker.kv.write(row.slot, block)
@@ -77,6 +81,8 @@ class Batch:
 
     def _read(self, row: Row) -> None:
         assert row.slot is not None
+        if not row.slot.length:
+            self._begin(row)
         logits = self._thinker.prefill(row.slot, row.passage, min(_PIECE, row.left_to_read()))
         if row.left_to_read():
             return
@@ -86,11 +92,12 @@ class Batch:
             self._leave(row)
             self._on_token(row, text)
             return
+        drawn = row.draw(logits)  # before: only finite ones are kept for others
         for index, key in enumerate(row.keys):
             if key not in self._prefixes:
                 start = index * BLOCK
                 self._prefixes.put(key, self._thinker.kv.read(row.slot, start, start + BLOCK))
-        self._take(row, logits)
+        self._take(row, drawn)
 
     def _write(self, rows: list[Row]) -> None:
         self.steps[len(rows)] += 1
@@ -102,15 +109,24 @@ class Batch:
         for row, place in places.items():
             if row.slot is None:
                 continue  # its job failed with another row
-            if row.spoken and self._thinker.tells:
-                row.states.append(states[place])
-            self._take(row, logits[place])
+            with self._alone(row):
+                if row.spoken and self._thinker.tells:
+                    row.states.append(states[place])
+                self._take(row, row.draw(logits[place]))
 
-    def _take(self, row: Row, logits: Tensor) -> None:
-        text = row.take(row.draw(logits), self._ends)
+    def _take(self, row: Row, drawn: Drawn) -> None:
+        text = row.take(drawn, self._ends)
         if row.finish_reason is not None:
             self._leave(row)
         self._on_token(row, text)
+
+    @contextmanager
+    def _alone(self, row: Row) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.drop([row])
+            self._on_failed(row, error)
 
     def _leave(self, row: Row) -> None:
         assert row.slot is not None

@@ -95,6 +95,12 @@ class KvSlab:
             self.slots[slot.index] = last
 
     @torch.inference_mode()
+    def clear(self, slot: Slot) -> None:
+        """Before `leave`, of a row that broke: others will lie there, and what is masked away is
+        still multiplied."""
+        self._slab[:, :, slot.index, :, : slot.length + 1] = 0
+
+    @torch.inference_mode()
     def write(self, slot: Slot, values: Tensor) -> None:
         """Append [layers, 2, heads, n, width], computed earlier."""
         end = slot.length + values.shape[3]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sgl_diffusion.base.chat import TextSampling
+from sgl_diffusion.base.errors import EngineError
 
 # Below it logits could not be divided by a temperature, and nothing but the most likely is drawn.
 _COLDEST = 1e-6
@@ -30,10 +32,14 @@ class Draw:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, logits: Tensor) -> Drawn:
-        """`logits` are [vocabulary], fp32, on the CPU."""
+        """`logits` are [vocabulary], fp32, on the CPU. Raises EngineError where they are not
+        finite."""
         wish = self._sampling
+        best, place = logits.max(dim=-1)
+        if not math.isfinite(best):
+            raise broken_numbers()
         if wish.temperature < _COLDEST or wish.top_k == 1:
-            token = int(logits.argmax())
+            token = int(place)
         else:
             token = self._random(logits / wish.temperature)
         if not wish.logprobs:
@@ -56,3 +62,12 @@ class Draw:
             chances = chances.masked_fill(beyond, 0.0)
         place = torch.multinomial(chances, 1, generator=self._generator)
         return int(ids[place])
+
+
+def broken_numbers() -> EngineError:
+    """Of a row whose logits or samples are not finite, and would be noise."""
+    return EngineError(
+        "The model computed no finite numbers for this answer.",
+        hint="Its weights are damaged, or too large for its precision: try --precision fp32.",
+        code="numbers_broken",
+    )

@@ -7,7 +7,8 @@ goes on until the talker ends it, or until the cap.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -69,11 +70,18 @@ class SpeechRow:
 
 class SpeechBatch:
     """`on_codes` gets new codes of a row, [groups, frames]; its `finish_reason` is set with the
-    last of them. Rows wait while as many speak as the talker has room for."""
+    last of them. `on_failed` hears of a row that cannot go on, which the others do. Rows wait while
+    as many speak as the talker has room for."""
 
-    def __init__(self, talker: Talker, on_codes: Callable[[SpeechRow, Tensor], None]) -> None:
+    def __init__(
+        self,
+        talker: Talker,
+        on_codes: Callable[[SpeechRow, Tensor], None],
+        on_failed: Callable[[SpeechRow, Exception], None],
+    ) -> None:
         self._talker = talker
         self._on_codes = on_codes
+        self._on_failed = on_failed
         self.waiting: deque[SpeechRow] = deque()
         self.rows: list[SpeechRow] = []
         self.steps: Counter[int] = Counter()
@@ -82,19 +90,22 @@ class SpeechBatch:
         self.waiting.append(row)
 
     def drop(self, row: SpeechRow) -> None:
+        """Free what it holds, wherever it is."""
         if row in self.waiting:
             self.waiting.remove(row)
-        elif row in self.rows:
-            assert row.slot is not None
-            self._talker.kv.leave(row.slot)
-            row.slot = None
-            self.rows.remove(row)
+        elif row.slot is not None:
+            self._talker.kv.clear(row.slot)
+            self._leave(row)
 
     def step(self) -> bool:
         """One frame of every row whose next word is known."""
         began = self._begin()
         ready = [row for row in self.rows if row.words or row.told_all]
-        speaking = [row for row in ready if self._first(row)]
+        for row in ready:
+            with self._alone(row):
+                self._first(row)
+        # A row may have left with its job, which another row ended.
+        speaking = [row for row in ready if row.slot is not None]
         if speaking:
             self.steps[len(speaking)] += 1
             self._advance(speaking)
@@ -106,12 +117,15 @@ class SpeechBatch:
             return False
         row = self.waiting.popleft()
         row.slot = self._talker.kv.take()
-        row.logits, row.state = self._talker.prefill(row.slot, row.opening)
         self.rows.append(row)
+        with self._alone(row):
+            row.logits, row.state = self._talker.prefill(row.slot, row.opening)
         return True
 
-    def _first(self, row: SpeechRow) -> bool:
-        """Draw code 0 of the next frame; False where the speech ends instead."""
+    def _first(self, row: SpeechRow) -> None:
+        """Draw code 0 of the next frame, or end the speech."""
+        if row.slot is None:
+            return  # its job failed with another row
         assert row.logits is not None
         penalty = row.manner.repetition_penalty
         said = [*self._talker.seen, *row.history]
@@ -122,38 +136,69 @@ class SpeechBatch:
             self._finish(row, "length")
         else:
             row.history.append(code)
-            return True
-        return False
 
     def _advance(self, rows: list[SpeechRow]) -> None:
         states = [row.state for row in rows if row.state is not None]
+        broken: dict[int, Exception] = {}
+
+        def draw(index: int, _: int, logits: Tensor) -> int:
+            try:
+                return rows[index].detail(logits).token
+            except Exception as error:
+                broken.setdefault(index, error)
+                return 0  # stands for nothing: the row leaves when the others have their codes
+
         codes, vectors = self._talker.frames(
-            torch.stack(states),
-            [row.history[-1] for row in rows],
-            lambda index, _, logits: rows[index].detail(logits).token,
+            torch.stack(states), [row.history[-1] for row in rows], draw
         )
+        for index, error in broken.items():
+            self._fail(rows[index], error)
         slots = self._talker.kv.slots
+        if not slots:
+            return
         inputs = vectors.new_zeros(len(slots), vectors.shape[1])
         positions = torch.tensor([slot.length for slot in slots], device=vectors.device)
         writing = [False] * len(slots)
         for row, frame, vector in zip(rows, codes, vectors, strict=True):
-            assert row.slot is not None
+            if row.slot is None:
+                continue
             at = row.slot.index
             inputs[at] = vector + (row.words.popleft() if row.words else row.opening.silence)
             positions[at] += row.opening.shift
             writing[at] = True
             row.waiting.append(frame)
         logits, fresh = self._talker.decode(inputs, positions, writing)
-        for row in rows:
-            assert row.slot is not None
-            row.logits, row.state = logits[row.slot.index], fresh[row.slot.index]
+        places = {row: row.slot.index for row in rows if row.slot is not None}
+        for row, at in places.items():
+            if row.slot is None:
+                continue
+            row.logits, row.state = logits[at], fresh[at]
             if len(row.waiting) >= row.piece * self._talker.pace:
-                self._hand_over(row)
+                with self._alone(row):
+                    self._hand_over(row)
 
     def _finish(self, row: SpeechRow, reason: str) -> None:
         row.finish_reason = reason
-        self.drop(row)
+        self._leave(row)
         self._hand_over(row)
+
+    @contextmanager
+    def _alone(self, row: SpeechRow) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._fail(row, error)
+
+    def _fail(self, row: SpeechRow, error: Exception) -> None:
+        if row.slot is not None or row.finish_reason is not None:  # else its job failed before
+            self.drop(row)
+            self._on_failed(row, error)
+
+    def _leave(self, row: SpeechRow) -> None:
+        assert row.slot is not None
+        self._talker.kv.leave(row.slot)
+        row.slot = None
+        self.rows.remove(row)
 
     def _hand_over(self, row: SpeechRow) -> None:
         codes = torch.zeros(self._talker.groups, 0, dtype=torch.long)

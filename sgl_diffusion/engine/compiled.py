@@ -37,8 +37,8 @@ log = get_logger(__name__)
 Backend = str | Callable[..., Any]  # as torch.compile takes it
 
 # Whose generated code is compared with the blocks (tests/engine/test_compiled.py). In the double
-# blocks of FLUX torch 2.13 generates code that gives other numbers: two slices of one tensor are
-# written in place there.
+# blocks of FLUX torch 2.13 generates code that gives other numbers. Why is not known; two slices of
+# one tensor are written in place there.
 CHECKED = (WanTransformer,)
 
 # Forms of one kind of block in a process: several rows or one, texts of one length or of several,

@@ -29,11 +29,14 @@ class Stage:
         self._vocoder = Qwen3Vocoder(omni.code2wav, ("ethan",))
         self._streams: dict[SpeechRow, Any] = {}
         self.said: dict[SpeechRow, list[Tensor]] = {}
-        self.batch = SpeechBatch(self.talker, self._hear)
+        self.batch = SpeechBatch(self.talker, self._hear, self._fail)
 
     def _hear(self, row: SpeechRow, codes: Tensor) -> None:
         stream = self._streams.setdefault(row, self._vocoder.stream("ethan", row.seed))
         self.said.setdefault(row, []).append(stream.add(codes))
+
+    def _fail(self, row: SpeechRow, error: Exception) -> None:
+        raise error
 
     def embedded(self, *tokens: int) -> Tensor:
         vectors: Tensor = self._omni.thinker.get_input_embeddings()(torch.tensor(tokens))

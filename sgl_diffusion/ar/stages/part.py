@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ar.decoding import Record
-from sgl_diffusion.base.errors import EngineError, SglError
+from sgl_diffusion.base.errors import SglError, from_wire, to_wire
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.orchestrator.messages import Metric, Payload
 from sgl_diffusion.orchestrator.stage import GraphOutbox
@@ -96,10 +96,7 @@ class Part(ABC):
             raise error
         if not isinstance(error, SglError):
             log.error("job %s failed", job_id, exc_info=error)
-            error = EngineError(
-                f"The engine met an internal error ({type(error).__name__}).",
-                hint="The worker's log holds the traceback.",
-            )
+            error = from_wire(to_wire(error))
         self.outbox.failed(job_id, error)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion.ar.loading import load_vocoder
+from sgl_diffusion.ar.sampling import broken_numbers
 from sgl_diffusion.ar.stages.part import WARM_UP, Part, tensors
 from sgl_diffusion.ar.vocoder import SAMPLE_RATE, Piece, SoundStream
 from sgl_diffusion.orchestrator.messages import Payload
@@ -65,7 +66,12 @@ class Sounding(Part):
                     self.fail(job_id, error)
             return True
         for (job_id, meta, codes), samples in zip(batch, sounds, strict=True):
-            self._give(job_id, self._jobs[job_id], meta, codes.shape[1], samples)
+            if job_id not in self._jobs:
+                continue  # it failed with another answer
+            if bool(samples.isfinite().all()):
+                self._give(job_id, self._jobs[job_id], meta, codes.shape[1], samples)
+            else:
+                self.fail(job_id, broken_numbers())
         return True
 
     def running(self) -> int:

@@ -35,7 +35,7 @@ class Talking(Part):
         if loaded is None:
             return {}
         self.talker, self._voices = loaded
-        self.batch = SpeechBatch(self.talker, self._codes)
+        self.batch = SpeechBatch(self.talker, self._codes, self._failed)
         return {"voices": self._voices}
 
     def warm_up(self) -> None:
@@ -114,9 +114,12 @@ class Talking(Part):
         job, reason = self._jobs[job_id], row.finish_reason
         self.outbox.hand_on(job_id, CODE2WAV, {**job.told, **told, "reason": reason}, [codes])
         if reason is not None:
-            del self._of[row]
             if row.told_all:
                 self._over(job_id, job)
+            self._of.pop(row, None)
+
+    def _failed(self, row: SpeechRow, error: Exception) -> None:
+        self.fail(self._of[row][0], error)
 
     def _over(self, job_id: str, job: _Job) -> None:
         """One answer has been spoken, and no word of it comes any more."""

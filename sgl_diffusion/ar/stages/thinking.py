@@ -56,7 +56,14 @@ class Thinking(Part):
         tap = None if self._teller is None else self._teller.tap
         self.thinker = Thinker(self.model, limits.rows, tap, setting.record)
         self._prefixes = PrefixStore(limits.prefix_bytes)
-        self.batch = Batch(self.thinker, self._prefixes, limits.rows, self._ends(), self._token)
+        self.batch = Batch(
+            self.thinker,
+            self._prefixes,
+            limits.rows,
+            self._ends(),
+            self._token,
+            lambda row, error: self.fail(row.job.id, error),
+        )
         self._length = min(limits.length, self.thinker.max_length)
         self._name = setting.name or family_of(setting.folder).name
         return {"name": self._name, "context_length": self._length}

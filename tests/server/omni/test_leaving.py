@@ -8,6 +8,8 @@ import gc
 import json
 import random
 import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sgl_diffusion.base.errors import EngineError
 from sgl_diffusion.orchestrator.limits import Health
 from sgl_diffusion.orchestrator.stage_loop import StageLoop
 from tests.ar.chats import part
-from tests.server.omni.conftest import OmniApi
+from tests.server.omni.conftest import OmniApi, chunks_of
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -174,6 +176,44 @@ def test_what_breaks_inside_leaks_nothing(omni: OmniApi, monkeypatch: pytest.Mon
     answer = omni.chat()
     assert answer.status_code == 500 and "secret" not in answer.text
     assert answer.json()["error"]["type"] == "server_error"
+
+
+@pytest.fixture
+def broken_fox(worker: ChatWorker) -> Iterator[None]:
+    """In the loaded weights the word is no numbers."""
+    thinker = part(worker, "thinker")
+    (token,) = thinker._tokenizer.encode(" fox")
+    weight = thinker.model.get_input_embeddings().weight
+    before = weight[token].clone()
+    weight[token] = float("nan")
+    yield
+    weight[token] = before
+
+
+def test_an_answer_whose_numbers_break_fails_and_the_others_go_on(
+    omni: OmniApi, broken_fox: None
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("the sea", {"max_tokens": 40}),
+        ("a red fox", {}),
+        ("a cat", {"stream": True, "max_tokens": 40}),
+        ("a small fox", {"stream": True, "modalities": ["text", "audio"]}),
+        ("a dog", {"modalities": ["text", "audio"], "talker_max_new_tokens": 8}),
+    ]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda each: omni.chat(each[0], **each[1]), asked))
+    assert [answer.status_code for answer in answers] == [200, 500, 200, 500, 200]
+    for broken in (answers[1], answers[3]):
+        error = broken.json()["error"]
+        assert error["code"] == "numbers_broken" and "no finite numbers" in error["message"]
+    assert len(chunks_of(answers[2])) > 10
+    for text in ("the sea", "a dog"):
+        assert answers[[each[0] for each in asked].index(text)].json()["choices"]
+    spoken = {"input": "a fox", "stream_format": "sse"}
+    answer = omni.http.post("/v1/audio/speech", json=spoken)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "numbers_broken"
+    omni.wait_until("all over", lambda: omni.unfinished() == 0)
+    assert omni.http.get("/health").json()["restarts"] == 0
 
 
 def test_an_error_after_the_first_byte_is_an_event(
