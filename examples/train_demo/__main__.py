@@ -26,7 +26,7 @@ from examples.train_demo.train_vae import train_vae, trained_vae
 
 _BESIDE = Path(__file__).with_name("beside")  # its card and its defaults
 # Steps of each part: about 45 minutes on two cores.
-_VAE, _TEXT, _DIT, _ADAPTER = 2100, 600, 3400, 150
+_VAE, _TEXT, _DIT, _ADAPTER = 1700, 600, 3100, 150
 
 
 def main() -> None:

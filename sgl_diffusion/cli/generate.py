@@ -73,7 +73,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    options = read(GenerateOptions, parser(), _with_prompt(argv)).value
+    options = read(GenerateOptions, parser(), with_prompt(argv)).value
     if options.prompt is None:
         raise UsageError("There is no prompt.", hint='For example: sglang generate "a red circle".')
     log.set_up(options.log_level)
@@ -124,7 +124,7 @@ def produce(
     return result
 
 
-def _with_prompt(argv: list[str]) -> list[str]:
+def with_prompt(argv: list[str]) -> list[str]:
     """The flags, where the prompt may come first and without one."""
     if not argv or argv[0].startswith("-"):
         return argv
