@@ -50,15 +50,13 @@ def main() -> None:
 
 def make(page: Any) -> None:
     """Some pictures, then a clip, which stays in view."""
-    for prompt in STILLS:
+    for made, prompt in enumerate((*STILLS, CLIP), 1):
+        kind(page, "video" if prompt == CLIP else "image")
         page.fill("#prompt", prompt)
         page.click("#go")
+        page.wait_for_selector(f"#gallery li:nth-child({made})")
         done(page)
-    kind(page, "video")
-    page.fill("#prompt", CLIP)
-    page.click("#go")
-    done(page)
-    page.wait_for_timeout(800)
+    page.wait_for_timeout(800)  # the clip plays
 
 
 if __name__ == "__main__":
