@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgl_diffusion.components.causal_conv import use_last_tap
 from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
 from sgl_diffusion.components.pixels import to_frames
@@ -35,6 +36,7 @@ class VaeQwen:
         part = index.component("vae")
         model = load_vae(AutoencoderKLQwenImage, part, dtype=dtype, device=device)
         use_onednn(model)
+        use_last_tap(model)
         use_sums(model)
         return cls(model)
 

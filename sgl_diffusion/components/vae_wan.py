@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgl_diffusion.components.causal_conv import use_last_tap
 from sgl_diffusion.components.channel_norm import use_sums
 from sgl_diffusion.components.conv3d import use_onednn
 from sgl_diffusion.components.pixels import to_frames
@@ -41,6 +42,7 @@ class VaeWan:
         part = index.component("vae")
         model = load_vae(AutoencoderKLWan, part, dtype=dtype, device=device)
         use_onednn(model)
+        use_last_tap(model)
         use_sums(model)
         return cls(model)
 
@@ -71,8 +73,9 @@ class VaeWan:
         """
         assert latents.dim() == 4 and latents.shape[0] == self.channels, tuple(latents.shape)
         model = self._model
-        # One place per convolution; spare places do no harm.
-        cache: list[Any] = [None for _ in model.decoder.modules()]
+        # One place per convolution; spare places do no harm. A picture needs none.
+        clip = latents.shape[1] > 1
+        cache: list[Any] | None = [None for _ in model.decoder.modules()] if clip else None
         for position in range(latents.shape[1]):
             # The mode is left before each yield: the caller's code runs between the chunks.
             with torch.inference_mode():
