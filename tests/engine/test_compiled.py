@@ -134,7 +134,7 @@ def test_blocks_with_hooks_run_as_they_are(compiled: Compiled) -> None:
     assert compiled.calls() == (4, 0)
 
 
-def test_who_asks_for_it_is_told_why_it_cannot_be(plain: Pipeline, tiny_flux_a: Path) -> None:
+def test_who_asks_for_it_is_told_why_it_cannot_be(plain: Pipeline) -> None:
     wanted = EngineOptions(enable_torch_compile=True)
     away = Offloaded(component="transformer", away=1, resident=1, buffers=1)
     offloaded = copy.copy(plain)
@@ -143,7 +143,6 @@ def test_who_asks_for_it_is_told_why_it_cannot_be(plain: Pipeline, tiny_flux_a: 
         (replace(wanted, num_gpus=2), plain, "several ranks"),
         (wanted, offloaded, "come and go"),
         (wanted, SimpleNamespace(), "through diffusers"),
-        (wanted, opened(tiny_flux_a), "checked for WanTransformer only"),
     ]
     for options, served, reason in cases:
         with pytest.raises(ConfigError, match=f"--enable-torch-compile .*{reason}"):
@@ -169,14 +168,42 @@ def test_a_compiler_that_fails_ends_the_start(tiny_wan_a: Path) -> None:
     assert caught.value.code == "compile_failed" and "secret" not in str(caught.value)
 
 
+def test_code_that_gives_other_numbers_ends_the_start(tiny_wan_a: Path) -> None:
+    def wrong(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        def call(*args: Any) -> Any:
+            return tuple(x.flip(-1) for x in graph.forward(*args))
+
+        return call
+
+    pipeline = opened(tiny_wan_a)
+    blocks = CompiledBlocks(transformers(pipeline), wrong)
+    with pytest.raises(SetupError, match="other results than the blocks as they are") as caught:
+        blocks.warm_up(pipeline)
+    assert caught.value.code == "compile_wrong"
+
+
+PRECISIONS: list[dict[str, Any]] = [{}, {"dit_precision": "bf16"}, {"quantization": "int8"}]
+OTHERS = ["flux_a", "flux2_klein", "sd3_a", "qwen_image_a", "z_image_a", "z_image_omni_a"]
+
+
 @pytest.mark.slow  # a compiler at work for minutes
 @pytest.mark.filterwarnings("default")  # it has its own
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "options", [{}, {"dit_precision": "bf16"}, {"quantization": "int8"}], ids=str
+    ("family", "options"),
+    [
+        *(("tiny_wan_a", options) for options in PRECISIONS),
+        *((f"tiny_{family}", {}) for family in OTHERS),
+        *(("tiny_flux_a", options) for options in PRECISIONS[1:]),
+        ("tiny_kontext", {}),
+    ],
+    ids=str,
 )
-def test_generated_code_gives_what_blocks_give(options: dict[str, Any], tiny_wan_a: Path) -> None:
-    pipelines = [opened(tiny_wan_a, **options) for _ in range(2)]
+def test_generated_code_gives_what_blocks_give(
+    family: str, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(family)
+    pipelines = [opened(path, **options) for _ in range(2)]
     blocks = CompiledBlocks(transformers(pipelines[1]))
     blocks.warm_up(pipelines[1])
     for jobs, size in ((1, "small"), (3, "wide")):
