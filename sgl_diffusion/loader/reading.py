@@ -33,6 +33,7 @@ _THREADS = min(max(2 * (os.cpu_count() or 1), 8), 32)
 _BYTES = 0
 _CACHED = -1  # in the place of a descriptor that passes by the page cache
 _NUMBERS = {torch.float64: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
+STREAMED = (torch.float32, torch.bfloat16, torch.float16)  # what floats can become as they are read
 
 
 @dataclass(frozen=True)

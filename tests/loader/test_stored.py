@@ -14,8 +14,13 @@ from sgl_diffusion.loader.stored import stored_tensors
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, torch.Tensor]:
-    found = {"a": torch.randn(7, 5), "b": torch.randn(3).bfloat16(), "c": torch.tensor(2.0)}
-    save_file({name: found[name] for name in "ab"}, tmp_path / "1.safetensors")
+    found = {
+        "a": torch.randn(7, 5),
+        "b": torch.randn(3).bfloat16(),
+        "c": torch.tensor(2.0),
+        "d": torch.arange(4),
+    }
+    save_file({name: found[name] for name in "abd"}, tmp_path / "1.safetensors")
     save_file({"c": found["c"]}, tmp_path / "2.safetensors")
     return found
 
@@ -24,21 +29,32 @@ def test_every_tensor_is_what_the_files_hold(
     values: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     found = stored_tensors(sorted(tmp_path.glob("*.safetensors")))
-    assert sorted(found) == ["a", "b", "c"]
+    assert sorted(found) == ["a", "b", "c", "d"]
     for name, value in values.items():
-        assert found[name][...].dtype == value.dtype
-        assert torch.equal(found[name][...], value)
-    assert torch.equal(found["a"][2:4], values["a"][2:4])
+        read = found[name][...].to(dtype=value.dtype)
+        assert read.dtype == value.dtype
+        assert torch.equal(read, value)
+
+
+@pytest.mark.parametrize("wanted", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_precision_changes_as_torch_does_it(
+    values: dict[str, torch.Tensor], wanted: torch.dtype, tmp_path: Path
+) -> None:
+    for name, stored in stored_tensors([tmp_path / "1.safetensors"]).items():
+        read = stored[...].to("cpu", wanted)
+        assert read.dtype == wanted
+        assert torch.equal(read, values[name].to(wanted))
 
 
 def test_weights_do_not_change_with_their_file(
     values: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     file = tmp_path / "1.safetensors"
-    read = stored_tensors([file])["a"][...]
+    read = stored_tensors([file])["a"][...].to(dtype=torch.float32)
     with file.open("r+b") as handle:
-        handle.seek(-values["a"].nbytes, 2)
-        handle.write(bytes(values["a"].nbytes))
+        handle.seek(8 + int.from_bytes(handle.read(8), "little"))
+        handle.write(bytes(file.stat().st_size - handle.tell()))
+    assert not stored_tensors([file])["a"][...].to(dtype=torch.float32).any()
     assert torch.equal(read, values["a"])
 
 
