@@ -153,4 +153,13 @@ def test_the_page_fits_a_small_screen_in_the_dark(page: Any) -> None:
     ask(page, "the sea")
     answered(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth <= 390")
+    for text in ("and a boat", "and a cat", "and a dog", "and the moon", "and a fox"):
+        count = page.locator(".assistant").count()
+        ask(page, text)
+        answered(page, count + 1)
+    # A long chat scrolls in itself: what is last and where to write stay in sight.
+    seen = "(({ top, bottom }) => 0 <= top && bottom <= innerHeight)"
+    for what in ("#send", "#talk li:last-child"):
+        box = f"document.querySelector('{what}').getBoundingClientRect()"
+        assert page.evaluate(f"{seen}({box})"), what
     shoot(page, "chat-small")
