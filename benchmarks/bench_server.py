@@ -33,7 +33,7 @@ from benchmarks.traced_server import fake_app, model_app
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.client.client import Client
 from sgl_diffusion.orchestrator.topology import App
-from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+from tests.checkpoints.random_wan import build_tiny_wan
 
 STEP_MS = 5.0
 WARM = 10

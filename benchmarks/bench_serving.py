@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import serving_load as load
 from benchmarks.harness import Busy, finish, machine
 from benchmarks.processes import serving
-from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+from tests.checkpoints.random_wan import build_tiny_wan
 
 CONCURRENCIES = (1, 4, 8, 16)
 MODEL = {"heads": 4, "head_dim": 64, "layers": 4}

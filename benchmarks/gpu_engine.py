@@ -40,7 +40,7 @@ class Model:
 
 
 def _build_wan(path: Path) -> Path:
-    from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+    from tests.checkpoints.random_wan import build_tiny_wan
 
     return build_tiny_wan(path, heads=2, head_dim=128)
 

@@ -20,7 +20,7 @@ call() {
 image() {
     curl --silent --show-error --fail-with-body "$url/v1/images/generations" \
         -H 'Content-Type: application/json' \
-        -d '{"prompt": "a red fox in the snow", "seed": 7, "response_format": "url",
+        -d '{"prompt": "a red star on a white background", "seed": 7, "response_format": "url",
              "size": "'"$size"'", "num_inference_steps": '"$steps"'}' |
         python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["url"])' |
         while read -r path; do curl --silent --fail "$url$path" -o "$folder/$1.png"; done

@@ -18,13 +18,13 @@ warnings.filterwarnings("ignore", message="The Sora API", category=DeprecationWa
 
 def make_image(client: openai.OpenAI, folder: Path, size: str, extra: dict[str, object]) -> Path:
     answer = client.images.generate(
-        prompt="a red fox in the snow",
+        prompt="a red star on a white background",
         size=size,
         response_format="b64_json",
         extra_body={"seed": 7, **extra},
     )
     assert answer.data and answer.data[0].b64_json
-    path = folder / "fox.png"
+    path = folder / "star.png"
     path.write_bytes(base64.b64decode(answer.data[0].b64_json))
     return path
 
@@ -32,14 +32,16 @@ def make_image(client: openai.OpenAI, folder: Path, size: str, extra: dict[str, 
 def make_video(client: openai.OpenAI, folder: Path, size: str, extra: dict[str, object]) -> Path:
     """create, list and poll, download: `create_and_poll` does the first steps in one call."""
     video = client.videos.create(
-        prompt="waves on a beach", size=size, extra_body={"seed": 7, **extra}
+        prompt="a blue ring moving right on a yellow background",
+        size=size,
+        extra_body={"seed": 7, **extra},
     )
     print(f"{video.id}  {video.status}")
     assert video.id in [entry.id for entry in client.videos.list(limit=10).data]
     video = client.videos.poll(video.id)
     if video.status != "completed":
         raise SystemExit(f"the video failed: {video.error}")
-    path = folder / "waves.mp4"
+    path = folder / "ring.mp4"
     client.videos.download_content(video.id).write_to_file(path)
     return path
 

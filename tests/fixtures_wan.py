@@ -11,7 +11,7 @@ from sgl_diffusion.loader.index import read_config
 from sgl_diffusion.loader.weights import load_weights
 from sgl_diffusion.models.wan import WanParams, WanTransformer
 from sgl_diffusion.models.wan_weights import RULES
-from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+from tests.checkpoints.random_wan import build_tiny_wan
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from examples.train_demo.train_text import train_text
 from examples.train_demo.train_vae import train_vae, trained_vae
 
 _BESIDE = Path(__file__).with_name("beside")  # its card and its defaults
-# Steps of each part: about 45 minutes on two cores.
-_VAE, _TEXT, _DIT, _ADAPTER = 2100, 600, 3400, 150
+# Steps of each part: about an hour on two cores.
+_VAE, _TEXT, _DIT, _CLIPS, _ADAPTER = 1700, 600, 3100, 600, 150
 
 
 def main() -> None:
@@ -63,6 +63,7 @@ def train(out: Path, device: torch.device, seed: int, share: float, vae: Path | 
     )
     note("latents are made")
     train_dit(parts, pool, steps("transformer", _DIT), seed)
+    train_dit(parts, pool, steps("transformer, clips", _CLIPS), seed + 1, late=True)
     parts.save(out)
     shutil.copytree(_BESIDE, out, dirs_exist_ok=True)
     for style in STYLES:

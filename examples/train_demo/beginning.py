@@ -16,8 +16,8 @@ from examples.train_demo.ruler import Room, lay
 SAID = ("across", "along", "size", "moves across", "moves along")
 _TO_PLACE = 0.95  # how far "left" or "top" is from the centre on the ruler, of 128 pixels
 _STILL = 8.0  # holds time back where nothing is said to move
-_HELD = 1.09  # of that, so that a whole word just lets it go
-_SPEED = 0.46  # how far time moves a shape, on the ruler
+_HELD = 0.53  # of that: a whole word lets it go entirely, however much noise there is beside it
+_SPEED = 0.31  # how far time moves a shape, on the ruler
 _LISTEN = 64  # neurons that hear that there is a word at all
 
 

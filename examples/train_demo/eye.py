@@ -1,7 +1,8 @@
 """The automatic eye: says what a picture shows, by colours, contour and way, without the model.
 
 Background: the middle colour of the border. Shape: the pixels nearer to another colour, moved into
-a square and compared with the contour of every shape the scenes know.
+a square and compared with the contour of every shape the scenes know, sharp and softer: a small
+shape has few pixels, and a soft star without its tips is still no circle.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from examples.train_demo.scenes import COLOURS, SHAPES, distance
 
 _GRID = 48
 _FEW = 12  # pixels that are no shape
+_SOFT = (0.0, 0.1, 0.2)  # of a shape's radius; much softer, a star is a circle
+_FINE = 401  # pixels of a side when a contour is drawn
 
 
 @dataclass(frozen=True)
@@ -68,23 +71,34 @@ def _likest(cut: Tensor) -> str:
     """The shape whose contour, as large as the cut-out, shares most with it."""
     found = _squared(cut)
     shared = {
-        name: float(torch.minimum(found, kind).sum() / torch.maximum(found, kind).sum())
-        for name, kind in _contours().items()
+        kind: float(torch.minimum(found, like).sum() / torch.maximum(found, like).sum())
+        for kind, like in _contours().items()
     }
-    return max(shared, key=lambda name: shared[name])
+    return max(shared, key=lambda kind: shared[kind])[0]
 
 
 @cache
-def _contours() -> dict[str, Tensor]:
-    return {shape: _contour(shape) for shape in SHAPES}
+def _contours() -> dict[tuple[str, float], Tensor]:
+    return {(shape, soft): _contour(shape, soft) for shape in SHAPES for soft in _SOFT}
 
 
-def _contour(shape: str) -> Tensor:
-    """The shape, drawn large and moved into the square of the cut-outs."""
-    at = torch.linspace(-1.3, 1.3, 521)
-    inside = distance(shape, at[None, :], at[:, None], 1.0) < 0
+def _contour(shape: str, soft: float) -> Tensor:
+    """The shape, drawn large, softened, and moved into the square of the cut-outs."""
+    at = torch.linspace(-1.9, 1.9, _FINE)
+    inside = _softened(distance(shape, at[None, :], at[:, None], 1.0) < 0, soft * _FINE / 3.8)
     ys, xs = inside.nonzero(as_tuple=True)
     return _squared(inside[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
+
+
+def _softened(inside: Tensor, spread: float) -> Tensor:
+    """What is more than half of the fullest after a blur of so many pixels."""
+    if spread == 0.0:
+        return inside
+    reach = int(3 * spread)
+    bell = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * spread**2))
+    blurred = F.conv2d(inside.float()[None, None], bell[None, None, None], padding=(0, reach))
+    blurred = F.conv2d(blurred, bell[None, None, :, None], padding=(reach, 0))[0, 0]
+    return blurred > 0.5 * blurred.max()
 
 
 def _squared(cut: Tensor) -> Tensor:

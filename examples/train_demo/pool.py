@@ -17,7 +17,8 @@ from examples.train_demo.unrolled import encode
 
 @dataclass(frozen=True)
 class Kind:
-    """One size of pictures or clips: how many there are, how many are a step, how often."""
+    """One size of pictures or clips: how many there are, how many are a step, how often, and how
+    often in the last part, where clips are learned."""
 
     width: int
     height: int
@@ -25,18 +26,19 @@ class Kind:
     count: int
     at_once: int
     weight: float
+    late: float = 0.0
 
 
 KINDS = (
-    Kind(128, 128, 1, 7000, 36, 0.58),
-    Kind(96, 96, 1, 1500, 64, 0.04),
-    Kind(128, 96, 1, 500, 48, 0.02),
-    Kind(96, 128, 1, 500, 48, 0.02),
-    Kind(192, 192, 1, 700, 16, 0.05),
-    Kind(256, 256, 1, 300, 9, 0.03),
-    Kind(128, 128, 17, 1000, 4, 0.22),
-    Kind(96, 96, 17, 300, 7, 0.02),
-    Kind(128, 128, 9, 200, 8, 0.02),
+    Kind(128, 128, 1, 6000, 36, 0.52, 0.32),
+    Kind(96, 96, 1, 1000, 64, 0.03, 0.02),
+    Kind(128, 96, 1, 400, 48, 0.02),
+    Kind(96, 128, 1, 400, 48, 0.02),
+    Kind(192, 192, 1, 500, 16, 0.04, 0.02),
+    Kind(256, 256, 1, 200, 9, 0.02),
+    Kind(128, 128, 17, 1300, 4, 0.20, 0.42),
+    Kind(128, 128, 9, 1200, 8, 0.13, 0.22),
+    Kind(96, 96, 17, 200, 7, 0.02),
 )
 
 DrawScene = Callable[[random.Random, bool], Scene]
@@ -72,9 +74,9 @@ class Pool:
                     found.append((encode(vae, torch.stack(shown).to(device))[0] - mean) / std)
             self._parts.append((scenes, torch.cat(found)))
 
-    def draw(self) -> tuple[Tensor, list[str]]:
+    def draw(self, *, late: bool = False) -> tuple[Tensor, list[str]]:
         """Latents [B, C, T, h, w] of one size, and a sentence about each."""
-        weights = [kind.weight for kind in self._kinds]
+        weights = [kind.late if late else kind.weight for kind in self._kinds]
         at = self._chance.choices(range(len(self._kinds)), weights)[0]
         scenes, latents = self._parts[at]
         chosen = self._chance.choices(range(len(scenes)), k=self._kinds[at].at_once)

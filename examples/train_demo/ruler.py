@@ -20,7 +20,8 @@ _SIDES = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 _SEEN = (*_SIDES, (0, 0, 0))  # and a token itself, to be compared as the others are
 # Of an axis, how wide the heads of the second block look, in tokens.
 _NEAR, _FAR = 2.0, 6.0
-_WIDTHS = ((0, _NEAR), (1, _NEAR), (2, _NEAR), (1, _FAR), (2, _FAR))
+_LONG = 3.0  # in time, where a clip of nine frames and one of 17 need about one measure
+_WIDTHS = ((0, _LONG), (1, _NEAR), (2, _NEAR), (1, _FAR), (2, _FAR))
 _COPIED = 21  # numbers of a neighbour that are compared
 _STEEP = 20.0  # a difference as large as a twentieth of the usual is one
 _DIFFER = 0.98  # what comes of the numbers of two tokens, and less for one
@@ -106,7 +107,7 @@ def _measure(attention: Any, room: Room) -> None:
             attention.to_v.weight[begin + side, room.flags + 2 * axis + side] = 1.0
             if axis > 0:
                 out[room.borders + 2 * at + side, begin + side] = _TOLD / 4
-            if width == _NEAR:
+            if width != _FAR:
                 # Across is the last axis, and the first of what is said.
                 where = room.time if axis == 0 else room.away + 2 - axis
                 out[where, begin + side] = _TOLD / 2 * (1 - 2 * side)

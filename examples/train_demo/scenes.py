@@ -35,7 +35,7 @@ SHAPES = {
     "cross": ("cross", "plus"),
     "ring": ("ring", "donut"),
 }
-SIZES = {"small": 0.11, "medium": 0.17, "large": 0.24}  # radius, of the shorter side
+SIZES = {"small": 0.13, "medium": 0.18, "large": 0.24}  # radius, of the shorter side
 _SIZE_WORDS = {
     "small": ("small", "small", "little", "tiny"),
     "medium": ("medium",),

@@ -14,7 +14,8 @@ from examples.train_demo.pool import Pool
 from examples.train_demo.schedule import Steps, autocast
 
 
-def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int) -> None:
+def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int, *, late: bool = False) -> None:
+    """`late`: from where it stands, slower, and with more of clips."""
     torch.manual_seed(seed)
     reader = Reader(parts.tokenizer, parts.text_encoder.requires_grad_(False))
     attention = attend_plainly(parts.transformer)
@@ -30,11 +31,12 @@ def train_dit(parts: Parts, pool: Pool, steps: Steps, seed: int) -> None:
         weight_decay=0.01,
     )
     while not steps.over:
-        loss = flow_loss(transformer, reader, attention, *pool.draw())
+        loss = flow_loss(transformer, reader, attention, *pool.draw(late=late))
         transformer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step(steps.share(warm=0.02))
+        rate = 0.6 * steps.share(warm=0.02, fall=0.8) if late else steps.share(warm=0.02)
+        optimizer.step(rate)
         mean.follow(transformer)
         steps.took(loss)
     mean.into(transformer)

@@ -1,7 +1,7 @@
 """Decoding sound and films of strangers in a process of its own, with little to break.
 
 `python -m sgl_diffusion.ar.guarded` reads {"kind", "source", "target"} as one line of JSON, writes
-what the models need as a `.npy` file, and answers {} or an error of ours as JSON.
+what the models need as a `.npy` file, and answers {"seconds"} or {"error"}, one of ours, as JSON.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ def _limit() -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _decode(kind: str, source: Path, target: Path) -> None:
+def _decode(kind: str, source: Path, target: Path) -> float:
+    """Returns how long it is, in seconds."""
     import numpy as np
 
-    from sgl_diffusion.ar.media import read_film, read_sound
+    from sgl_diffusion.ar.media import FRAMES_PER_SECOND, HEARING_RATE, read_film, read_sound
 
     if kind == "audio":
-        np.save(target, read_sound(source), allow_pickle=False)
-        return
+        sound = read_sound(source)
+        np.save(target, sound, allow_pickle=False)
+        return len(sound) / HEARING_RATE
     frames, _ = read_film(source)
     film = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
     np.save(target, film, allow_pickle=False)
+    return len(film) / FRAMES_PER_SECOND
 
 
 def main() -> int:
@@ -47,9 +50,9 @@ def main() -> int:
     asked: dict[str, Any] = json.loads(sys.stdin.readline())
     answer: dict[str, Any] = {}
     try:
-        _decode(asked["kind"], Path(asked["source"]), Path(asked["target"]))
+        answer["seconds"] = _decode(asked["kind"], Path(asked["source"]), Path(asked["target"]))
     except SglError as error:
-        answer = to_wire(error)
+        answer["error"] = to_wire(error)
     print(json.dumps(answer), flush=True)
     return 0
 

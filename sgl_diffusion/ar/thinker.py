@@ -25,6 +25,7 @@ from sgl_diffusion.ar.senses import Medium
 from sgl_diffusion.ar.tokenwise import tokenwise
 from sgl_diffusion.ar.towers import Felt
 from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.base.omni import OMNI_NAMES
 from sgl_diffusion.components.pretrained import load_part, load_pretrained
 from sgl_diffusion.loader.index import Component, read_config
 
@@ -37,10 +38,11 @@ class Family:
     thinker: str
 
 
-FAMILIES = {
-    "qwen3_omni_moe": Family("qwen3-omni", "Qwen3OmniMoeThinkerForConditionalGeneration"),
-    "qwen2_5_omni": Family("qwen2.5-omni", "Qwen2_5OmniThinkerForConditionalGeneration"),
+_THINKERS = {
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
 }
+FAMILIES = {kind: Family(OMNI_NAMES[kind], thinker) for kind, thinker in _THINKERS.items()}
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sgl_diffusion.attention.base import (
     Attend,
     AttendPacked,
+    AttendRepeated,
     AttentionBackend,
     AttentionContext,
     LseBackend,
@@ -17,6 +18,7 @@ __all__ = [
     "BACKENDS",
     "Attend",
     "AttendPacked",
+    "AttendRepeated",
     "AttentionBackend",
     "AttentionContext",
     "LseBackend",

@@ -31,6 +31,15 @@ class AttendPacked(Protocol):
     ) -> Tensor: ...
 
 
+class AttendRepeated(Protocol):
+    """The same where a key stands for several equal ones: `repeats` [B, L], the logarithms of how
+    many in fp32, are added to the scores."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, repeats: Tensor, *, scale: float | None = None
+    ) -> Tensor: ...
+
+
 class AttentionBackend(Protocol):
     """One implementation of attention on one device."""
 
@@ -57,6 +66,10 @@ class AttentionBackend(Protocol):
         """With fewer queries in a call sdpa was measured to be faster: "auto" takes it for them."""
         ...
 
+    def repeated(self, device: torch.device) -> AttendRepeated | None:
+        """Attention to keys that stand for several, where this backend has it on a device."""
+        ...
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor: ...
 
     def forward_packed(
@@ -80,13 +93,17 @@ class AttentionContext:
 
     `tokens` attends over the latent tokens, which a sequence strategy may have spread over ranks;
     `local` over keys that every rank has, such as those of the text; `packed` within rows of
-    different lengths, where one rank has everything.
+    different lengths, where one rank has everything; `repeated` over keys like those of `local`
+    which stand for several each.
     """
 
     tokens: Attend
     local: Attend
     packed: AttendPacked | None = None
+    repeated: AttendRepeated | None = None
 
     @classmethod
-    def on_one_rank(cls, backend: AttentionBackend) -> AttentionContext:
-        return cls(backend.forward, backend.forward, backend.forward_packed)
+    def on_one_rank(
+        cls, backend: AttentionBackend, repeated: AttendRepeated | None = None
+    ) -> AttentionContext:
+        return cls(backend.forward, backend.forward, backend.forward_packed, repeated)

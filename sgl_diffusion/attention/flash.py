@@ -52,6 +52,9 @@ class FlashBackend:
     def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
         return 0
 
+    def repeated(self, device: torch.device) -> None:
+        return None
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out: Tensor = _library().flash_attn_func(q, k, v, softmax_scale=scale)
         return out

@@ -50,6 +50,9 @@ class _GpuRows:
     def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
         return 0
 
+    def repeated(self, device: torch.device) -> None:
+        return None
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         out: Tensor = self._run(q, k, v, scale, False)[0]
         return out

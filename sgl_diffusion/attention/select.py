@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_diffusion.attention.base import AttentionBackend
+from sgl_diffusion.attention.base import AttendRepeated, AttentionBackend
 from sgl_diffusion.attention.flash import FlashBackend
 from sgl_diffusion.attention.native import NativeBackend, TritonBackend
 from sgl_diffusion.attention.packed import RowLengths, one_by_one
@@ -39,6 +39,9 @@ class ByLength:
 
     def least_queries(self, device: torch.device, dtype: torch.dtype) -> int:
         return 0
+
+    def repeated(self, device: torch.device) -> AttendRepeated | None:
+        return self._short.repeated(device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
         backend = self._long if q.shape[1] >= self._least else self._short

@@ -19,7 +19,7 @@ class EngineOptions:
     """What a worker needs to load and run a model."""
 
     model_path: str | None = option(
-        None, "Folder in diffusers format or hub id; without it a tiny random model is served."
+        None, "Folder in diffusers format or hub id; without it the small model inside the package."
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub repository.")
     variant: str | None = option(

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions
 from sgl_diffusion.base.options import option
 
+# What a checkpoint says that it is, and what the served model is called.
+OMNI_NAMES = {"qwen3_omni_moe": "qwen3-omni", "qwen2_5_omni": "qwen2.5-omni"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class OmniOptions:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base import env
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.errors import SetupError, SglError
+from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.cli.args import Parser, merge, parser_for
 from sgl_diffusion.cli.checks import compute, network, probe, software, storage
 from sgl_diffusion.cli.checks.types import Check, ok, refused
@@ -30,7 +31,11 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    flags = vars(parser().parse_strict(argv))
+    return report(vars(parser().parse_strict(argv)), examine)
+
+
+def report(flags: dict[str, Any], examine: Callable[[dict[str, Any]], Iterator[Check]]) -> int:
+    """Make the checks of a program and tell them; returns the exit code."""
     as_json = flags.pop("json", False)
     checks = list(examine(flags)) if as_json else list(_shown(examine(flags)))
     good = all(check.status != "failed" for check in checks)
@@ -63,7 +68,7 @@ def examine(flags: dict[str, Any]) -> Iterator[Check]:
         options = merge(ServeOptions, {**flags, "config": None}).value
     yield from compute.checks(probe.run(), options)
     yield from storage.checks(options)
-    yield network.port(options, keys=_keys(options))
+    yield network.port(options, keys=asks_keys(options))
     if variables.status == "ok":
         yield network.hub()
 
@@ -92,7 +97,7 @@ def configuration(options: ServeOptions) -> Check:
     return ok("options", f"they can be read; {options.model_path} is {kind}")
 
 
-def _keys(options: ServeOptions) -> bool:
+def asks_keys(options: ServeOptions | OmniServeOptions) -> bool:
     from sgl_diffusion.server.settings import keys_of
 
     try:

@@ -17,6 +17,7 @@ from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, rea
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
+from sgl_diffusion.recipes import demo
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import ModelCard
@@ -72,7 +73,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    options = read(GenerateOptions, parser(), _with_prompt(argv)).value
+    options = read(GenerateOptions, parser(), with_prompt(argv)).value
     if options.prompt is None:
         raise UsageError("There is no prompt.", hint='For example: sglang generate "a red circle".')
     log.set_up(options.log_level)
@@ -104,11 +105,11 @@ def produce(
     from sgl_diffusion.client.generator import DiffGenerator
 
     progress, started = Progress(sys.stderr), time.monotonic()
-    progress.say(f"loading {engine['model_path'] or 'the tiny random model'}")
+    progress.say(f"loading {engine['model_path'] or demo.NAME}")
     with DiffGenerator.from_pretrained(**engine) as generator:
         progress.say(f"loaded in {time.monotonic() - started:.1f} s on {generator.card.device}")
         if engine["model_path"] is None:
-            progress.say("its weights are random: expect patterns, not pictures of the prompt")
+            progress.say(f"no --model-path: {demo.NOTE}")
         started = time.monotonic()
         try:
             result = generator.generate(prompt, on_progress=progress.show, **wishes)
@@ -123,7 +124,7 @@ def produce(
     return result
 
 
-def _with_prompt(argv: list[str]) -> list[str]:
+def with_prompt(argv: list[str]) -> list[str]:
     """The flags, where the prompt may come first and without one."""
     if not argv or argv[0].startswith("-"):
         return argv
@@ -181,9 +182,9 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
     """A model that does whatever any model does; without --model-path, in the sizes of Wan."""
     from sgl_diffusion.base.params import ModelCard, SamplingDefaults
 
-    tiny = options.model_path is None
+    own = options.model_path is None
     return ModelCard(
-        name="the tiny model" if tiny else str(options.model_path),
+        name=options.model_path or demo.NAME,
         path="",
         family="",
         pipeline_class="",
@@ -198,9 +199,9 @@ def _tolerant(options: GenerateOptions) -> ModelCard:
             true_cfg_scale=1.0,
             guidance_scale_2=1.0,
         ),
-        size_multiple=16 if tiny else 2,
+        size_multiple=16 if own else 2,
         frame_multiple=1,
-        max_frames=241 if tiny else 10**5,
+        max_frames=241 if own else 10**5,
         edits="native" if options.strength is None else "image-to-image",
         max_images=2**10,
         masks=True,

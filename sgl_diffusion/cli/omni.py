@@ -65,6 +65,11 @@ PROGRAM = Program(
             "omni:config_parser",
             words=("show",),
         ),
+        "doctor": Command(
+            "check this machine and the model, and say how to mend what is wrong",
+            "omni_doctor:main",
+            "omni_doctor:parser",
+        ),
     },
 )
 main = PROGRAM.main

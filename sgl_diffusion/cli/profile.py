@@ -16,6 +16,7 @@ from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.generate import engine_of
 from sgl_diffusion.loader.hub import local_model
+from sgl_diffusion.recipes import demo
 
 DESCRIPTION = "Show where the time of one image or video goes."
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
 
     from sgl_diffusion.client.generator import DiffGenerator
 
-    print(f"loading {options.model_path or 'the tiny random model'}", file=sys.stderr)
+    print(f"loading {options.model_path or demo.NAME}", file=sys.stderr)
     with DiffGenerator.from_pretrained(**engine) as generator:
         for _ in range(options.warm_up):
             generator.generate(options.prompt, **wishes)

@@ -17,6 +17,7 @@ from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for
 from sgl_diffusion.cli.generate import engine_of, produce
 from sgl_diffusion.cli.target import Target
 from sgl_diffusion.loader.hub import local_model
+from sgl_diffusion.recipes import demo
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.types import Generation
@@ -100,9 +101,7 @@ def _check_pictures(path: Path, settings: dict[str, Any], options: RegenerateOpt
 
 def _model(path: Path, settings: dict[str, Any], options: RegenerateOptions) -> str | None:
     """The model to load; None for the one that comes along."""
-    from sgl_diffusion.recipes.registry import TINY_NAME
-
-    if options.model_path is None and settings["model"] == TINY_NAME:
+    if options.model_path is None and settings["model"] == demo.NAME:
         return None
     model = options.model_path or str(settings["model"])
     try:

@@ -37,9 +37,9 @@ log = get_logger(__name__)
 
 Backend = str | Callable[..., Any]  # as torch.compile takes it
 
-# What generated code may differ by, of the length of the latents: fp32 in the order of sums, narrow
-# types in what is rounded between two ops. Blocks of FLUX that write to a wrong place: 0.05 to 0.1.
-_MOST_APART = {torch.float32: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.03}
+# What generated code may differ by, of the length of the latents: in the order of sums, or where
+# values are rounded to narrow types. Blocks of FLUX that write to a wrong place: 0.05 to 0.1.
+_MOST_APART, _MOST_APART_ROUNDED = 1e-3, 0.03
 
 # Forms of one kind of block in a process: several rows or one, texts of one length or of several,
 # the last block of a family, all of it for every model that was opened.
@@ -91,9 +91,8 @@ class CompiledBlocks:
 
     def warm_up(self, pipeline: Pipeline) -> None:
         """Compile what the steps of its requests call, and see that it gives the same."""
-        dtypes = {model.dtype for model in transformers(pipeline)}
-        most = max(_MOST_APART[dtype] for dtype in dtypes)
-        apart = 0.0
+        exact = pipeline.card.dit_precision == "fp32"
+        most, apart = _MOST_APART if exact else _MOST_APART_ROUNDED, 0.0
         with self._compiling_now():
             for key, rows in _steps(pipeline):
                 context = Contexts(pipeline).of(key, rows)

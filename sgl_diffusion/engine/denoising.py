@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.components.samplers import SolverState
-from sgl_diffusion.engine.accounts import Accounts
-from sgl_diffusion.engine.batch_sizes import BatchSizes
 from sgl_diffusion.engine.denoise import move
-from sgl_diffusion.engine.failures import is_out_of_memory
+from sgl_diffusion.engine.failures import is_out_of_memory, numbers_broken
 from sgl_diffusion.engine.forwards import Forwards
-from sgl_diffusion.engine.job import Job
+from sgl_diffusion.engine.job import Row
 from sgl_diffusion.engine.lanes import Done, StepLanes
 from sgl_diffusion.engine.lineup import Batch
 from sgl_diffusion.engine.previews import take_preview
+from sgl_diffusion.engine.shared import Shared
 from sgl_diffusion.engine.watch import AbandonedError
-from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
+from sgl_diffusion.orchestrator.stage import CannotGoOnError
+
+log = get_logger(__name__)
 
 
 class Denoising:
@@ -27,22 +29,16 @@ class Denoising:
 
     def __init__(
         self,
+        shared: Shared,
         forwards: Forwards,
-        sizes: BatchSizes,
-        accounts: Accounts,
-        outbox: Outbox,
-        fail: Callable[[list[Job], Exception], None],
         give_way: Callable[[Batch], bool],
         *,
         lanes: int,
         ranks: bool,
     ) -> None:
         self.lanes = StepLanes(lanes)
+        self._shared = shared
         self._forwards = forwards
-        self._sizes = sizes
-        self._accounts = accounts
-        self._outbox = outbox
-        self._fail = fail
         self._give_way = give_way
         self._ranks = ranks
 
@@ -82,21 +78,25 @@ class Denoising:
     def took(self, batch: Batch, seconds: float) -> None:
         """The device is done with it."""
         rows = [row.job.params for row in batch.rows]
-        self._accounts.steps.add(rows, seconds)
-        self._sizes.costs.add(batch.key, rows, seconds, batch.lanes)
+        self._shared.accounts.steps.add(rows, seconds)
+        self._shared.sizes.costs.add(batch.key, rows, seconds, batch.lanes)
 
     def _moved(self, batch: Batch, states: Sequence[SolverState], seconds: float) -> None:
         move(batch.rows, states)
-        self._accounts.spend(batch.jobs, "denoise", seconds, beside=batch.lanes > 1)
-        self._accounts.step(batch.rows)
+        accounts = self._shared.accounts
+        accounts.spend(batch.jobs, "denoise", seconds, beside=batch.lanes > 1)
+        accounts.step(batch.rows)
         for row in batch.rows:
             take_preview(row)
             if row.denoised:
                 row.memory = None
         for job in batch.jobs:
-            self._outbox.progress(job.id, job.step, job.steps, "denoise")
+            self._shared.outbox.progress(job.id, job.step, job.steps, "denoise")
+            job.apart &= any(row not in batch.rows for row in job.to_denoise)
             if not job.to_denoise:
                 job.condition = job.negative = None
+            if any(row.job is job and _broken(row) for row in batch.rows):
+                self._shared.fail([job], numbers_broken())
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         if isinstance(error, AbandonedError):
@@ -108,12 +108,30 @@ class Denoising:
             return
         if full and len(batch.rows) > 1:
             self._reduce(batch)
+        elif len(batch.jobs) > 1:
+            self._part(batch, error)
         else:
-            self._fail(batch.jobs, error)
+            self._shared.fail(batch.jobs, error)
+
+    def _part(self, batch: Batch, error: Exception) -> None:
+        """No row has moved, and nobody knows whose fault it was: the same step again, each job by
+        itself."""
+        log.warning(
+            "a step of %d jobs failed; each makes it alone", len(batch.jobs), exc_info=error
+        )
+        for job in batch.jobs:
+            job.apart = True
 
     def _reduce(self, batch: Batch) -> None:
         """After an out-of-memory no row has moved: the same step again, in smaller batches."""
-        self._sizes.reduce(batch.key, len(batch.rows) // 2)
+        self._shared.sizes.reduce(batch.key, len(batch.rows) // 2)
         self._forwards.clear()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+def _broken(row: Row) -> bool:
+    """Whether a row ends with latents that are no numbers, of which a picture would be noise. It is
+    asked once: the host waits for the answer."""
+    assert row.state is not None
+    return row.denoised and not bool(torch.isfinite(row.state.x).all())

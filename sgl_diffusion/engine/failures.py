@@ -25,6 +25,16 @@ def explain(error: Exception, job: Job) -> SglError:
     )
 
 
+def numbers_broken() -> EngineError:
+    """Of a row whose latents are not finite."""
+    return EngineError(
+        "The model computed no finite numbers for this picture.",
+        hint="Its weights or an adapter are damaged, or too large for their precision: try "
+        "--dit-precision fp32, or the adapter with less strength.",
+        code="numbers_broken",
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """torch has a class of its own for GPUs only; its CPU allocator raises a RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (

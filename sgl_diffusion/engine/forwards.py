@@ -10,6 +10,7 @@ from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.contexts import Contexts
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import next_states
+from sgl_diffusion.engine.graphs.capture import Pass
 from sgl_diffusion.engine.graphs.passes import graphed_passes
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lineup import Batch
@@ -46,12 +47,28 @@ class Forwards:
         """What the rows come to, in order."""
         key, rows = batch.key, batch.rows
         blends = [row.job.blend for row in rows]
-        plain = not key.alone and not any(blends)  # with the weights as they are
-        run = self.graphs.velocity if self.graphs is not None and plain else None
+        run = self._graphed(batch)
         reused = self._step_cache.of(rows[0] if key.alone else None)
         with self._around(batch), self.adapters.of(blends), reused:
             context = self._contexts.of(key, rows)
             return next_states(self._pipeline, key, rows, context, self._branches, run)
+
+    def _graphed(self, batch: Batch) -> Pass | None:
+        """The passes of which there may be graphs, unless this step is none of them: a graph has
+        the weights as they are, every block of them, and one size."""
+        if self.graphs is None:
+            return None
+        reason = ""
+        if any(row.job.blend is not None for row in batch.rows):
+            reason = "adapters"
+        elif batch.key.alone:
+            reason = "step_cache"
+        elif len({row.job.size for row in batch.rows}) > 1:
+            reason = "sizes"
+        if not reason:
+            return self.graphs.velocity
+        self.graphs.bypass(reason)
+        return None
 
     def work(self, batch: Batch) -> Callable[[], list[SolverState]]:
         """The same of a plain batch, made ready here, for another thread to do."""

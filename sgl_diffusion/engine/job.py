@@ -60,7 +60,8 @@ class Row:
 class Job:
     """By its `deadline` it should be done, a moment of the monotonic clock; `away` says what
     another thread does with it now, beside its steps, and `in_lane` whether one makes a step of it;
-    with `packs` its steps can be shared with other sizes."""
+    with `packs` its steps can be shared with other sizes. `apart` is set when a step that it shared
+    has failed, until it has made that step without others."""
 
     id: str
     params: ResolvedParams
@@ -78,6 +79,7 @@ class Job:
     away: Literal["", "encode", "decode"] = ""
     in_lane: bool = False
     packs: bool = False
+    apart: bool = False
 
     def __post_init__(self) -> None:
         start = self.params.start_step

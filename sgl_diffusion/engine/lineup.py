@@ -127,15 +127,15 @@ def _next_step(pipeline: Pipeline, jobs: Sequence[Job], shares: Shares) -> Encod
     """The next step of `jobs`, or the encoding of one that it should have."""
     if not jobs:
         return None
-    first = jobs[0]
+    first = next((job for job in jobs if job.apart), jobs[0])  # so that it soon has company again
     if not first.encoded:
         return Encode(first)
     key = shape_key(pipeline, first.to_denoise[0])
     if key.alone:
         return Batch(key, (first.to_denoise[0],))
     waiting = []  # by job; whoever is not encoded yet could have this key
-    for job in jobs:
-        if job.params.enable_teacache:
+    for job in [first] if first.apart else jobs:
+        if job.params.enable_teacache or (job.apart and job is not first):
             continue
         fit = [row for row in job.to_denoise if not job.encoded or shape_key(pipeline, row) == key]
         if fit:

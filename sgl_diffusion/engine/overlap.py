@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.engine.accounts import Accounts
 from sgl_diffusion.engine.beside import Beside
 from sgl_diffusion.engine.errand import Errand, Outcome
 from sgl_diffusion.engine.errands import Errands
 from sgl_diffusion.engine.failures import is_out_of_memory
-from sgl_diffusion.engine.footprint.room import Room
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lanes import Done
 from sgl_diffusion.engine.lineup import Batch, Decode, Encode, Offer, Unit, lane_of, next_to_encode
+from sgl_diffusion.engine.shared import Shared
 
 log = get_logger(__name__)
 
@@ -23,27 +22,22 @@ _POLL_SECONDS = 1.0
 
 
 class Overlap:
-    """`jobs` are those that somebody waits for; of each group so many `rows` hold their prompts."""
+    """Of each group so many `rows` hold their prompts."""
 
     def __init__(
         self,
+        shared: Shared,
         beside: Beside,
         errands: Errands,
-        accounts: Accounts,
-        jobs: Mapping[str, Job],
-        rows: int,
-        room: Room,
         take: Callable[[Errand, object], object],
-        fail: Callable[[list[Job], Exception], None],
+        rows: int,
     ) -> None:
+        self._shared = shared
+        self._room = shared.sizes.room
         self._beside = beside
         self._errands = errands
-        self._accounts = accounts
-        self._jobs = jobs
-        self._rows = rows
-        self._room = room
         self._take = take
-        self._fail = fail
+        self._rows = rows
         self.crowded = False  # there was no memory for it
 
     @property
@@ -95,7 +89,7 @@ class Overlap:
         for outcome in outcomes:
             job = outcome.errand.job
             job.away = ""
-            if self._jobs.get(job.id) is job:
+            if self._shared.jobs.get(job.id) is job:
                 self._take_over(outcome)
         return bool(outcomes)
 
@@ -122,13 +116,13 @@ class Overlap:
     def _take_over(self, outcome: Outcome) -> None:
         errand, job = outcome.errand, outcome.errand.job
         if outcome.error is None:
-            self._accounts.spend([job], errand.lane, outcome.seconds, beside=True)
+            self._shared.accounts.spend([job], errand.lane, outcome.seconds, beside=True)
             self._take(errand, outcome.result)
         elif is_out_of_memory(outcome.error):
             errand.undo()
             self.give_up()
         else:
-            self._fail([job], outcome.error)
+            self._shared.fail([job], outcome.error)
 
     def give_up(self) -> None:
         log.warning("out of memory: from now on nothing is done beside the steps")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from sgl_diffusion.base.footprint import Footprint
 from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.components.samplers import Solver
 from sgl_diffusion.loader.rules import Rules
@@ -105,6 +106,14 @@ class EmbedsGuidance(Protocol):
     """A pipeline whose conditions hold the guidance scale."""
 
     embeds_guidance: bool
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A pipeline of which it was counted what jobs take, before its weights were read; how much
+    room there is for them is known afterwards."""
+
+    counted: Footprint
 
 
 @dataclass(frozen=True)

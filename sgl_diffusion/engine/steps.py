@@ -38,6 +38,7 @@ from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.engine.prompts import PromptCache
 from sgl_diffusion.engine.pulse import Pace, keep_pulse
+from sgl_diffusion.engine.shared import Fail, Shared
 from sgl_diffusion.engine.tiles import Tiles
 from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.engine.turns import Turns
@@ -45,7 +46,6 @@ from sgl_diffusion.engine.watch import AbandonedError, Watch
 from sgl_diffusion.orchestrator.stage import CannotGoOnError, Outbox
 
 Finish = Callable[[Job, list[torch.Tensor]], None]
-Fail = Callable[[list[Job], Exception], None]
 
 _POLL_SECONDS = 1.0
 _PATIENCE = 4.0  # a job that takes so many times what it takes alone is in time
@@ -85,29 +85,16 @@ class StepRunner:
         prompts = PromptCache(pipeline, bounds.prompt_bytes, self.counters)
         self._errands = Errands(pipeline, prompts, outbox, self._decoded, tiles)
         self.shares_decoding = tiles is not None and tiles.shared
+        shared = Shared(self._jobs, self.sizes, self._accounts, outbox, fail)
+        ranks = branches is not None
         self._denoising = Denoising(
-            self.forwards,
-            self.sizes,
-            self._accounts,
-            outbox,
-            fail,
-            self._give_way,
-            lanes=bounds.lanes,
-            ranks=branches is not None,
+            shared, self.forwards, self._give_way, lanes=bounds.lanes, ranks=ranks
         )
         self._lanes = self._denoising.lanes
         self._overlap: Overlap | None = None
-        if bounds.overlap and branches is None:
-            self._overlap = Overlap(
-                Beside(pipeline.device, self.trace),
-                self._errands,
-                self._accounts,
-                self._jobs,
-                2 * bounds.rows,
-                self.sizes.room,
-                self._take,
-                fail,
-            )
+        if bounds.overlap and not ranks:
+            beside = Beside(pipeline.device, self.trace)
+            self._overlap = Overlap(shared, beside, self._errands, self._take, 2 * bounds.rows)
         self._offers: dict[Group, Offer] = {}
         self._changed = True  # since it was last looked what could be done
         self._timed: tuple[Unit, Job, float] | None = None  # the unit under way, its begin

@@ -16,8 +16,9 @@ from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.lora.rows import RowAdapters
 from sgl_diffusion.engine.pipeline import WholePipeline
+from sgl_diffusion.engine.shared import Fail
 from sgl_diffusion.engine.step_times import StepTimes
-from sgl_diffusion.engine.steps import Fail, Finish
+from sgl_diffusion.engine.steps import Finish
 from sgl_diffusion.engine.trace import Trace
 from sgl_diffusion.orchestrator.stage import Outbox
 

@@ -96,8 +96,6 @@ class DiffusionWorker:
             if self._ranks is None:
                 with spent_on("memory"):
                     footprint = budget.footprint(pipeline, self._outbox.loading)
-            # A plan counted a job without room: what fits is for the card that is given out.
-            pipeline.card = dataclasses.replace(pipeline.card, footprint=None)
             if self._options.enable_torch_compile:
                 self._compiled = CompiledBlocks(transformers(pipeline))
             bounds = Bounds(

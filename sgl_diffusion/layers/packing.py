@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sgl_diffusion.attention import Attend, AttentionContext, RowLengths
+from sgl_diffusion.attention import Attend, AttendRepeated, AttentionContext, RowLengths
 
 
 def per_token(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -74,6 +74,23 @@ class Packing:
         """Attention of each row's tokens to keys of its own, of which row i has keys[i]."""
         assert len(self.kinds) == 1, "tokens of one kind, row by row"
         return self._attend(attention, tuple(keys))
+
+    def to_repeated(self, attention: AttentionContext) -> AttendRepeated | None:
+        """The same with keys that stand for several, of which each row has as many."""
+        assert len(self.kinds) == 1, "tokens of one kind, row by row"
+        repeated = attention.repeated
+        if repeated is None:
+            return None
+
+        def run(
+            q: Tensor, k: Tensor, v: Tensor, repeats: Tensor, *, scale: float | None = None
+        ) -> Tensor:
+            count = len(repeats)
+            keys, values = k.chunk(count, dim=1), v.chunk(count, dim=1)
+            rows = zip(self.split(q), keys, values, repeats.split(1), strict=True)
+            return torch.cat([repeated(*row, scale=scale) for row in rows], dim=1)
+
+        return run
 
     def _attend(self, attention: AttentionContext, keys: tuple[int, ...]) -> Attend:
         packed = attention.packed

@@ -78,19 +78,37 @@ _ONLY: Mapping[str, Any] = {"qk_norm": "rms_norm_across_heads"}
 @dataclass(frozen=True)
 class TextContext:
     """What the blocks read of the prompts, and of a picture where the model sees one: keys and
-    values [N, 2, B, L, H, d] and [N, 2, B, I, H, d], for all steps."""
+    values [N, 2, B, L, H, d] and [N, 2, B, I, H, d], for all steps.
+
+    With `repeats` [B, L] keys of the text stand for several equal ones: the logarithms of how many.
+    """
 
     kv: Tensor
     image_kv: Tensor | None = None
+    repeats: Tensor | None = None
 
     @staticmethod
     def cat(contexts: Sequence[TextContext]) -> TextContext:
         """Prompts of several jobs as one batch."""
         images = [context.image_kv for context in contexts if context.image_kv is not None]
+        most = max(context.kv.shape[3] for context in contexts)
+        texts = [context._stretched(most) for context in contexts]
+        repeats = [text.repeats for text in texts if text.repeats is not None]
         return TextContext(
-            torch.cat([context.kv for context in contexts], dim=2),
+            torch.cat([text.kv for text in texts], dim=2),
             torch.cat(images, dim=2) if images else None,
+            torch.cat(repeats) if repeats else None,
         )
+
+    def _stretched(self, length: int) -> TextContext:
+        """With so many keys: the last one is several that stand for as many as it did."""
+        more = length - self.kv.shape[3]
+        if self.repeats is None or more == 0:
+            return self
+        kv = torch.cat((self.kv, _last(self.kv, more)), dim=3)
+        shares = (self.repeats[:, -1:] - math.log(more + 1)).expand(-1, more + 1)
+        repeats = torch.cat((self.repeats[:, :-1], shares), dim=1)
+        return TextContext(kv, self.image_kv, repeats)
 
 
 class WanTransformer(nn.Module):
@@ -122,7 +140,8 @@ class WanTransformer(nn.Module):
         """Text embeddings [B, L, text_dim], and states [B, I, image_dim] of a picture where the
         model sees one, to what `forward` reads of them, once for all steps.
 
-        With a `length` the text goes on with zeros up to it: what becomes of one is computed once.
+        With a `length` the text goes on with zeros up to it. What becomes of one is computed once,
+        and stays one key where attention knows keys that stand for several.
         """
         more = 0 if length is None else length - text.shape[1]
         if more:
@@ -130,12 +149,17 @@ class WanTransformer(nn.Module):
         text = self.text_embedder(text.to(self.dtype))
         blocks = cast("Sequence[WanBlock]", self.blocks)
         kv = torch.stack([block.attn2.keys_values(text) for block in blocks])
-        if more:
-            kv = torch.cat((kv, kv[:, :, :, -1:].expand(-1, -1, -1, more - 1, -1, -1)), dim=3)
-        if self.image_embedder is None or image is None:
-            return TextContext(kv)
-        image = self.image_embedder(image.to(self.dtype))
-        return TextContext(kv, torch.stack([b.attn2.image_keys_values(image) for b in blocks]))
+        repeats = None
+        if length is not None and self.attention.repeated is not None:
+            repeats = torch.zeros(kv.shape[2:4], device=kv.device)
+            repeats[:, -1] = math.log(max(more, 1))
+        elif more:
+            kv = torch.cat((kv, _last(kv, more - 1)), dim=3)
+        image_kv = None
+        if self.image_embedder is not None and image is not None:
+            image = self.image_embedder(image.to(self.dtype))
+            image_kv = torch.stack([block.attn2.image_keys_values(image) for block in blocks])
+        return TextContext(kv, image_kv, repeats)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
         """Velocity [B, C, T, h, w] in the model's dtype, of latents [B, C, T, h, w].
@@ -151,7 +175,7 @@ class WanTransformer(nn.Module):
 
         images = context.image_kv if context.image_kv is not None else [None] * len(context.kv)
         for block, kv, image_kv in zip(self.blocks, context.kv, images, strict=True):
-            x = block(x, modulation, kv, image_kv, rope, self.attention)
+            x = block(x, modulation, kv, context.repeats, image_kv, rope, self.attention)
 
         shift, scale = _modulation(self.scale_shift_table, temb.unsqueeze(-2))
         x = ops.norm_modulate(x, scale, shift, eps=params.eps)
@@ -172,11 +196,13 @@ class WanTransformer(nn.Module):
 
         rows, length = context.kv.shape[2:4]
         attention = AttentionContext(
-            tokens.among(self.attention), tokens.to([length] * rows, self.attention)
+            tokens.among(self.attention),
+            tokens.to([length] * rows, self.attention),
+            repeated=tokens.to_repeated(self.attention),
         )
         modulation = tokens.spread(modulation)
         for block, kv in zip(self.blocks, context.kv.flatten(2, 3).unsqueeze(2), strict=True):
-            x = block(x, modulation, kv, None, rope, attention)
+            x = block(x, modulation, kv, context.repeats, None, rope, attention)
 
         shift, scale = _modulation(self.scale_shift_table, temb.unsqueeze(-2))
         x = ops.norm_modulate(x, tokens.spread(scale), tokens.spread(shift), eps=self.params.eps)
@@ -224,6 +250,7 @@ class WanBlock(nn.Module):
         x: Tensor,
         modulation: Tensor,
         kv: Tensor,
+        repeats: Tensor | None,
         image_kv: Tensor | None,
         rope: tuple[Tensor, Tensor],
         attention: AttentionContext,
@@ -237,7 +264,7 @@ class WanBlock(nn.Module):
         x, y = self._update(x, y, gate_1)
 
         # tokens with text and picture; from here on x is this block's own and updated in place
-        y = self.attn2(y, kv, image_kv, attention.local)
+        y = self.attn2(y, kv, repeats, image_kv, attention)
         x, y = ops.gate_residual_norm_modulate(x, y, None, scale_3, shift_3, eps=self.eps, out=x)
 
         # each token alone
@@ -300,11 +327,22 @@ class WanCrossAttention(nn.Module):
         assert self.to_image_kv is not None and self.norm_image_k is not None
         return self._pair(self.to_image_kv, self.norm_image_k, image)
 
-    def forward(self, x: Tensor, kv: Tensor, image_kv: Tensor | None, attend: Attend) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        kv: Tensor,
+        repeats: Tensor | None,
+        image_kv: Tensor | None,
+        attention: AttentionContext,
+    ) -> Tensor:
         q = self._norm(self.norm_q, self.to_q(x)).unflatten(-1, (self.heads, -1))
-        y = attend(q, *kv)
+        if repeats is None:
+            y = attention.local(q, *kv)
+        else:
+            assert attention.repeated is not None, "the prompts were made for another attention"
+            y = attention.repeated(q, kv[0], kv[1], repeats)
         if image_kv is not None:
-            y = y + attend(q, *image_kv)
+            y = y + attention.local(q, *image_kv)
         return self.to_out(y.flatten(2))
 
     def _pair(self, linear: Linear, norm: nn.RMSNorm, x: Tensor) -> Tensor:
@@ -313,6 +351,11 @@ class WanCrossAttention(nn.Module):
 
     def _norm(self, norm: nn.RMSNorm, x: Tensor) -> Tensor:
         return ops.norm_modulate(x, weight=norm.weight, eps=self.eps, kind="rms")
+
+
+def _last(kv: Tensor, times: int) -> Tensor:
+    """Its last key so many times."""
+    return kv[:, :, :, -1:].expand(-1, -1, -1, times, -1, -1)
 
 
 def _modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:

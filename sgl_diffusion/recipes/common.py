@@ -53,7 +53,8 @@ class Plan:
             model = kind(params)
         part = index.component(name)
         load_or_leave(model, part, rules, dtype=self.dit, device=self.device)
-        model.attention = AttentionContext.on_one_rank(self.attention)  # type: ignore[assignment]
+        repeated = self.attention.repeated(self.device)
+        model.attention = AttentionContext.on_one_rank(self.attention, repeated)  # type: ignore[assignment]
         return model
 
     def card(

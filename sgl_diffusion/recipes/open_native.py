@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import pick_device
 from sgl_diffusion.base.errors import ConfigError, OutOfMemoryError
+from sgl_diffusion.base.footprint import Footprint
+from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.engine.footprint.budget import (
     TILES,
@@ -21,7 +24,7 @@ from sgl_diffusion.engine.footprint.budget import (
 )
 from sgl_diffusion.engine.offload.plan import DIT, Choice, Part, choose, model_bytes, ways
 from sgl_diffusion.engine.offload.take_up import asked, described, flags, option_of, take_up
-from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.pipeline import Counted, Pipeline
 from sgl_diffusion.engine.quantise import saved_bytes
 from sgl_diffusion.loader.absent import Absences, AbsentModule
 from sgl_diffusion.loader.index import ModelIndex
@@ -58,10 +61,11 @@ def open_native(
     if planned:
         with spent_on("memory"):
             counted = counted_once(pipeline, options, note)
-        pipeline.card = dataclasses.replace(pipeline.card, footprint=counted)
-        chosen = _planned(pipeline, parts, options, device).options
+        chosen = _planned(pipeline.card, counted, parts, options, device).options
         if more := [option for option in chosen if option not in forced]:
             note(f"{flags(more)}: the whole model exceeds --memory-budget {options.memory_budget}")
+        if not quantised:  # what was counted are steps of the layers before
+            cast(Counted, pipeline).counted = counted
     else:
         _check_model(parts, forced, options, device)
     away = {part.name for part in absences.modules if option_of(part.name) in chosen}
@@ -75,8 +79,8 @@ def open_native(
             f"are loaded, {part.buffers / 1e9:.2f} GB for what is brought"
         )
     card = dataclasses.replace(pipeline.card, offload=offload)
-    if quantised:  # what was counted are steps of the layers before
-        card = dataclasses.replace(card, footprint=None, dit_precision=options.quantization)
+    if quantised:
+        card = dataclasses.replace(card, dit_precision=options.quantization)
     pipeline.card = card
     return pipeline
 
@@ -105,14 +109,16 @@ def _check_model(
 
 
 def _planned(
-    pipeline: Pipeline, parts: Sequence[Part], options: EngineOptions, device: torch.device
+    card: ModelCard,
+    counted: Footprint,
+    parts: Sequence[Part],
+    options: EngineOptions,
+    device: torch.device,
 ) -> Choice:
     """The cheapest way in which the usual request fits into the budget, else the smallest one."""
     most = free_for_one(options, device)
     assert most is not None, "a budget is a number"
-    card = dataclasses.replace(pipeline.card, min_images=0)  # what is asked here has no picture
-    counted = card.footprint
-    assert counted is not None
+    card = dataclasses.replace(card, min_images=0)  # what is asked here has no picture
     tiles = (options.vae_tile_size,) if options.vae_tile_size else (0, *TILES)
 
     def usual(edge: int) -> float:
@@ -129,7 +135,7 @@ def _planned(
         return found
     whole = sum(part.whole for part in parts)
     raise OutOfMemoryError(
-        f"{pipeline.card.pipeline_class} does not fit: its weights take {whole / 1e9:.2f} GB, with "
+        f"{card.pipeline_class} does not fit: its weights take {whole / 1e9:.2f} GB, with "
         f"{flags(found.options)} {found.model / 1e9:.2f} GB, the smallest picture "
         f"{found.job / 1e9:.2f} GB, and --memory-budget {options.memory_budget} leaves "
         f"{most / 1e9:.2f} GB.",

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgl_diffusion import __version__
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError, ModelNotFoundError, SetupError
 from sgl_diffusion.base.log import get_logger
-from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.base.registry import Registry
 from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.loader.files import PICKLE_SUFFIXES
+from sgl_diffusion.recipes import demo
 from sgl_diffusion.recipes.beside import own_adapters, own_defaults
 
 if TYPE_CHECKING:
@@ -61,31 +59,28 @@ SAME_PARTS = {
     "ZImageInpaintPipeline": "ZImagePipeline",
 }
 
-TINY_NAME = "tiny-random-wan"
-TINY_NOTE = "random weights: its pictures are patterns, not images of the prompt"
-
 
 def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
     """Find, choose and load the model of `options`; `note` hears what is going on."""
     from sgl_diffusion.loader.index import read_index
 
     folder = find_model(options, note)
-    if options.model_path is None:
-        return _open_tiny(folder, options, note)
     index = _with_other_weights(read_index(folder, options.variant), options)
-    pipeline = _open(index, options, options.model_path, note)
+    pipeline = _open(index, options, options.model_path or demo.NAME, note)
+    card = pipeline.card
     pipeline.card = dataclasses.replace(
-        pipeline.card,
-        defaults=own_defaults(folder, pipeline.card.defaults),
+        card,
+        defaults=own_defaults(folder, card.defaults),
         adapters=own_adapters(folder),
+        note=demo.NOTE if options.model_path is None else card.note,
     )
     return pipeline
 
 
 def find_model(options: EngineOptions, note: Note) -> Path:
-    """The folder of the model of `options`, fetched or built if it is not there."""
+    """The folder of the model of `options`, fetched if it is not there."""
     if options.model_path is None:
-        return _build_tiny(options, note)
+        return demo.FOLDER
     from sgl_diffusion.loader.hub import resolve_model
 
     note(f"looking for {options.model_path}")
@@ -110,43 +105,6 @@ def _with_other_weights(index: ModelIndex, options: EngineOptions) -> ModelIndex
             )
         index = index.with_weights(name, weights)
     return index
-
-
-def _build_tiny(options: EngineOptions, note: Note) -> Path:
-    from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
-
-    # By version, so that an upgrade does not serve what an older one built.
-    folder = data_folder(options.data_dir) / "models" / f"{TINY_NAME}-{__version__}"
-    if not folder.is_dir():
-        note("building a tiny random model")
-    try:
-        build_tiny_wan(folder)
-    except Exception as error:
-        if not _disk_is_full(error):
-            raise
-        raise SetupError(
-            f"The disk is too full for the tiny model in {folder.parent}.",
-            hint="It takes a few MB: make room, or use another --data-dir.",
-            code="insufficient_storage",
-        ) from None
-    return folder
-
-
-def _open_tiny(folder: Path, options: EngineOptions, note: Note) -> Pipeline | WholePipeline:
-    from sgl_diffusion.loader.index import read_index
-    from sgl_diffusion.recipes.tiny_wan import DEFAULTS
-
-    pipeline = _open(read_index(folder), options, TINY_NAME, note)
-    pipeline.card = dataclasses.replace(pipeline.card, defaults=DEFAULTS, note=TINY_NOTE)
-    return pipeline
-
-
-def _disk_is_full(error: Exception) -> bool:
-    """Also where safetensors says it: its errors carry the number in their text only."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in full
-    return any(f"os error {number})" in str(error) for number in full)
 
 
 def _open(

@@ -168,8 +168,11 @@ class Wan:
         return self._vae.encode(pixels)
 
     def text_bucket(self, condition: WanCondition) -> int:
-        """Clips that begin with a picture are batches of their own."""
-        return 2 * condition.texts[0].kv.shape[3] + (condition.first is not None)
+        """Clips that begin with a picture are batches of their own; texts whose padding is one key
+        share theirs with those of any length."""
+        text = condition.texts[0]
+        length = text.kv.shape[3] if text.repeats is None else 0
+        return 2 * length + (condition.first is not None)
 
     def noise(self, params: ResolvedParams, seed: int) -> Tensor:
         vae = self._vae

@@ -14,6 +14,7 @@ from sgl_diffusion.client.client import Client
 from sgl_diffusion.client.types import Limits
 from sgl_diffusion.orchestrator.jobstore import JobStore
 from sgl_diffusion.orchestrator.topology import App
+from sgl_diffusion.recipes import demo
 from sgl_diffusion.server.app import create_app
 from sgl_diffusion.server.background import IN_FLIGHT
 from sgl_diffusion.server.context import ServerContext, Settings
@@ -23,10 +24,6 @@ from sgl_diffusion.server.settings import settings_of
 
 _FINISH_SECONDS = 10.0  # for results that only have to be encoded and written
 _LORA_STATE = "loras.json"  # in the data folder: the adapters in use
-_TINY_NOTE = (
-    "No --model-path: serving a tiny random model. Its pictures are noise-like patterns, "
-    "not images of the prompt."
-)
 
 
 def serve(options: ServeOptions, stages: App | None = None, limits: Limits | None = None) -> int:
@@ -65,9 +62,8 @@ async def _serve(
         context: ServerContext = app.state.context
         server = http_server(app, settings, context.rejected)
         access = access_of(options.host, settings)
-        say(f"{url_of(listener)}  model: {_name(options)}  {access}")
-        if options.model_path is None:
-            say(_TINY_NOTE)
+        for line in _greeting(url_of(listener), options, access):
+            say(line)
 
         def refuse() -> None:
             context.draining = True
@@ -84,5 +80,21 @@ async def _serve(
     return 0
 
 
-def _name(options: ServeOptions) -> str:
-    return options.served_model_name or options.model_path or "tiny random Wan"
+def _greeting(url: str, options: ServeOptions, access: str) -> list[str]:
+    """What an operator reads first: where it is, what it serves, and for a newcomer what to do."""
+    name = options.served_model_name or options.model_path or demo.NAME
+    lines = [f"{url}  model: {name}  {access}", f"playground: {url}/"]
+    if options.model_path is None:
+        lines += [f"no --model-path: {demo.NOTE}. Try:", _example(url)]
+    return lines
+
+
+def _example(url: str) -> str:
+    """A line to paste into a shell, which leaves a picture."""
+    body = '{"prompt": "a red circle on a blue background", "response_format": "b64_json"}'
+    return (
+        f"  curl -s {url}/v1/images/generations -H 'Content-Type: application/json' "
+        f"-d '{body}' | python3 -c "
+        '\'import base64, json, sys; open("circle.png", "wb").write('
+        'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\''
+    )

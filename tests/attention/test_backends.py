@@ -85,6 +85,27 @@ def test_rows_of_different_lengths_attend_within_themselves(dtype: torch.dtype) 
         assert float((out.double() - expected).abs().max()) < BOUNDS[dtype], backend.name
 
 
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("queries", [7, 140])
+def test_a_key_may_stand_for_several(queries: int, dtype: torch.dtype) -> None:
+    q, k, v = draw((2, queries, 9, 3, 64), dtype)
+    counts = torch.ones(2, 9)
+    counts[0, 8], counts[1, 2], counts[1, 5] = 504, 40, 3
+    every = [BACKENDS.get(name) for name in BACKENDS]
+    backends = [backend for backend in every if backend.repeated(CPU) is not None]
+    assert backends == [BACKENDS.get("sdpa")] and backends[0].repeated(CUDA) is None
+    for backend in (*backends, select("auto", device=CPU, head_dim=64, dtype=dtype)):
+        attend = backend.repeated(CPU)
+        assert attend is not None
+        out = attend(q, k, v, counts.log(), scale=0.3)
+        assert out.shape == q.shape and out.dtype == dtype
+        for row, times in enumerate(counts.long()):
+            one = slice(row, row + 1)
+            keys, values = (x[one].repeat_interleave(times, dim=1) for x in (k, v))
+            expected = reference(q[one], keys, values, scale=0.3)[0]
+            assert float((out[one].double() - expected).abs().max()) < BOUNDS[dtype], backend.name
+
+
 def test_inputs_may_be_views_of_one_tensor() -> None:
     fused = torch.randn(2, 9, 3, 4, 16)
     q, k, v = fused.unbind(2)

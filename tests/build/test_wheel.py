@@ -70,6 +70,8 @@ def test_the_native_wheel_fits_every_python(native_wheel: Path) -> None:
     assert LIBRARY in names
     assert "sgl_diffusion/kernels/norm.py" in names, "kernels/triton is installed as a package"
     assert "sgl_diffusion/ops/dispatch.py" in names
+    assert "sgl_diffusion/demo/transformer/diffusion_pytorch_model.safetensors" in names
+    assert "sgl_diffusion/demo/adapters/night.safetensors" in names
     foreign = {name.split("/")[0] for name in names} - {"sgl_diffusion"}
     assert all(name.endswith(".dist-info") for name in foreign), foreign
 

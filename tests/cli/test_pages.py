@@ -13,6 +13,7 @@ import pytest
 from sgl_diffusion.base.env import TABLE
 from sgl_diffusion.cli import omni, sglang
 from sgl_diffusion.cli.args import Parser
+from sgl_diffusion.cli.generate import with_prompt
 from sgl_diffusion.server.schemas import EditRequest, VideoRequest
 from sgl_diffusion.server.schemas.answers import Error, Image
 from sgl_diffusion.server.schemas.lora import Lora
@@ -109,8 +110,9 @@ def test_commands_in_blocks_can_be_read(page: Path) -> None:
             assert keys, f"there is no command {' '.join(command)}"
             key = max(keys, key=len)
             parser = parsers()[key]
+            words = command[len(key) :]
             if parser is not None:
-                parser.parse_strict(command[len(key) :])
+                parser.parse_strict(with_prompt(words) if key[1] == "generate" else words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

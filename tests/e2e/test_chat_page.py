@@ -95,6 +95,8 @@ def test_a_chat_in_text_goes_on_and_begins_anew(page: Any, server: Server) -> No
     ask(page, "and a boat")
     answered(page, 2)
     assert page.locator(".user .said").all_inner_texts() == ["a red fox", "and a boat"]
+    wide = "[...document.querySelectorAll('.user .said')].map((said) => said.clientWidth)"
+    assert all(width < 200 for width in page.evaluate(wide)), "as wide as what is said"
     shoot(page, "chat-text")
     page.click("#clear")
     assert page.locator("#talk li").count() == 0
@@ -111,6 +113,10 @@ def test_a_spoken_answer_is_played_and_can_be_heard_again(page: Any) -> None:
     answered(page, 1)
     length = "document.querySelector('.assistant audio')?.duration > 0.2"
     until(page, length)
+    said, told = page.evaluate(
+        "['said', 'under'].map((name) => document.querySelector(`.assistant .${name}`).clientWidth)"
+    )
+    assert said < told, "a short answer does not stretch"
     shoot(page, "chat-spoken")
 
 
@@ -147,4 +153,13 @@ def test_the_page_fits_a_small_screen_in_the_dark(page: Any) -> None:
     ask(page, "the sea")
     answered(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth <= 390")
+    for text in ("and a boat", "and a cat", "and a dog", "and the moon", "and a fox"):
+        count = page.locator(".assistant").count()
+        ask(page, text)
+        answered(page, count + 1)
+    # A long chat scrolls in itself: what is last and where to write stay in sight.
+    seen = "(({ top, bottom }) => 0 <= top && bottom <= innerHeight)"
+    for what in ("#send", "#talk li:last-child"):
+        box = f"document.querySelector('{what}').getBoundingClientRect()"
+        assert page.evaluate(f"{seen}({box})"), what
     shoot(page, "chat-small")

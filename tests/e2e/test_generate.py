@@ -90,5 +90,5 @@ def test_a_video(data_dir, tmp_path):
 
 def test_the_python_example(data_dir, tmp_path):
     done = run(data_dir, str(ROOT / "examples/generate.py"), "--output-path", str(tmp_path))
-    assert "(17, 128, 128, 3) uint8" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox-7.png", "fox-8.png"]
+    assert "(17, 96, 96, 3) uint8" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["star-7.png", "star-8.png"]

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.e2e.adapters import write_served
 from tests.e2e.server import ROOT, Server
-from tests.recipes.test_wan_lora import write
 
 SMALL = {"prompt": "a red fox", "size": "32x32", "num_inference_steps": 2, "seed": 5}
 
@@ -28,7 +28,7 @@ SMALL = {"prompt": "a red fox", "size": "32x32", "num_inference_steps": 2, "seed
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("adapters")
-    return write(folder, "a", 1, 4), write(folder, "b", 2, 8)
+    return write_served(folder, "a", 1, 4), write_served(folder, "b", 2, 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,17 +123,12 @@ def test_what_fails_leaves_everything_as_it_was(
     assert call(server, "unmerge_lora_weights").is_success
 
 
-LAYER = "blocks.0.attn1.to_q"  # 64 to 64
+LAYER, W = "blocks.0.attn1.to_q", 256  # from W to W
 MERGED_ONLY = {
-    "LoHa": {
-        "hada_w1_a": (64, 2),
-        "hada_w1_b": (2, 64),
-        "hada_w2_a": (64, 2),
-        "hada_w2_b": (2, 64),
-    },
-    "LoKr": {"lokr_w1": (8, 8), "lokr_w2": (8, 8)},
-    "DoRA": {"lora_A.weight": (2, 64), "lora_B.weight": (64, 2), "lora_magnitude_vector": (64,)},
-    "full": {"diff": (64, 64), "diff_b": (64,)},
+    "LoHa": {"hada_w1_a": (W, 2), "hada_w1_b": (2, W), "hada_w2_a": (W, 2), "hada_w2_b": (2, W)},
+    "LoKr": {"lokr_w1": (16, 16), "lokr_w2": (16, 16)},
+    "DoRA": {"lora_A.weight": (2, W), "lora_B.weight": (W, 2), "lora_magnitude_vector": (W,)},
+    "full": {"diff": (W, W), "diff_b": (W,)},
 }
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.e2e.adapters import write_served
 from tests.e2e.many import frames, pictures, ranks, same, start_server
 from tests.e2e.server import ROOT, Server
-from tests.recipes.test_wan_lora import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # four processes load torch
 
@@ -66,7 +66,7 @@ def test_the_same_pictures(one: Server, four: Server, body: dict[str, Any]) -> N
 
 
 def test_the_same_pictures_with_an_adapter(one: Server, four: Server, tmp_path: Path) -> None:
-    path = str(write(tmp_path, "a", 1, 4))
+    path = str(write_served(tmp_path, "a", 1, 4))
     body = {"size": "80x48", "seed": 1}
     base = pictures(four, **body)
     for server in (one, four):

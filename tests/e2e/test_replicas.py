@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.e2e.adapters import write_served
 from tests.e2e.many import frames, pictures, same, start_server
 from tests.e2e.server import Server
-from tests.recipes.test_wan_lora import write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # five processes load torch
 
@@ -72,7 +72,7 @@ def test_both_answer_like_one(one: Server, two: Server) -> None:
 
 
 def test_adapters_are_in_both(one: Server, two: Server, tmp_path: Path) -> None:
-    path = str(write(tmp_path, "a", 1, 4))
+    path = str(write_served(tmp_path, "a", 1, 4))
     base = pictures(two, **BODY)
     wish = {"lora_nickname": "a", "lora_path": path, "strength": 0.7}
     for server in (one, two):

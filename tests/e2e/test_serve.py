@@ -29,14 +29,26 @@ def test_the_sdk_example(server, tmp_path):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "fox.png" in done.stdout and "waves.mp4" in done.stdout
-    with Image.open(tmp_path / "fox.png") as picture:
+    assert "star.png" in done.stdout and "ring.mp4" in done.stdout
+    with Image.open(tmp_path / "star.png") as picture:
         assert picture.format == "PNG" and picture.size == (80, 64)
         assert len(np.unique(np.asarray(picture))) > 16  # a picture, not a flat area
-    with av.open(str(tmp_path / "waves.mp4")) as container:
+    with av.open(str(tmp_path / "ring.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.average_rate) == (80, 64, 16)
         assert sum(1 for _ in container.decode(stream)) == 17
+
+
+def test_the_line_to_paste_leaves_a_picture(server, tmp_path):
+    """A fresh server says where the playground is and what to type; both are true."""
+    said = [server.process.stdout.readline() for _ in range(3)]
+    assert said[0] == f"playground: {server.url}/\n" and "no --model-path" in said[1]
+    assert "<title>" in server.http.get("/").text
+    done = subprocess.run(
+        ["bash", "-c", said[2]], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    with Image.open(tmp_path / "circle.png") as picture:
+        assert picture.format == "PNG", done.stderr
 
 
 def image(server, **body):

@@ -14,12 +14,11 @@ from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.components.samplers import SolverState
 from sgl_diffusion.engine.denoise import denoise, shape_key
+from sgl_diffusion.engine.graphs.arguments import rebuilt
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.pipeline import Pipeline
-from sgl_diffusion.models.wan import TextContext
 from sgl_diffusion.ops import library
 from sgl_diffusion.recipes.registry import open_pipeline
-from sgl_diffusion.recipes.wan_condition import WanCondition
 
 needs_library = pytest.mark.skipif(bool(library.absent()), reason=library.absent() or "built")
 
@@ -109,7 +108,7 @@ def test_a_step_mixes_no_tensors_of_the_host_with_those_of_the_device(pipeline: 
     device = torch.device("meta")
     row = begun(pipeline, guidance_scale=5.0, num_inference_steps=2)
     both = (row.job.condition, row.job.negative)
-    conditions = [WanCondition((TextContext(c.texts[0].kv.to(device)),)) for c in both]
+    conditions = [rebuilt(condition, lambda part: part.to(device)) for condition in both]
     pipeline.device = device
     (transformer,) = pipeline._experts.values()  # type: ignore[attr-defined]
     transformer.to(device)

@@ -40,7 +40,7 @@ def test_a_reused_pass_is_the_pass_it_reuses(name: str) -> None:
     """The same input twice: the second time only the first block runs."""
     make, arguments = CASES[name]
     model, run = make(*arguments)
-    model.attention = AttentionContext.on_one_rank(BACKENDS.get("native"))
+    model.attention = AttentionContext.on_one_rank(BACKENDS.get("native"), model.attention.repeated)
     whole = run()
     counters = Counters()
     part = SimpleNamespace(adaptables=lambda: {"transformer": SimpleNamespace(module=model)})

@@ -82,6 +82,15 @@ def wan() -> Contexts:
     return model, texts, TextContext.cat
 
 
+def wan_padding_as_one_key() -> Contexts:
+    model, _, cat = wan()
+    sdpa = BACKENDS.get("sdpa")
+    model.attention = AttentionContext.on_one_rank(sdpa, sdpa.repeated(torch.device("cpu")))  # type: ignore[assignment]
+    texts = [model.prepare(draw(1, length, 32), length=16) for length in (5, 9, 7, 9)]  # type: ignore[operator]
+    assert all(text.repeats is not None for text in texts)
+    return model, texts, cat
+
+
 def started(model: Any) -> Any:
     for parameter in model.parameters():
         nn.init.normal_(parameter, float(parameter.dim() == 1), 0.1)
@@ -89,12 +98,13 @@ def started(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "native"])
-@pytest.mark.parametrize("family", [flux, flux2, qwen_image, z_image, wan])
+@pytest.mark.parametrize("family", [flux, flux2, qwen_image, z_image, wan, wan_padding_as_one_key])
 def test_packed_equals_alone(family: Callable[[], Contexts], backend: str) -> None:
     torch.manual_seed(len(backend))
     with torch.inference_mode():
         model, contexts, cat = family()
-        model.attention = AttentionContext.on_one_rank(BACKENDS.get(backend))  # type: ignore[assignment]
+        repeated = model.attention.repeated  # type: ignore[union-attr]
+        model.attention = AttentionContext.on_one_rank(BACKENDS.get(backend), repeated)  # type: ignore[assignment]
         latents = [draw(1, 16, 1, *size) for size in SIZES]
         together = model.packed(latents, TIMES, cat(contexts))  # type: ignore[operator]
         for row, (x, context) in enumerate(zip(latents, contexts, strict=True)):

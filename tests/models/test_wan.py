@@ -15,7 +15,7 @@ from sgl_diffusion.attention import BACKENDS, AttentionContext
 from sgl_diffusion.base.errors import ConfigError, SetupError
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.ops import library
-from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+from tests.checkpoints.random_wan import build_tiny_wan
 from tests.fixtures_wan import load_transformer
 from tests.isa import at_level
 
@@ -128,6 +128,43 @@ def test_each_token_may_have_its_own_timestep(models: Models) -> None:
     expected = run_theirs(theirs, latents, timestep, text)
     got = run_ours(ours, latents, timestep, text)
     assert float((got - expected).abs().max() / expected.abs().max()) < 2e-5
+
+
+def folding(model: WanTransformer) -> None:
+    """Let padding be one key, as pipelines on a CPU do."""
+    sdpa = BACKENDS.get("sdpa")
+    repeated = sdpa.repeated(torch.device("cpu"))
+    assert repeated is not None
+    model.attention = AttentionContext.on_one_rank(sdpa, repeated)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padding_may_be_one_key(models: Models, dtype: torch.dtype) -> None:
+    """Of texts of several lengths, one of them without padding; each alone, and as one batch."""
+    ours, theirs = load_transformer(models[2], dtype), models[1]
+    latents, timestep, text = inputs((3, 4, 6), rows=4)
+    latents, text = latents.bfloat16().float(), text.bfloat16().float()
+    text[1, 2:], text[2] = 0, text[0, 1]
+    lengths = (9, 2, 512, 511)
+    text[3] = text[0, 2]
+    text[3, 511] = 0
+    expected = run_theirs(theirs, latents, timestep, text)
+    padded = relative(run_ours(ours, latents, timestep, text).float() - expected, expected)
+    folding(ours)
+    rows = zip(text.split(1), lengths, strict=True)
+    with torch.no_grad():
+        single = [ours.prepare(row[:, :length], length=512) for row, length in rows]
+        assert [context.kv.shape[3] for context in single] == [10, 3, 512, 512]
+        alone = [
+            ours(*one, context)
+            for *one, context in zip(latents.split(1), timestep.split(1), single, strict=True)
+        ]
+        got = torch.cat(alone).float()
+        few = ours(latents[:2], timestep[:2], TextContext.cat(single[:2])).float()
+        batch = ours(latents, timestep, TextContext.cat(single)).float()
+    for result, part in ((got, slice(4)), (few, slice(2)), (batch, slice(4))):
+        error = relative(result - expected[part], expected[part])
+        assert error <= (1e-5 if dtype == torch.float32 else 1.1 * padded)
 
 
 def test_prepared_prompts_can_be_regrouped(models: Models) -> None:

@@ -14,10 +14,9 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError
-from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
 from sgl_diffusion.ops import library
-from sgl_diffusion.recipes.registry import TINY_NAME, open_pipeline
+from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
 from tests.oracles import wan as oracle
 
@@ -103,13 +102,6 @@ def test_half_precision_is_close_to_full(folder: Path, pipeline: Pipeline) -> No
         bench.run()
         clips.append(bench.latents["job"][0])
     assert torch.nn.functional.cosine_similarity(*(c.flatten() for c in clips), dim=0) > 0.98
-
-
-def test_without_a_path_the_tiny_model_is_built_and_named(tmp_path: Path) -> None:
-    opened = open_pipeline(EngineOptions(data_dir=str(tmp_path)), lambda note: None)
-    assert opened.card.name == TINY_NAME and "random weights" in opened.card.note
-    wish = SamplingParams(prompt="x", width=16, height=16, num_inference_steps=1)
-    assert opened.card.resolve(wish, video=False).num_frames == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,23 @@ CALL = {"width": 48, "height": 32, "num_frames": 5, "num_inference_steps": 4}
 PROMPT, NEGATIVE = "a red fox in the snow", "blurry"
 
 
-def write(folder: Path, name: str, seed: int, rank: int, size: float = 0.4) -> Path:
+def write(
+    folder: Path,
+    name: str,
+    seed: int,
+    rank: int,
+    size: float = 0.4,
+    layers: Mapping[str, tuple[int, int]] = LAYERS,
+) -> Path:
     """An adapter on every layer, in PEFT's names, with an alpha that is no whole number."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for layer, (out, width) in LAYERS.items():
+    for layer, (out, width) in layers.items():
         down = torch.randn(rank, width, generator=generator) / width**0.5
         up = size * torch.randn(out, rank, generator=generator)
         tensors[f"transformer.{layer}.lora_A.weight"] = down
         tensors[f"transformer.{layer}.lora_B.weight"] = up
-    config = {"r": rank, "lora_alpha": 0.6 * rank, "target_modules": list(LAYERS)}
+    config = {"r": rank, "lora_alpha": 0.6 * rank, "target_modules": list(layers)}
     metadata = {f"transformer.{key}": value for key, value in config.items()}
     path = folder / f"{name}.safetensors"
     save_file(tensors, path, {"format": "pt", "lora_adapter_metadata": json.dumps(metadata)})

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sgl_diffusion.base.config import ServeOptions
+from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.cli.checks.probe import Facts, Probed
 from sgl_diffusion.cli.checks.types import Check, failed, ok, warning
 
@@ -17,7 +18,7 @@ _OTHER_FILES = 256  # beside connections: libraries, the job table, results
 _BUILD = "Build it: pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
-def checks(probed: Probed, options: ServeOptions) -> Iterator[Check]:
+def checks(probed: Probed, options: ServeOptions | OmniServeOptions) -> Iterator[Check]:
     yield torch(probed)
     yield gpu(probed, options.device)
     yield native(probed)

@@ -8,13 +8,14 @@ import urllib.request
 from sgl_diffusion.base import env
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.cli.checks.types import Check, ok, refused, warning
 
 _SECONDS = 5.0
 _HUB = "https://huggingface.co"
 
 
-def port(options: ServeOptions, *, keys: bool) -> Check:
+def port(options: ServeOptions | OmniServeOptions, *, keys: bool) -> Check:
     """Whether the server can have it; `keys`: callers have to show one."""
     from sgl_diffusion.server.ports import bind
 

@@ -18,7 +18,7 @@ from sgl_diffusion.engine.footprint.identity import identity
 from sgl_diffusion.engine.footprint.kept import Kept
 from sgl_diffusion.engine.footprint.trials import measure
 from sgl_diffusion.engine.footprint.usage import give_back, taken
-from sgl_diffusion.engine.pipeline import Pipeline
+from sgl_diffusion.engine.pipeline import Counted, Pipeline
 
 log = get_logger(__name__)
 
@@ -46,7 +46,11 @@ class Budget:
         if self._most is None:
             return None
         try:
-            counted = pipeline.card.footprint or counted_once(pipeline, self._options, note)
+            counted = (
+                pipeline.counted
+                if isinstance(pipeline, Counted)
+                else counted_once(pipeline, self._options, note)
+            )
         except Exception:  # whether the model itself works is for the warm-up to find out
             log.exception("not counted: no request will be refused for its size")
             return None

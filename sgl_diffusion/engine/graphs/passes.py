@@ -25,6 +25,13 @@ from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
 
 log = get_logger(__name__)
 
+# Why a step is made as ever, by the label of `graph_bypasses_total`.
+BYPASSED = {
+    "adapters": "adapters of single requests",
+    "step_cache": "enable_teacache",
+    "sizes": "several sizes in one pass",
+}
+
 Capture = Callable[[Pass, Tensor, Tensor, Any, int], Graph]
 
 
@@ -80,6 +87,7 @@ class GraphedPasses:
         self._counters = counters
         self._capture = capture
         self._plan: Plan[Graph] = Plan(budget, always=always)
+        self._told: set[str] = set()
         self._eager: tuple[Hashable, tuple[Any, ...]] | None = None  # the last pass, if it was
         self._due: tuple[Hashable, tuple[Any, ...]] | None = None
 
@@ -99,6 +107,14 @@ class GraphedPasses:
             output = self._run(*given)
         self._plan.counted(key, count.kernels)
         return output
+
+    def bypass(self, reason: str) -> None:
+        """A step of a kind of which no graphs are made."""
+        self._eager = None
+        self._counters.add("graph_bypasses_total", reason=reason)
+        if reason not in self._told:
+            self._told.add(reason)
+            log.info("%s: such steps run without a graph", BYPASSED[reason])
 
     def took(self, seconds: float) -> None:
         """The step with the last pass is over."""

@@ -95,10 +95,10 @@ class _WanBlocks:
         return (shares.cut(args[0], 0), *args[1:])
 
     def each(self, block: nn.Module, args: Args, shares: Shares) -> tuple[Args, list[Lengths]]:
-        x, modulation, kv, image_kv, rope, attention = args
+        x, modulation, *texts, rope, attention = args
         if modulation.dim() == 4:  # one for each token
             modulation = shares.cut(modulation, 0)
-        args = (x, modulation, kv, image_kv, _cut_rope(rope, shares, 0), attention)
+        args = (x, modulation, *texts, _cut_rope(rope, shares, 0), attention)
         return args, [_everything(shares, 0)]
 
     def leave(self, output: Tensor, shares: Shares) -> Tensor:

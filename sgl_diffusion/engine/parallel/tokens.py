@@ -7,7 +7,7 @@ for every rank to get a token of each segment is not shared out: each rank compu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -33,8 +33,9 @@ class _Spread:
         self._group = mesh.tokens
         self._shares: Shares | None = None
         self._attention = SpreadAttention(strategy_of(mesh, backend), backend)
+        before = cast("AttentionContext", model.attention)
         model.attention = AttentionContext(  # type: ignore[assignment]
-            tokens=self._attention, local=backend.forward
+            tokens=self._attention, local=backend.forward, repeated=before.repeated
         )
         model.register_forward_pre_hook(self._begin)
         model.register_forward_hook(self._end, always_call=True)

@@ -24,7 +24,7 @@ AUDIO_TYPES = frozenset(
     f"audio/{name}"
     for name in (
         *("wav", "x-wav", "wave", "mpeg", "mp3", "flac", "x-flac", "ogg", "opus"),
-        *("aac", "mp4", "x-m4a", "webm"),
+        *("aac", "mp4", "m4a", "x-m4a", "webm"),
     )
 )
 VIDEO_TYPES = frozenset(
@@ -35,12 +35,14 @@ _DECODE_SECONDS = 90.0
 
 
 class RequestMedia:
-    """As a context manager it takes the files away at the end."""
+    """As a context manager it takes the files away at the end. `seconds` is how long all sound and
+    films of the request are."""
 
     def __init__(self, context: OmniContext) -> None:
         self._context = context
         self._folder: Path | None = None
         self._count = 0
+        self.seconds = 0.0
 
     async def __aenter__(self) -> RequestMedia:
         return self
@@ -82,13 +84,13 @@ class RequestMedia:
         decoded = path.with_suffix(".npy")
         try:
             async with self._context.decoding:
-                await _decode(kind, path, decoded, param)
+                self.seconds += await _decode(kind, path, decoded, param)
         finally:
             path.unlink(missing_ok=True)
         return Part(kind=kind, path=str(decoded))
 
 
-async def _decode(kind: str, source: Path, target: Path, param: str) -> None:
+async def _decode(kind: str, source: Path, target: Path, param: str) -> float:
     asked = json.dumps({"kind": kind, "source": str(source), "target": str(target)})
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -111,10 +113,11 @@ async def _decode(kind: str, source: Path, target: Path, param: str) -> None:
     if child.returncode != 0:
         raise _broken(kind, param)
     answer = json.loads(told)
-    if answer:
-        error = from_wire(answer)
+    if "error" in answer:
+        error = from_wire(answer["error"])
         error.param = param
         raise error
+    return float(answer["seconds"])
 
 
 def _broken(kind: str, param: str) -> RequestError:

@@ -39,7 +39,7 @@ async def transcribe(request: Request, context: Context) -> Response:
             await body.close()
         if not wanted.stream:
             answer = await whole(request, handle)
-            return _respond(wanted, answer)
+            return _respond(wanted, answer, media.seconds)
         pieces = await streamed(request, handle)
         taken = True
 
@@ -95,14 +95,19 @@ async def _submit(
     return await context.submit(params, new_id("transcript"))
 
 
-def _respond(wanted: TranscriptionRequest, answer: ChatAnswer) -> Response:
+def _respond(wanted: TranscriptionRequest, answer: ChatAnswer, seconds: float) -> Response:
     text = answer.choices[0].text
     if wanted.response_format == "text":
         return PlainTextResponse(f"{text}\n")
-    usage = _usage(answer)
     if wanted.response_format == "json":
-        return JSONResponse({"text": text, "usage": usage})
-    found = {"task": "transcribe", "language": wanted.language or "", "text": text, "usage": usage}
+        return JSONResponse({"text": text, "usage": _usage(answer)})
+    found = {
+        "task": "transcribe",
+        "language": wanted.language or "",
+        "duration": seconds,
+        "text": text,
+        "usage": {"type": "duration", "seconds": seconds},
+    }
     return JSONResponse(found)
 
 

@@ -78,11 +78,19 @@ class TokenUsage(BaseModel):
     total_tokens: int
 
 
+class DurationUsage(BaseModel):
+    type: Literal["duration"]
+    seconds: float
+
+
 class Transcription(BaseModel):
+    """Task, language and duration are in the verbose form."""
+
     text: str
-    usage: TokenUsage
+    usage: TokenUsage | DurationUsage
     task: Literal["transcribe"] | None = None
     language: str | None = None
+    duration: float | None = None
 
 
 class OmniModel(BaseModel):

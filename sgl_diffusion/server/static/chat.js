@@ -83,16 +83,25 @@ function under(item, words) {
   item.append(note);
 }
 
+// Whoever has scrolled up to read stays there.
 function follow() {
   const list = $("talk");
-  if (list.scrollHeight - list.scrollTop - list.clientHeight < 120) list.scrollTop = list.scrollHeight;
+  if (list.scrollHeight - list.scrollTop - list.clientHeight < 120) toEnd();
+}
+
+function toEnd() {
+  $("talk").scrollTop = $("talk").scrollHeight;
 }
 
 function media(item, kind, url) {
   const element = document.createElement(kind === "image" ? "img" : kind);
   element.src = url;
-  if (kind === "image") element.alt = "attached picture";
-  else element.controls = true;
+  if (kind === "image") {
+    element.alt = "attached picture";
+    element.onload = toEnd; // only now it has its height
+  } else {
+    element.controls = true;
+  }
   item.append(element);
 }
 
@@ -124,6 +133,7 @@ async function answer(messages) {
   problem("");
   const mine = line("assistant");
   mine.item.classList.add("writing");
+  toEnd();
   const began = performance.now();
   let first = 0;
   let usage = null;

@@ -100,6 +100,7 @@ async function work(job, video = null) {
   running = { controller, video };
   busy(true);
   problem("");
+  state("Waiting …");
   try {
     await job(controller.signal);
   } catch (error) {
@@ -125,7 +126,6 @@ async function image(what, body, signal) {
     form.append("image", paint.chosen());
     if (paint.painted()) form.append("mask", await paint.mask(), "mask.png");
   }
-  state("Waiting …");
   const began = performance.now();
   const answer = await post(request.path(what), form, signal);
   state("Making it …");

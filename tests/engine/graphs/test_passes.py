@@ -22,7 +22,8 @@ from sgl_diffusion.base.footprint import Offloaded
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.graphs.arguments import rebuilt, signature, tensors
 from sgl_diffusion.engine.graphs.capture import Pass, StaticInputs
-from sgl_diffusion.engine.graphs.passes import GraphedPasses, chosen_graphs
+from sgl_diffusion.engine.graphs.passes import BYPASSED, GraphedPasses, chosen_graphs
+from sgl_diffusion.engine.lora.rows import make_blend
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
@@ -142,6 +143,28 @@ def test_a_batch_with_other_prompts_is_written_into_the_same_graph(pipeline: Pip
         assert torch.equal(ours.latents["job"][0], plain.latents["job"][0])
     assert count(counters, "graph_captures_total", result="made") == 1
     assert count(counters, "graph_replays_total") == 2 + 5
+
+
+def test_steps_of_which_no_graph_is_made_are_told(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the adapter of a request, with a memory of earlier steps, with several sizes."""
+    counters = Counters()
+    bench = Bench(pipeline)
+    bench.runner.forwards.graphs = graphed(pipeline, counters)
+    few = {"num_inference_steps": 2, "num_frames": 1}
+    bench.add("adapted", **few).blend = make_blend([])
+    bench.add("reusing", **few, enable_teacache=True)
+    with caplog.at_level("INFO"):
+        bench.run()
+        bench.add("small", **few)
+        bench.add("large", **{**few, "width": 64})
+        bench.run()
+    assert len(bench.outbox.outputs) == 4 and not bench.errors
+    for reason in ("adapters", "step_cache", "sizes"):
+        assert count(counters, "graph_bypasses_total", reason=reason) == 2, reason
+        assert caplog.text.count(f"{BYPASSED[reason]}: such steps run without a graph") == 1
+    assert count(counters, "graph_captures_total") == 0
 
 
 def test_the_kernels_of_a_step_are_counted(pipeline: Pipeline) -> None:

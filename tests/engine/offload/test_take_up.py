@@ -11,7 +11,7 @@ from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConfigError, OutOfMemoryError, RequestError
 from sgl_diffusion.engine.lora.checks import pick_mode
 from sgl_diffusion.engine.offload.take_up import OPTIONS
-from sgl_diffusion.engine.pipeline import AdaptablePipeline, Pipeline
+from sgl_diffusion.engine.pipeline import AdaptablePipeline, Counted, Pipeline
 from sgl_diffusion.loader.absent import is_absent
 from sgl_diffusion.recipes import open_native
 from sgl_diffusion.recipes.registry import open_pipeline
@@ -75,7 +75,9 @@ def test_a_budget_decides(tiny_flux_a: Path, monkeypatch: pytest.MonkeyPatch) ->
     notes: list[str] = []
     pipeline = opened(tiny_flux_a, notes, memory_budget="15g")
     assert pipeline.card.offload == ()
-    counted = pipeline.card.footprint
+    assert pipeline.card.footprint is None, "how much room there is, is not known yet"
+    assert isinstance(pipeline, Counted)
+    counted = pipeline.counted
     monkeypatch.setattr(open_native, "counted_once", lambda pipeline, options, note: counted)
     monkeypatch.setattr(open_native, "free_for_one", lambda options, device: 9 * 10**9)
     pipeline = opened(tiny_flux_a, notes, memory_budget="9g")

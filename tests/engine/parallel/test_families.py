@@ -47,7 +47,7 @@ TIMES = torch.tensor([999.0, 421.3, 7.0])
 
 
 def wan(
-    size: tuple[int, int, int], *, picture: bool = False, heads: int = 4
+    size: tuple[int, int, int], *, picture: bool = False, heads: int = 4, padded: bool = False
 ) -> tuple[nn.Module, Run]:
     extra = {"image_dim": 24, "added_kv_proj_dim": 64} if picture else {}
     params = WanParams(
@@ -59,7 +59,12 @@ def wan(
         **extra,
     )
     model = _drawn(WanTransformer(params))
-    context = model.prepare(_draw(3, 9, 32), _draw(3, 5, 24) if picture else None)
+    length = None
+    if padded:  # with one key for all of the padding
+        sdpa, length = BACKENDS.get("sdpa"), 24
+        model.attention = AttentionContext.on_one_rank(sdpa, sdpa.repeated(torch.device("cpu")))
+    context = model.prepare(_draw(3, 9, 32), _draw(3, 5, 24) if picture else None, length)
+    assert (context.repeats is not None) == padded
     return model, lambda: model(_draw(3, 16, *size), TIMES, context)
 
 
@@ -190,6 +195,7 @@ CASES: dict[str, tuple[Callable[..., tuple[nn.Module, Run]], tuple[Any, ...]]] =
     "wan, 15 tokens": (wan, ((5, 2, 6),)),
     "wan, six heads": (lambda size: wan(size, heads=6), ((3, 4, 6),)),
     "wan of a picture": (lambda size: wan(size, picture=True), ((3, 6, 6),)),
+    "wan, padding as one key": (lambda size: wan(size, padded=True), ((3, 4, 6),)),
     "wan, a time for each token": (wan_each_token_its_time, ((3, 6, 6),)),
     "flux": (flux, (8, 6, 11)),
     "flux, references": (flux, (6, 6, 7, 2)),
@@ -219,7 +225,7 @@ def _differences(
     for name in names:
         make, args = (SHORT if short else CASES)[name]
         model, run = make(*args)
-        model.attention = AttentionContext.on_one_rank(native)
+        model.attention = AttentionContext.on_one_rank(native, model.attention.repeated)
         block = FAMILIES[type(model)].sections(model)[0].blocks[0]
         seen: list[int] = []
 

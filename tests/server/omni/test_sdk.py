@@ -128,12 +128,22 @@ def test_transcriptions(sdk: openai.OpenAI, clips: dict[str, Path]) -> None:
             model="qwen3-omni", file=file, extra_body={"max_new_tokens": 6}
         )
         file.seek(0)
+        verbose = sdk.audio.transcriptions.create(
+            model="qwen3-omni",
+            file=file,
+            response_format="verbose_json",
+            language="en",
+            extra_body={"max_new_tokens": 6},
+        )
+        file.seek(0)
         events = list(
             sdk.audio.transcriptions.create(
                 model="qwen3-omni", file=file, stream=True, extra_body={"max_new_tokens": 6}
             )
         )
     assert events[-1].type == "transcript.text.done" and events[-1].text == told.text
+    assert verbose.language == "en" and verbose.duration == 2.0
+    assert verbose.usage is not None and verbose.usage.seconds == 2.0
 
 
 def test_an_error_within_a_stream_is_raised(

@@ -1,28 +1,17 @@
 """Builds a small Wan 2.1 text-to-video model with random weights, as repositories hold it.
 
-It is what `sglang serve` offers without a model, and the model of the tests: every weight is drawn
-so that no bias, norm or table could be dropped without changing the output, and scaled so that
-latents stay of order 1 and pictures are neither flat nor saturated.
+Every weight is drawn so that no bias, norm or table could be dropped without changing the output,
+and scaled so that latents stay of order 1 and pictures are neither flat nor saturated.
 """
 
 from __future__ import annotations
 
-import os
 import string
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from sgl_diffusion.base.params import SamplingDefaults
-from sgl_diffusion.loader.index import INDEX_NAME
-
-# What a laptop's CPU does in about a second.
-DEFAULTS = SamplingDefaults(
-    width=256, height=256, num_frames=17, fps=16, num_inference_steps=8, guidance_scale=5.0
-)
 
 _TEXT_WIDTH = 32
 _VOCABULARY = """
@@ -60,21 +49,8 @@ def build_tiny_wan(
     seed: int = 0,
     flow_shift: float = 3.0,
 ) -> Path:
-    """Write the model to the folder `path` and return it; a model that is there is kept.
-
-    The folder appears in one piece, so neither a crash nor a second builder leaves half a model.
-    """
-    if (path / INDEX_NAME).is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        built = Path(folder) / path.name
-        _pipeline(heads, head_dim, layers, seed, flow_shift).save_pretrained(built)
-        try:
-            os.rename(built, path)
-        except OSError:
-            if not (path / INDEX_NAME).is_file():
-                raise
+    """Write the model to the folder `path` and return it."""
+    _pipeline(heads, head_dim, layers, seed, flow_shift).save_pretrained(path)
     return path
 
 

@@ -1,0 +1,63 @@
+"""`sgl-omni doctor`: whether `sgl-omni serve` with these options can work, and what to mend."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgl_diffusion.apps.omni import placement
+from sgl_diffusion.base.errors import SglError
+from sgl_diffusion.base.omni import OmniServeOptions
+from sgl_diffusion.base.paths import data_folder
+from sgl_diffusion.cli.args import Parser, merge, parser_for
+from sgl_diffusion.cli.checks import compute, network, omni, probe, software, storage
+from sgl_diffusion.cli.checks.types import Check, ok, refused
+from sgl_diffusion.cli.doctor import asks_keys, environment, report
+
+DESCRIPTION = """Check this machine and the model for `sgl-omni serve`, with the options it would
+get. Each line that is not ok says how to mend it; the exit code is 3 if the server would not start.
+"""
+
+
+def parser() -> Parser:
+    made = parser_for(OmniServeOptions, "sgl-omni doctor", DESCRIPTION)
+    made.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="One JSON object."
+    )
+    return made
+
+
+def main(argv: list[str]) -> int:
+    return report(vars(parser().parse_strict(argv)), examine)
+
+
+def examine(flags: dict[str, Any]) -> Iterator[Check]:
+    """Every check, as it is made. A file that cannot be read leaves the flags."""
+    yield from software.checks()
+    variables = environment()
+    yield variables
+    try:
+        options = merge(OmniServeOptions, flags).value
+        yield configuration(options)
+    except SglError as error:
+        yield refused("options", error)
+        options = merge(OmniServeOptions, {**flags, "config": None}).value
+    probed = probe.run()
+    yield from compute.checks(probed, options)
+    yield from omni.checks(probed, options)
+    yield storage.cache()
+    yield network.port(options, keys=asks_keys(options))
+    if variables.status == "ok":
+        yield network.hub()
+
+
+def configuration(options: OmniServeOptions) -> Check:
+    """What the server reads before it starts: key files, folders, which stages share a process."""
+    from sgl_diffusion.server.omni.settings import omni_settings
+
+    folder = data_folder(options.data_dir) if options.data_dir else Path()
+    omni_settings(options, folder)
+    places = placement(options)
+    return ok("options", f"they can be read; processes: {len(places)}")
