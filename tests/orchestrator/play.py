@@ -64,7 +64,11 @@ def play(
 
 def children(parent: int | None = None) -> list[int]:
     listed = Path(f"/proc/{parent or os.getpid()}/task").glob("*/children")
-    return [int(pid) for path in listed for pid in path.read_text().split()]
+    found = []
+    for path in listed:  # of threads, some of which may end meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(pid) for pid in path.read_text().split()]
+    return found
 
 
 def descriptors() -> Counter[str]:

@@ -40,7 +40,8 @@ def measure(pipeline: Pipeline) -> Footprint:
         conditions = [near[2], trials.shown(large)[2]]
     step, batch = trials.step(small, conditions[0]), 2 if small.guided else 1
     step_cell = (trials.step(large, conditions[1]) - step) / (more_cells - cells) / batch
-    still, chunk, chunk_left = trials.decode(clip)
+    still, left = trials.decode(small)
+    chunk, chunk_left = trials.decode(clip) if card.makes_video else (still, left)
     shown = shown_kept = None
     shown_step = 0.0
     if near:
@@ -124,15 +125,15 @@ class _Trials:
             denoise(pipeline, key, [row], Contexts(pipeline).of(key, (row,)))
             return count.peak
 
-    def decode(self, params: ResolvedParams) -> tuple[int, int, int]:
-        """The peaks of the first chunk and of all, and what is kept between two of them."""
+    def decode(self, params: ResolvedParams) -> tuple[int, int]:
+        """The peak of all chunks, and what is kept between two of them."""
         with self._counting.of():
             latents = self._pipeline.noise(params, 0)
-        first = left = 0
+        left = 0
         with self._counting.of() as count:
             for _ in self._pipeline.decode(latents):
-                first, left = first or count.peak, count.left
-            return first, count.peak, left
+                left = count.left
+            return count.peak, left
 
 
 def _shown(sizes: tuple[ResolvedParams, ResolvedParams], heights: list[float]) -> Shown:
