@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
 
 from sgl_diffusion import __version__
 from sgl_diffusion.base import env
@@ -17,13 +17,19 @@ from sgl_diffusion.cli.args import Parser, merge, parser_for
 from sgl_diffusion.cli.checks import compute, network, probe, software, storage
 from sgl_diffusion.cli.checks.types import Check, ok, refused
 
+Options = TypeVar("Options", ServeOptions, OmniServeOptions)
+
 DESCRIPTION = """Check this machine for `sglang serve`, with the options it would get. Each line
 that is not ok says how to mend it; the exit code is 3 if the server would not start or do no work.
 """
 
 
 def parser() -> Parser:
-    made = parser_for(ServeOptions, "sglang doctor", DESCRIPTION)
+    return doctor_parser(ServeOptions, "sglang doctor", DESCRIPTION)
+
+
+def doctor_parser(kind: type, program: str, description: str) -> Parser:
+    made = parser_for(kind, program, description)
     made.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="One JSON object."
     )
@@ -56,21 +62,30 @@ STATUSES = ("ok", "warning", "failed")
 
 
 def examine(flags: dict[str, Any]) -> Iterator[Check]:
-    """Every check, as it is made. A file that cannot be read leaves the flags."""
-    yield from software.checks()
-    variables = environment()
-    yield variables
-    try:
-        options = merge(ServeOptions, flags).value
-        yield configuration(options)
-    except SglError as error:
-        yield refused("options", error)
-        options = merge(ServeOptions, {**flags, "config": None}).value
+    """Every check, as it is made."""
+    variables, options = yield from beginning(ServeOptions, flags, configuration)
     yield from compute.checks(probe.run(), options)
     yield from storage.checks(options)
     yield network.port(options, keys=asks_keys(options))
     if variables.status == "ok":
         yield network.hub()
+
+
+def beginning(
+    kind: type[Options], flags: dict[str, Any], configuration: Callable[[Options], Check]
+) -> Generator[Check, None, tuple[Check, Options]]:
+    """What both programs check first; returns that of the environment, and the options. A file that
+    cannot be read leaves the flags."""
+    yield from software.checks()
+    variables = environment()
+    yield variables
+    try:
+        options = merge(kind, flags).value
+        yield configuration(options)
+    except SglError as error:
+        yield refused("options", error)
+        options = merge(kind, {**flags, "config": None}).value
+    return variables, options
 
 
 def environment() -> Check:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sgl_diffusion.apps.omni import placement
-from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.base.paths import data_folder
-from sgl_diffusion.cli.args import Parser, merge, parser_for
-from sgl_diffusion.cli.checks import compute, network, omni, probe, software, storage
-from sgl_diffusion.cli.checks.types import Check, ok, refused
-from sgl_diffusion.cli.doctor import asks_keys, environment, report
+from sgl_diffusion.cli.args import Parser
+from sgl_diffusion.cli.checks import compute, network, omni, probe, storage
+from sgl_diffusion.cli.checks.types import Check, ok
+from sgl_diffusion.cli.doctor import asks_keys, beginning, doctor_parser, report
 
 DESCRIPTION = """Check this machine and the model for `sgl-omni serve`, with the options it would
 get. Each line that is not ok says how to mend it; the exit code is 3 if the server would not start.
@@ -22,11 +20,7 @@ get. Each line that is not ok says how to mend it; the exit code is 3 if the ser
 
 
 def parser() -> Parser:
-    made = parser_for(OmniServeOptions, "sgl-omni doctor", DESCRIPTION)
-    made.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="One JSON object."
-    )
-    return made
+    return doctor_parser(OmniServeOptions, "sgl-omni doctor", DESCRIPTION)
 
 
 def main(argv: list[str]) -> int:
@@ -34,16 +28,8 @@ def main(argv: list[str]) -> int:
 
 
 def examine(flags: dict[str, Any]) -> Iterator[Check]:
-    """Every check, as it is made. A file that cannot be read leaves the flags."""
-    yield from software.checks()
-    variables = environment()
-    yield variables
-    try:
-        options = merge(OmniServeOptions, flags).value
-        yield configuration(options)
-    except SglError as error:
-        yield refused("options", error)
-        options = merge(OmniServeOptions, {**flags, "config": None}).value
+    """Every check, as it is made."""
+    variables, options = yield from beginning(OmniServeOptions, flags, configuration)
     probed = probe.run()
     yield from compute.checks(probed, options)
     yield from omni.checks(probed, options)
