@@ -75,6 +75,7 @@ def _expand_kernel(
     b_row,
     y_row,
     tiles,
+    SCALED: tl.constexpr,
     IEEE: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -100,17 +101,19 @@ def _expand_kernel(
                 other=0.0,
             )
             part = tl.dot(h.to(up.dtype), up, input_precision="ieee" if IEEE else "tf32")
-            y += part * tl.load(scales_ptr + adapter)
+            if SCALED:
+                part *= tl.load(scales_ptr + adapter)
+            y += part
         tl.store(where, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def lora_apply_launch(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor, index: Tensor
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor | None, index: Tensor
 ) -> Tensor:
     """y [T, out] in place, x [T, in], a [n, rank, in], b [n, out, rank], scales [n] fp32.
 
     index [T] int32 names the adapter of a token; -1 is none. Adapters of a lower rank are padded
-    with zeros.
+    with zeros. Without scales they are 1, and b may be fp32: it has them multiplied in.
     """
     tokens, width = x.shape
     count, rank, _ = a.shape
@@ -118,15 +121,20 @@ def lora_apply_launch(
     assert a.shape == (count, rank, width) and b.shape == (count, out, rank) and rank > 0, (
         f"x {tuple(x.shape)}, a {tuple(a.shape)}, b {tuple(b.shape)}, y {tuple(y.shape)}"
     )
-    assert y.shape[0] == tokens and index.shape == (tokens,) and scales.shape == (count,)
-    assert index.dtype == torch.int32 and scales.dtype == torch.float32
-    assert x.dtype == a.dtype == b.dtype, f"x {x.dtype}, a {a.dtype}, b {b.dtype}"
-    assert max(a.numel(), b.numel()) < 2**31, "adapters of 2^31 elements or more"
+    assert y.shape[0] == tokens and index.shape == (tokens,) and index.dtype == torch.int32
+    if scales is not None:
+        assert scales.shape == (count,) and scales.dtype == torch.float32
+    wide = scales is None and b.dtype == torch.float32
+    assert x.dtype == a.dtype and (wide or b.dtype == x.dtype), (
+        f"x {x.dtype}, a {a.dtype}, b {b.dtype}"
+    )
     assert y.stride(1) == 1 or out == 1, "y is written in place: its rows must be dense"
     if y.numel() == 0:
         return y
     x = x if x.stride(1) == 1 else x.contiguous()
-    a, b = a.contiguous(), b.contiguous()
+    # Some ranks of larger factors are taken where they lie.
+    a, b = (f if f.stride(2) == 1 or f.shape[2] == 1 else f.contiguous() for f in (a, b))
+    assert count * max(a.stride(0), b.stride(0)) < 2**31, "adapters of 2^31 elements or more"
     wide = max(16, triton.next_power_of_2(rank))
     h = torch.empty(tokens, wide, dtype=torch.float32, device=x.device)
     programs = 4
@@ -159,7 +167,7 @@ def lora_apply_launch(
     _expand_kernel[(min(tiles, programs),)](
         h,
         b,
-        scales,
+        y if scales is None else scales,
         index,
         y,
         tokens,
@@ -170,6 +178,7 @@ def lora_apply_launch(
         b.stride(1),
         y.stride(0),
         tiles,
+        SCALED=scales is not None,
         IEEE=ieee,
         M=blocks.expand_m,
         N=blocks.expand_n,

@@ -127,12 +127,14 @@ def escape_room(count: int) -> int:
 
 @dataclass(frozen=True)
 class LoraApplyBlocks:
-    """Tiles of lora_apply: tokens and a step of the width, then tokens and outputs."""
+    """Tiles of lora_apply: tokens and a step of the width, then tokens and outputs; and the ranks
+    of a launch, which must fit into shared memory at once."""
 
     shrink_m: int = 32
     shrink_k: int = 64
     expand_m: int = 64
     expand_n: int = 64
+    most_rank: int = 128
     warps: int = 4
     stages: int = 3
 

@@ -15,7 +15,7 @@ from sgl_diffusion.loader.absent import Places, load_or_leave
 from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.index import Component, ModelIndex, read_config, read_json
 from sgl_diffusion.loader.rules import Rule, Rules
-from sgl_diffusion.loader.stored import stored_tensors
+from sgl_diffusion.loader.stored import StackedTensor, StoredTensor, stored_tensors
 
 _SHOWN = 8
 # While it loads, transformers takes the tying of weights out of its classes: two threads that load
@@ -84,43 +84,37 @@ def load_part(
     device: torch.device,
 ) -> Any:
     """The module `kind` whose weights have names that begin with `prefix` in a larger model."""
-    from safetensors import safe_open
-
-    found: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as weights:
-            mine = [key for key in weights.keys() if key.startswith(prefix)]
-            found.update({key.removeprefix(prefix): weights.get_tensor(key) for key in mine})
+    stored = stored_tensors(weight_files(folder))
+    mine = {key.removeprefix(prefix): stored[key] for key in stored if key.startswith(prefix)}
     try:
-        with _LOADING:
+        with spent_on("weights"), _LOADING:
             model, report = kind.from_pretrained(
-                None, config=config, state_dict=_fused(found), dtype=dtype, output_loading_info=True
+                None, config=config, state_dict=_fused(mine), dtype=dtype, output_loading_info=True
             )
     except Exception as error:
         raise _unfit(folder, kind, error) from error
     return _checked(model, report, folder, kind).to(device)
 
 
-def _fused(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _fused(found: dict[str, StoredTensor]) -> dict[str, StoredTensor | StackedTensor]:
     """Checkpoints have experts one by one, modules have them in one tensor. The library knows this
     of whole models only."""
-    fused: dict[str, torch.Tensor] = {}
-    experts: dict[str, dict[str, dict[int, torch.Tensor]]] = {}
+    fused: dict[str, StoredTensor | StackedTensor] = {}
+    experts: dict[str, dict[str, dict[int, StoredTensor]]] = {}
     for key, tensor in found.items():
         match = _EXPERT.fullmatch(key)
         if match is None:
             fused[key] = tensor
         else:
-            kinds = experts.setdefault(match["place"], {})
-            kinds.setdefault(match["kind"], {})[int(match["index"])] = tensor
+            kinds = experts.setdefault(match["place"], {"gate": {}, "up": {}, "down": {}})
+            kinds[match["kind"]][int(match["index"])] = tensor
     for place, kinds in experts.items():
-        stacked = {
-            kind: torch.stack([tensors[index] for index in sorted(tensors)])
-            for kind, tensors in kinds.items()
-        }
-        if stacked.keys() == {"gate", "up", "down"}:
-            fused[f"{place}.gate_up_proj"] = torch.cat([stacked["gate"], stacked["up"]], dim=1)
-            fused[f"{place}.down_proj"] = stacked["down"]
+        gate, up, down = kinds["gate"], kinds["up"], kinds["down"]
+        if gate.keys() == up.keys() == down.keys():  # else the report says what is missing
+            order = sorted(gate)
+            pairs = [[gate[index], up[index]] for index in order]
+            fused[f"{place}.gate_up_proj"] = StackedTensor(pairs)
+            fused[f"{place}.down_proj"] = StackedTensor([[down[index]] for index in order])
     return fused
 
 

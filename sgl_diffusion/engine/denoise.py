@@ -27,22 +27,29 @@ class ShapeKey:
     latents: tuple[int, ...]
     text: int
     expert: int
-    guided: bool
+    guided: bool  # with and without the prompt
     alone: bool = False  # a row that may reuse its steps shares none
     packed: bool = False  # rows and columns are not in `latents`: they may differ
+    gated: bool = False  # with the prompt alone, and guidance as an earlier step found it
 
 
 def shape_key(pipeline: Pipeline, row: Row) -> ShapeKey:
     """The key of the row's next step (the expert may change on the way)."""
     assert row.state is not None, "the job is not encoded"
-    timestep = float(_solver(row).timesteps[row.step])
+    params, timesteps = row.job.params, _solver(row).timesteps
+    expert = pipeline.expert(float(timesteps[row.step]))
+    guided, gated = params.guided_at(row.step), False
+    if guided and row.gap is not None and params.gated_at(row.step):
+        # What one expert found tells nothing of the next.
+        gated = pipeline.expert(float(timesteps[row.step - 1])) == expert
     return ShapeKey(
         latents=tuple(row.state.x.shape[1 : 3 if row.job.packs else None]),
         text=pipeline.text_bucket(row.job.condition),
-        expert=pipeline.expert(timestep),
-        guided=row.job.params.guided_at(row.step),
-        alone=row.job.params.enable_teacache,
+        expert=expert,
+        guided=guided and not gated,
+        alone=params.enable_teacache,
         packed=row.job.packs,
+        gated=gated,
     )
 
 
@@ -68,19 +75,19 @@ def next_states(
     run: Pass | None = None,
 ) -> list[SolverState]:
     """What a step makes of every row: one forward pass, one guidance, one solver update. The rows
-    stay as they are, so any thread may do it. `run` may stand for the pipeline's own pass over rows
-    of one size."""
+    stay as they are, but for a gap to keep, so any thread may do it. `run` may stand for the
+    pipeline's own pass over rows of one size."""
     run = run or pipeline.velocity
     device = pipeline.device
     states = [row.state for row in rows if row.state is not None]
     timesteps = _upload([_solver(row).timesteps[row.step] for row in rows], device)
     table = _upload([_solver(row).table[row.step] for row in rows], device)
     guidance = None
-    if key.guided:
+    if key.guided or key.gated:
         scales = [torch.tensor(row.job.params.cfg_scale(key.expert)) for row in rows]
         guidance = _upload(scales, device)
     if len({state.x.shape for state in states}) > 1:
-        moved = _packed(pipeline, key, states, timesteps, context, guidance, table)
+        moved = _packed(pipeline, key, rows, timesteps, context, guidance, table)
     else:
         state = stack(states)
         if key.guided:
@@ -88,6 +95,7 @@ def next_states(
             velocity = branches.velocity(run, state.x, timesteps, context, key.expert)
         else:
             velocity = run(state.x, timesteps, context, key.expert)
+        velocity = _both(key, rows, velocity)
         moved = _moved(pipeline, state, velocity, guidance, table).rows()
     return [_keep(row, state) for row, state in zip(rows, moved, strict=True)]
 
@@ -95,7 +103,7 @@ def next_states(
 def _packed(
     pipeline: Pipeline,
     key: ShapeKey,
-    states: list[SolverState],
+    rows: Sequence[Row],
     timesteps: Tensor,
     context: Context,
     guidance: Tensor | None,
@@ -103,17 +111,33 @@ def _packed(
 ) -> list[SolverState]:
     """The step of rows of different sizes: one forward pass, then each row by itself."""
     assert isinstance(pipeline, PacksSizes) and key.packed, "these rows do not fit together"
-    latents = [state.x for state in states]
-    if guidance is None:
-        found = pipeline.velocity_packed(latents, timesteps, context, key.expert)
-        moved = zip(states, found, table.split(1), strict=True)
-        return [_moved(pipeline, state, velocity, None, line) for state, velocity, line in moved]
-    both = pipeline.velocity_packed(2 * latents, timesteps.repeat(2), context, key.expert)
-    pairs = zip(both[: len(states)], both[len(states) :], strict=True)
-    guided = zip(states, pairs, guidance.split(1), table.split(1), strict=True)
-    return [
-        _moved(pipeline, state, torch.cat(pair), scale, line) for state, pair, scale, line in guided
-    ]
+    count = len(rows)
+    latents = [row.state.x for row in rows if row.state is not None]
+    if key.guided:
+        latents, timesteps = 2 * latents, timesteps.repeat(2)
+    found = pipeline.velocity_packed(latents, timesteps, context, key.expert)
+    scales: Sequence[Tensor | None] = [None] * count if guidance is None else guidance.split(1)
+    moved = []
+    for place, (row, scale, line) in enumerate(zip(rows, scales, table.split(1), strict=True)):
+        assert row.state is not None
+        velocity = _both(key, [row], torch.cat(found[place::count]))
+        moved.append(_moved(pipeline, row.state, velocity, scale, line))
+    return moved
+
+
+def _both(key: ShapeKey, rows: Sequence[Row], velocity: Tensor) -> Tensor:
+    """The velocities of a guided step [2B, ...]: with the prompt and without it. Of a gated step
+    the second half is as far from the first as it was when it was computed last."""
+    if key.gated:
+        gaps = [row.gap for row in rows if row.gap is not None]
+        with_prompt = velocity.float()
+        return torch.cat([with_prompt, with_prompt - torch.cat(gaps)])
+    if key.guided:
+        with_prompt, without = velocity.chunk(2)
+        for place, row in enumerate(rows):
+            if row.job.params.gated:
+                row.gap = with_prompt[place, None].float() - without[place, None].float()
+    return velocity
 
 
 def _moved(

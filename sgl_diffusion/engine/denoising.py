@@ -89,7 +89,7 @@ class Denoising:
         for row in batch.rows:
             take_preview(row)
             if row.denoised:
-                row.memory = None
+                row.memory = row.gap = None
         for job in batch.jobs:
             self._shared.outbox.progress(job.id, job.step, job.steps, "denoise")
             job.apart &= any(row not in batch.rows for row in job.to_denoise)

@@ -41,6 +41,7 @@ class Row:
     frames: list[torch.Tensor] = field(default_factory=list)
     decoded: bool = False
     memory: Memory | None = None  # of an earlier step, where steps may reuse one
+    gap: torch.Tensor | None = None  # what the prompt changed in its velocity, where that is kept
     reused: int = 0  # so many did
 
     @property

@@ -20,4 +20,4 @@ def run_profile(trace: Trace, action: str) -> Payload:
         return {}
     if not trace.on:
         raise ConflictError("No profile is being recorded.", hint="POST /start_profile begins one.")
-    return {"traceEvents": trace.stop(), "displayTimeUnit": "ms"}
+    return trace.stop()

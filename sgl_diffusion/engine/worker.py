@@ -17,7 +17,7 @@ import torch
 from sgl_diffusion import ops
 from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.device import pick_device
+from sgl_diffusion.base.device import pick_device, unused_gpu
 from sgl_diffusion.base.errors import OutOfMemoryError, RequestError, SglError
 from sgl_diffusion.base.footprint import Footprint, check_memory
 from sgl_diffusion.base.log import get_logger
@@ -79,6 +79,8 @@ class DiffusionWorker:
         dispatch.named()
         library.absent()
         device = pick_device(self._options.device)
+        if text := unused_gpu(self._options.device):
+            log.warning(text)
         budget, footprint = Budget(self._options, device), None
         try:
             pipeline = self._open(self._outbox.loading)

@@ -75,29 +75,40 @@ class WanParams:
 _ONLY: Mapping[str, Any] = {"qk_norm": "rms_norm_across_heads"}
 
 
+# Attention to keys that stand for several is that to all of them, up to this share of their number
+# (docs/measured.md): beyond it the other one, whose scores nothing is added to, is faster.
+_FOLDED, _FOLDED_FP32 = 0.27, 0.6
+
+
 @dataclass(frozen=True)
 class TextContext:
     """What the blocks read of the prompts, and of a picture where the model sees one: keys and
     values [N, 2, B, L, H, d] and [N, 2, B, I, H, d], for all steps.
 
     With `repeats` [B, L] keys of the text stand for several equal ones: the logarithms of how many.
+    They stand for `length` keys then.
     """
 
     kv: Tensor
     image_kv: Tensor | None = None
     repeats: Tensor | None = None
+    length: int = 0
 
     @staticmethod
     def cat(contexts: Sequence[TextContext]) -> TextContext:
-        """Prompts of several jobs as one batch."""
+        """Prompts of several jobs as one batch: with padding as one key while that is faster."""
         images = [context.image_kv for context in contexts if context.image_kv is not None]
-        most = max(context.kv.shape[3] for context in contexts)
-        texts = [context._stretched(most) for context in contexts]
-        repeats = [text.repeats for text in texts if text.repeats is not None]
+        keys = max(context.kv.shape[3] for context in contexts)
+        lengths = {context.length for context in contexts}
+        share = _FOLDED_FP32 if contexts[0].kv.dtype == torch.float32 else _FOLDED
+        whole = len(lengths) == 1 and keys > share * max(lengths)
+        texts = [context._stretched(max(keys, *lengths) if whole else keys) for context in contexts]
+        repeats = [text.repeats for text in texts if text.repeats is not None and not whole]
         return TextContext(
             torch.cat([text.kv for text in texts], dim=2),
             torch.cat(images, dim=2) if images else None,
             torch.cat(repeats) if repeats else None,
+            max(lengths) if repeats else 0,
         )
 
     def _stretched(self, length: int) -> TextContext:
@@ -108,7 +119,7 @@ class TextContext:
         kv = torch.cat((self.kv, _last(self.kv, more)), dim=3)
         shares = (self.repeats[:, -1:] - math.log(more + 1)).expand(-1, more + 1)
         repeats = torch.cat((self.repeats[:, :-1], shares), dim=1)
-        return TextContext(kv, self.image_kv, repeats)
+        return TextContext(kv, self.image_kv, repeats, self.length)
 
 
 class WanTransformer(nn.Module):
@@ -149,9 +160,9 @@ class WanTransformer(nn.Module):
         text = self.text_embedder(text.to(self.dtype))
         blocks = cast("Sequence[WanBlock]", self.blocks)
         kv = torch.stack([block.attn2.keys_values(text) for block in blocks])
-        repeats = None
+        repeats, whole = None, 0
         if length is not None and self.attention.repeated is not None:
-            repeats = torch.zeros(kv.shape[2:4], device=kv.device)
+            whole, repeats = length, torch.zeros(kv.shape[2:4], device=kv.device)
             repeats[:, -1] = math.log(max(more, 1))
         elif more:
             kv = torch.cat((kv, _last(kv, more - 1)), dim=3)
@@ -159,7 +170,7 @@ class WanTransformer(nn.Module):
         if self.image_embedder is not None and image is not None:
             image = self.image_embedder(image.to(self.dtype))
             image_kv = torch.stack([block.attn2.image_keys_values(image) for block in blocks])
-        return TextContext(kv, image_kv, repeats)
+        return TextContext(kv, image_kv, repeats, whole)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: TextContext) -> Tensor:
         """Velocity [B, C, T, h, w] in the model's dtype, of latents [B, C, T, h, w].

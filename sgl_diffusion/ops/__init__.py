@@ -7,7 +7,7 @@ from sgl_diffusion.ops.dispatch import OPS, counts, reset_counts, using
 from sgl_diffusion.ops.elementwise import gate_residual, gelu_tanh, silu_mul
 from sgl_diffusion.ops.linear import linear
 from sgl_diffusion.ops.lora import lora_apply, lora_apply_, lora_merge_, lora_unmerge_
-from sgl_diffusion.ops.lora_types import LoraDelta, LoraRecord
+from sgl_diffusion.ops.lora_types import LoraDelta, LoraPart, LoraRecord, LoraStack
 from sgl_diffusion.ops.norm import norm_modulate
 from sgl_diffusion.ops.quant import quant_fp8_rowwise
 from sgl_diffusion.ops.residual_norm import gate_residual_norm_modulate
@@ -16,7 +16,9 @@ from sgl_diffusion.ops.solver_step import cfg_combine_step
 
 __all__ = [
     "LoraDelta",
+    "LoraPart",
     "LoraRecord",
+    "LoraStack",
     "OPS",
     "cfg_combine_step",
     "attention",

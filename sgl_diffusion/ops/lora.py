@@ -90,7 +90,7 @@ def _apply_native(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None)
     torch.ops.sgld.lora_apply_.default(
         x.flatten(0, -2).contiguous(),
         dense.flatten(0, -2),
-        None if index is None else index.flatten().long(),
+        None if index is None else index.flatten().long().contiguous(),
         [down.contiguous() for down in downs],
         [up.contiguous() for up in ups],
         *rest,
@@ -236,8 +236,9 @@ def lora_apply_(x: Tensor, y: Tensor, adapters: _Deltas, index: Tensor | None = 
     """`y += scale * (x @ down.T) @ up.T` with the adapter of each row, without merging; gives y.
 
     x [..., in]; y [..., out]; an adapter is a list of deltas, several for the segments of a fused
-    weight. index int [...] says which adapter a row of x has (-1: none); with fewer dimensions than
-    x's rows it is per batch row; None: all rows have every adapter given.
+    weight; a `LoraStack` has adapters in tensors that may be written to between calls. index
+    int [...] says which adapter a row of x has (-1: none); with fewer dimensions than x's rows it
+    is per batch row; None: all rows have every adapter given.
     """
     assert x.shape[:-1] == y.shape[:-1], f"x {tuple(x.shape)} and y {tuple(y.shape)} differ"
     if index is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -28,6 +30,51 @@ class LoraDelta:
     @property
     def end(self) -> int:
         return self.start + self.up.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPart:
+    """The factors of n adapters on the same rows of a weight: down [n, rank, in] and up
+    [n, rows, rank], with the scales multiplied in. Where a rank is lower, the rest is zeros."""
+
+    down: Tensor
+    up: Tensor
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.down.shape[:2] == (self.up.shape[0], self.up.shape[2]), "factors of other ranks"
+
+
+class LoraStack(Sequence[tuple[LoraDelta, ...]]):
+    """Adapters side by side in tensors that stay where they are, for `lora_apply`.
+
+    What is written into the tensors is what the next call applies; a call makes nothing on the host
+    that depends on them. So a CUDA graph can hold on to them.
+    """
+
+    def __init__(self, parts: Sequence[LoraPart]) -> None:
+        assert len({part.down.shape[0] for part in parts}) == 1, (
+            "parts of other numbers of adapters"
+        )
+        self.parts = tuple(parts)
+        self._adapters = [
+            tuple(LoraDelta(part.down[n], part.up[n], 1.0, part.start) for part in parts)
+            for n in range(parts[0].down.shape[0])
+        ]
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[LoraDelta, ...]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[LoraDelta, ...]]: ...
+
+    def __getitem__(
+        self, index: int | slice
+    ) -> tuple[LoraDelta, ...] | list[tuple[LoraDelta, ...]]:
+        return self._adapters[index]
 
 
 @dataclass(frozen=True, eq=False)

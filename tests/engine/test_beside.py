@@ -108,10 +108,25 @@ def test_encoding_decoding_and_steps_all_at_once(
     monkeypatch.setattr(pipeline, "encode", held_encode)
     monkeypatch.setattr(pipeline, "decode", held_decode)
     monkeypatch.setattr(pipeline, "velocity", counted)
+    bench.runner.trace.start()
     bench.add("third", prompt="third", num_inference_steps=1, seed=3)
     bench.run()
     assert not bench.errors and stepping.is_set()
     assert set(bench.outbox.outputs) == {"long", "first", "third"}
+    spans = [event for event in bench.runner.trace.stop()["traceEvents"] if event["ph"] == "X"]
+    encode, decode = (
+        next(span for span in spans if span["name"] == name and span["args"]["job"] == job)
+        for name, job in (("encode", "third"), ("decode", "first"))
+    )
+    steps = [span for span in spans if span["name"] == "denoise"]
+    beside = [step for step in steps if _meet(step, encode) and _meet(step, decode)]
+    assert _meet(encode, decode) and any(step["args"]["jobs"] == ["long"] for step in beside)
+    assert len({span["tid"] for span in (encode, decode, beside[0])}) == 3
+
+
+def _meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether there is a moment that is in both spans."""
+    return max(one["ts"], other["ts"]) < min(one["ts"] + one["dur"], other["ts"] + other["dur"])
 
 
 def test_pictures_are_the_same_with_and_without(pipeline: Pipeline) -> None:

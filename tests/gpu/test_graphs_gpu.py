@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sgl_diffusion import ops
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.graphs.capture import CapturedPass
-from sgl_diffusion.engine.graphs.passes import GraphedPasses
+from sgl_diffusion.engine.graphs.passes import Adapted, GraphedPasses
+from sgl_diffusion.engine.lora.layout import Layouts
+from sgl_diffusion.engine.lora.rows import Blend, RowAdapters
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.ops import LoraDelta
 from tests.gpu.common import fresh, same
@@ -75,6 +77,57 @@ def test_a_merged_adapter_is_in_the_next_replay(model: WanTransformer) -> None:
     assert same(merged, run(*arguments)) and not same(merged, before)
     ops.lora_unmerge_([weight], records)
     assert same(graph.replay(latents, timesteps, context), before)
+
+
+def adapter(model: WanTransformer, rank: int, scale: float) -> Blend:
+    """On every layer of the blocks; of fused ones, on a segment by itself as well."""
+    layers = {}
+    for name, module in model.named_modules():
+        if name.startswith("blocks.") and isinstance(module, nn.Linear):
+            out, width = module.weight.shape
+            deltas = [LoraDelta(fresh(rank, width, size=0.1), fresh(out, rank, size=0.1), scale)]
+            if name.endswith("to_qkv"):
+                up = fresh(out // 3, rank, size=0.1)
+                deltas.append(LoraDelta(fresh(rank, width, size=0.1), up, -scale, out // 3))
+            layers[module] = tuple(deltas)
+    return Blend((), layers)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rank", [4, 200])
+@pytest.mark.parametrize("by", ["torch", "triton"])
+def test_adapters_of_rows_change_without_a_new_graph(
+    model: WanTransformer, by: str, rank: int
+) -> None:
+    """Other factors, strengths and rows; replays have the bits of passes with the same slots."""
+    counters, run, rows = Counters(), Passes(model), RowAdapters(torch.device("cuda"))
+    graphs = GraphedPasses(run, counters, budget=1 << 32, always=True)
+    layouts = Layouts([model])
+    a, b, c = (adapter(model, rank, scale) for scale in (1.0, -0.5, 0.3))
+    cases = [[a, None, b], [a, None, b], [a, None, b], [b, a, None], [c, c, a], [None, b, c]]
+    with ops.using(lora_apply=by):
+        for blends in cases:
+            arguments = given(model, 3, 16)
+            slots = graphs.slots(
+                layouts.of([x for x in dict.fromkeys(blends) if x]), torch.device("cuda")
+            )
+            assert slots is not None
+            adapted = Adapted(rows.through(slots, 3, run), slots, 3)
+            with rows.of(blends, slots):
+                want = run(*arguments).clone()
+                got = graphs.velocity(*arguments, adapted).clone()
+            with rows.of(blends):
+                as_they_are = run(*arguments)
+            assert same(got, want)
+            error = (got.float() - as_they_are.float()).norm() / as_they_are.float().norm()
+            assert error < 0.05
+            torch.cuda.synchronize()
+            graphs.took(1e-3)
+            graphs.make()
+    rows.clear()
+    values = {metric.name: metric.value for metric in counters.metrics()}
+    assert values["graph_captures_total"] == 1 and values["graph_replays_total"] == 3
+    assert values["graph_adapter_copies_total"] == 4, "what is there is not copied again"
 
 
 @torch.inference_mode()

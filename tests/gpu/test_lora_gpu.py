@@ -117,3 +117,32 @@ def test_the_op_applies_segments_by_row() -> None:
             own = (x[row].double() @ part.down.double().T) @ part.up.double().T
             want[row, :, part.start : part.end] += part.scale * own
     close(got, want, steps=4)
+
+
+@pytest.mark.parametrize("rank", [16, 200])
+def test_a_stack_is_captured_with_what_is_written_into_it(rank: int) -> None:
+    """Nothing that a launch takes was made on the host for this call. Not yet run on a GPU."""
+    part = ops.LoraPart(
+        fresh(2, rank, 1536, size=1536**-0.5),
+        fresh(2, 1024, rank, dtype=torch.float32, size=rank**-0.5),
+        512,
+    )
+    stack, x, y = ops.LoraStack([part]), fresh(2, 300, 1536), fresh(2, 300, 1536)
+    index = torch.tensor([1, -1], dtype=torch.int32, device="cuda")
+    with ops.using(lora_apply="triton"):
+        ops.lora_apply(x, y, stack, index)  # compiled by now
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = ops.lora_apply(x, y, stack, index)
+        for numbers in ([1, -1], [0, 1], [-1, -1]):
+            part.up.mul_(-0.5)
+            index.copy_(torch.tensor(numbers))
+            graph.replay()
+            assert same(got, ops.lora_apply(x, y, stack, index))
+            want = y.double()
+            for row, number in enumerate(numbers):
+                if number >= 0:
+                    own = x[row].double() @ part.down[number].double().T
+                    want[row, :, 512:] += own @ part.up[number].double().T
+            close(got, want, steps=4)

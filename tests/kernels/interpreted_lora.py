@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion import ops
+from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.kernels import lora
 from sgl_diffusion.kernels.lora import lora_merge_launch, lora_unmerge_launch
 from sgl_diffusion.kernels.lora_apply import lora_apply_launch
@@ -186,3 +187,26 @@ def test_the_op_applies_segments_of_several_adapters(dtype: torch.dtype, by_row:
     limit = {torch.float32: 1e-5, torch.float16: 4e-3}[dtype]
     want = lora_truth.apply(x.double().float(), y.float(), adapters, index)
     torch.testing.assert_close(got.double(), want.double(), rtol=limit, atol=limit)
+
+
+@DTYPES
+@pytest.mark.parametrize("rank", [16, 200])
+def test_a_stack_of_adapters(rank: int, dtype: torch.dtype) -> None:
+    """Upper factors in fp32, ranks of more than one launch, segments that overlap."""
+    first = ops.LoraPart(
+        (torch.randn(2, rank, 40) / 40**0.5).to(dtype), torch.randn(2, 60, rank) / rank**0.5
+    )
+    second = ops.LoraPart((torch.randn(2, 4, 40) / 40**0.5).to(dtype), torch.randn(2, 20, 4), 30)
+    stack = ops.LoraStack([first, second])
+    x, y = torch.randn(2, 9, 40).to(dtype), torch.randn(2, 9, 60).to(dtype)
+    index = torch.randint(-1, 2, (2, 9), dtype=torch.int32)
+    limit = {torch.float32: 2e-5, torch.float16: 4e-3}[dtype]
+    for _ in range(2):
+        with ops.using(lora_apply="triton"):
+            got = ops.lora_apply(x, y, stack, index)
+        want = lora_truth.apply(x.float(), y.float(), stack, index)
+        torch.testing.assert_close(got.float(), want, rtol=limit, atol=limit)
+        first.up.mul_(-0.5)
+    with ops.using(lora_apply="triton"), pytest.raises(ConfigError, match="float64"):
+        double = ops.LoraStack([ops.LoraPart(first.down, first.up.double())])
+        ops.lora_apply(x, y, double, index)

@@ -44,22 +44,28 @@ def test_merge_and_unmerge_compile(sm: int, merge: bool, keep: bool) -> None:
 
 
 @SM
-def test_apply_compiles(sm: int) -> None:
+@pytest.mark.parametrize("wide", [False, True], ids=["up bf16", "up fp32"])
+def test_apply_compiles(sm: int, wide: bool) -> None:
+    """Also within the shared memory that a block may have."""
     from sgl_diffusion.kernels.lora_apply import _expand_kernel, _shrink_kernel
     from sgl_diffusion.kernels.settings import LORA_APPLY as blocks
     from tests.kernels.compiled import compile_for, spills
 
     types = dict.fromkeys(("x_ptr", "a_ptr", "b_ptr", "y_ptr"), "*bf16")
     types |= {"index_ptr": "*i32", "h_ptr": "*fp32", "scales_ptr": "*fp32"}
+    if wide:
+        types |= {"b_ptr": "*fp32", "scales_ptr": "*bf16"}
     options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     unaligned = ("tokens", "tiles", "adapters")
-    for rank in (16, 64, 128):
+    for rank in (16, 64, blocks.most_rank):
         common = {"IEEE": False, "RANK": rank}
         shrink = common | {"M": blocks.shrink_m, "K": blocks.shrink_k}
-        expand = common | {"M": blocks.expand_m, "N": blocks.expand_n}
-        for kernel, constants in ((_shrink_kernel, shrink), (_expand_kernel, expand)):
+        expand = common | {"M": blocks.expand_m, "N": blocks.expand_n, "SCALED": not wide}
+        kernels = [(_expand_kernel, expand)] + [(_shrink_kernel, shrink)] * (not wide)
+        for kernel, constants in kernels:
             compiled = compile_for(sm, kernel, types, constants, unaligned=unaligned, **options)
             assert "MMA" in compiled.asm["sass"] and not spills(compiled), (rank, kernel)
+            assert compiled.metadata.shared <= {80: 163, 90: 227, 100: 227}[sm] * 1024
 
 
 def test_room_for_escapes_keeps_five_bits() -> None:

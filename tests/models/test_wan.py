@@ -167,6 +167,33 @@ def test_padding_may_be_one_key(models: Models, dtype: torch.dtype) -> None:
         assert error <= (1e-5 if dtype == torch.float32 else 1.1 * padded)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 307), (torch.bfloat16, 138)], ids=["fp32", "bf16"]
+)
+def test_long_texts_keep_their_padding_as_keys(
+    models: Models, dtype: torch.dtype, most: int
+) -> None:
+    """From where attention to fewer keys, with something added to scores, is not faster."""
+    ours = load_transformer(models[2], dtype)
+    folding(ours)
+    latents, timestep, text = inputs((1, 4, 4), rows=2)
+    with torch.no_grad():
+        short = ours.prepare(text[:1, :7], length=512)
+        for length, keys in ((most - 1, most), (most, 512)):
+            long = ours.prepare(text[1:, :length], length=512)
+            batch, alone = TextContext.cat([long, short]), TextContext.cat([long])
+            for context in (batch, alone):
+                assert context.kv.shape[3] == keys
+                assert (context.repeats is None) == (keys == 512)
+            got = ours(latents, timestep, batch)
+            want = ours(latents[1:], timestep[1:], short)
+            exact = 1e-5 if dtype == torch.float32 else 0.02
+            assert relative(got[1:].float() - want.float(), want.float()) <= exact
+        # Of texts with other lengths in all, each keeps its own.
+        other = ours.prepare(text[1:, :300], length=400)
+        assert TextContext.cat([other, short]).repeats is not None
+
+
 def test_prepared_prompts_can_be_regrouped(models: Models) -> None:
     ours = models[0]
     latents, timestep, text = inputs((1, 4, 4), rows=3)

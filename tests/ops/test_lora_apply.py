@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgl_diffusion import ops
-from sgl_diffusion.ops import LoraDelta, library
+from sgl_diffusion.ops import LoraDelta, LoraPart, LoraStack, library
 from tests.isa import at_level
 from tests.refs.lora import lora_apply as reference
 
@@ -53,7 +53,13 @@ def _check(got: Tensor, want: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_adapter_per_row(level: str, dtype: torch.dtype, factor: torch.dtype) -> None:
     torch.manual_seed(0)
-    shapes = [((1, 1), 5, 7), ((3, 41), 40, 123), ((130,), 129, 64), ((2, 3, 5), 33, 96)]
+    shapes = [
+        ((1, 1), 5, 7),
+        ((3, 41), 40, 123),
+        ((130,), 129, 64),
+        ((2, 3, 5), 33, 96),
+        ((1, 6), 9, 12),
+    ]
     for lead, width, out in shapes:
         x, y = torch.randn(*lead, width).to(dtype), torch.randn(*lead, out).to(dtype)
         adapters = _adapters(width, out, factor)
@@ -76,6 +82,28 @@ def test_all_adapters_on_all_rows(level: str) -> None:
     adapters = _adapters(64, 90, torch.bfloat16)
     _check(ops.lora_apply(x, y, adapters), reference(x, y, adapters))
     assert torch.equal(ops.lora_apply(x, y, []), y)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_stack_is_what_is_written_into_it(level: str, dtype: torch.dtype) -> None:
+    """Strengths are in the upper factors, which are fp32; ranks that are not used are zeros."""
+    torch.manual_seed(4)
+    x, y = torch.randn(3, 11, 40).to(dtype), torch.randn(3, 11, 60).to(dtype)
+    whole = LoraPart(torch.zeros(2, 16, 40, dtype=dtype), torch.zeros(2, 60, 16))
+    third = LoraPart(torch.zeros(2, 16, 40, dtype=dtype), torch.zeros(2, 20, 16), 20)
+    stack, index = LoraStack([whole, third]), torch.tensor([1, -1, 0], dtype=torch.int32)
+    assert torch.equal(ops.lora_apply(x, y, stack, index), y)
+    for scale in (0.5, -2.0):
+        adapters = [
+            [LoraDelta(torch.randn(4, 40).to(dtype) / 6, torch.randn(60, 4), scale)],
+            [LoraDelta(torch.randn(9, 40).to(dtype) / 6, torch.randn(20, 9), scale, 20)],
+        ]
+        for number, ((delta,), part) in enumerate(zip(adapters, (whole, third), strict=True)):
+            rank = delta.down.shape[0]
+            part.down[number, :rank] = delta.down
+            part.up[number, :, :rank] = delta.up * scale
+        _check(ops.lora_apply(x, y, stack, index), reference(x, y, adapters, index))
+        assert len(stack) == 2 and stack[1][1].start == 20 and len(stack[:1]) == 1
 
 
 def test_rows_without_an_adapter_keep_their_bits(level: str) -> None:

@@ -48,13 +48,15 @@ class StaticInputs:
 
 class CapturedPass:
     """Captured on a stream of its own, in a memory pool of its own. Weights are read where they
-    are, so adapters that are merged or taken out in place are in the next replay."""
+    are, so adapters that are merged or taken out in place are in the next replay; so are those of
+    single rows, which are copied to where they were when it was captured."""
 
     def __init__(
         self, run: Pass, latents: Tensor, timesteps: Tensor, context: Any, expert: int
     ) -> None:
         self._inputs = inputs = StaticInputs(latents, timesteps, context)
         given = inputs.latents, inputs.timesteps, inputs.context, expert
+        self._run = run  # and with it whatever else it reads: the adapters of its rows
         before = torch.cuda.memory_reserved()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -7,6 +7,7 @@ for it. A pass that cannot be captured stays eager.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,13 +22,15 @@ from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.graphs.arguments import signature
 from sgl_diffusion.engine.graphs.capture import CapturedPass, Graph, Pass
 from sgl_diffusion.engine.graphs.plan import Plan
+from sgl_diffusion.engine.lora.layout import Layout
+from sgl_diffusion.engine.lora.slots import Slots
 from sgl_diffusion.engine.pipeline import Pipeline, WholePipeline
 
 log = get_logger(__name__)
 
 # Why a step is made as ever, by the label of `graph_bypasses_total`.
 BYPASSED = {
-    "adapters": "adapters of single requests",
+    "adapters": "adapters of single requests that are large for their number of layers",
     "step_cache": "enable_teacache",
     "sizes": "several sizes in one pass",
 }
@@ -73,6 +76,25 @@ def graphed_passes(pipeline: Pipeline, bounds: Bounds, counters: Counters) -> Gr
     return GraphedPasses(pipeline.velocity, counters, budget=budget, always=always)
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """A pass over so many rows that reads their adapters from slots."""
+
+    run: Pass
+    slots: Slots
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A pass and its arguments."""
+
+    key: Hashable
+    run: Pass
+    given: tuple[Any, ...]
+    reads: Slots | None
+
+
 class GraphedPasses:
     def __init__(
         self,
@@ -88,23 +110,46 @@ class GraphedPasses:
         self._capture = capture
         self._plan: Plan[Graph] = Plan(budget, always=always)
         self._told: set[str] = set()
-        self._eager: tuple[Hashable, tuple[Any, ...]] | None = None  # the last pass, if it was
-        self._due: tuple[Hashable, tuple[Any, ...]] | None = None
+        self._eager: _Call | None = None  # the last pass, if it was
+        self._due: _Call | None = None
 
-    def velocity(self, latents: Tensor, timesteps: Tensor, context: Any, expert: int) -> Tensor:
+    def slots(self, layout: Layout, device: torch.device) -> Slots | None:
+        """Where passes, replayed or not, read adapters of this layout; None if they should not."""
+        kept: Slots | None = self._plan.shared(layout)
+        if kept is not None:
+            return kept
+        if not self._plan.takes_adapters(layout.adapters, layout.adapter_bytes, len(layout.layers)):
+            return None
+        made = Slots(layout, device, self._counters)
+        self._counters.add("graph_evictions_total", self._plan.share(layout, made, layout.nbytes))
+        self._show()
+        return made
+
+    def velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Any,
+        expert: int,
+        adapted: Adapted | None = None,
+    ) -> Tensor:
         """As that of the pipeline; the result is good until the next call."""
         given = latents, timesteps, context, expert
-        key = signature(given)
+        key: Hashable = signature(given)
+        run, reads = self._run, None
+        if adapted is not None:
+            run, reads = adapted.run, adapted.slots
+            key = key, reads.layout, adapted.rows
         graph = self._plan.get(key)
         if graph is not None:
             self._eager = None
             self._counters.add("graph_replays_total")
             return graph.replay(latents, timesteps, context)
-        self._eager = key, given
+        self._eager = _Call(key, run, given, reads)
         if not self._plan.counts(key):
-            return self._run(*given)
+            return run(*given)
         with _CountKernels() as count:
-            output = self._run(*given)
+            output = run(*given)
         self._plan.counted(key, count.kernels)
         return output
 
@@ -120,25 +165,27 @@ class GraphedPasses:
         """The step with the last pass is over."""
         if self._eager is None:
             return
-        key, given = self._eager
-        self._eager = None
-        self._plan.ran(key, seconds)
-        self._due = (key, given) if self._plan.due(key) else None
+        call, self._eager = self._eager, None
+        self._plan.ran(call.key, seconds)
+        self._due = call if self._plan.due(call.key) else None
 
     @torch.inference_mode()
     def make(self) -> None:
         """The graph that is due, if one is. Not while other threads use the device."""
         if self._due is None:
             return
-        (key, given), self._due = self._due, None
+        call, self._due = self._due, None
+        layout = None if call.reads is None else call.reads.layout
+        if layout is not None and self._plan.shared(layout) is not call.reads:
+            return  # they had to make room: nobody writes adapters into them any more
         try:
-            graph = self._capture(self._run, *given)
+            graph = self._capture(call.run, *call.given)
         except Exception:
             log.exception("a pass cannot be captured and stays eager")
-            self._plan.refuse(key)
+            self._plan.refuse(call.key)
             self._counters.add("graph_captures_total", result="failed")
             return
-        gone = self._plan.put(key, graph, graph.size)
+        gone = self._plan.put(call.key, graph, graph.size, layout)
         self._counters.add("graph_captures_total", result="made")
         self._counters.add("graph_evictions_total", gone)
         self._show()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 G = TypeVar("G")
 
 # About what the host takes to launch one kernel from Python: 8 to 15 microseconds.
 LAUNCH_SECONDS = 15e-6
+# What adapters are copied with, on a device of today: a third of what its memory does, or less.
+COPY_BYTES_PER_SECOND = 300e9
 EAGER_STEPS = 3  # before a shape is captured: the first of a shape may compile and tune
 _MOST_SHAPES = 256
 
@@ -18,6 +20,13 @@ _MOST_SHAPES = 256
 def pays(step_seconds: float, kernels: int) -> bool:
     """Whether a step waits for the host: its kernels take less, on average, than a launch."""
     return kernels > 0 and step_seconds / kernels < LAUNCH_SECONDS
+
+
+def copies_pay(adapter_bytes: int, layers: int) -> bool:
+    """Whether an adapter of so many layers is copied to where graphs read it in less time than the
+    host takes to apply it: a launch or more for each layer. So a graph is never the slower way,
+    even if every step brings another adapter."""
+    return adapter_bytes / COPY_BYTES_PER_SECOND < layers * LAUNCH_SECONDS
 
 
 @dataclass
@@ -28,8 +37,17 @@ class _Shape:
     refused: bool = False
 
 
+@dataclass
+class _Kept:
+    what: Any
+    size: int
+    graph: bool
+    reads: Hashable = None  # the key of what else the graph reads
+
+
 class Plan(Generic[G]):
-    """Graphs by key, the one used last at the end; together they take `budget` bytes at most.
+    """Graphs by key, the one used last at the end, and what they share with others; together they
+    take `budget` bytes at most.
 
     With `always` every shape that comes again is captured, else those for which it `pays`.
     """
@@ -38,21 +56,38 @@ class Plan(Generic[G]):
         self._budget = budget
         self._always = always
         self._shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
-        self._kept: OrderedDict[Hashable, tuple[G, int]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
 
     @property
     def bytes(self) -> int:
-        return sum(size for _, size in self._kept.values())
+        return sum(kept.size for kept in self._kept.values())
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return sum(kept.graph for kept in self._kept.values())
 
     def get(self, key: Hashable) -> G | None:
         found = self._kept.get(key)
         if found is None:
             return None
         self._kept.move_to_end(key)
-        return found[0]
+        if found.reads is not None:
+            self._kept.move_to_end(found.reads)  # so that it never goes before its graphs
+        graph: G = found.what
+        return graph
+
+    def shared(self, key: Hashable) -> Any:
+        """What was put there for graphs to read, or None."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return None if found is None else found.what
+
+    def takes_adapters(self, count: int, adapter_bytes: int, layers: int) -> bool:
+        """Whether graphs read so many adapters from copies, of which each has such a size. Half of
+        the budget stays for the graphs."""
+        if 2 * count * adapter_bytes > self._budget:
+            return False
+        return self._always or copies_pay(adapter_bytes, layers)
 
     def counts(self, key: Hashable) -> bool:
         """Whether the next eager step of this shape is the one whose kernels are to be counted."""
@@ -83,17 +118,31 @@ class Plan(Generic[G]):
         """It could not be captured: no second attempt."""
         self._shapes.setdefault(key, _Shape()).refused = True
 
-    def put(self, key: Hashable, graph: G, size: int) -> int:
+    def put(self, key: Hashable, graph: G, size: int, reads: Hashable = None) -> int:
         """Keep a graph and let go of those used longest ago, until all fit: so many. One that is
-        larger than the budget is not kept."""
-        if size > self._budget:
+        larger than the budget is not kept. What it `reads` is kept already, and counted there."""
+        beside = 0 if reads is None else self._kept[reads].size
+        if size + beside > self._budget:
             self.refuse(key)
             return 0
+        gone = self._make_room(size)
+        self._kept[key] = _Kept(graph, size, True, reads)
+        if reads is not None:
+            self._kept.move_to_end(reads)
+        return gone
+
+    def share(self, key: Hashable, what: Any, size: int) -> int:
+        """Keep what graphs read; so many graphs made room for it."""
+        assert size <= self._budget, "ask before whether it is taken"
+        gone = self._make_room(size)
+        self._kept[key] = _Kept(what, size, False)
+        return gone
+
+    def _make_room(self, size: int) -> int:
         gone = 0
         while self._kept and self.bytes + size > self._budget:
-            self._kept.popitem(last=False)
-            gone += 1
-        self._kept[key] = graph, size
+            _, kept = self._kept.popitem(last=False)
+            gone += kept.graph
         return gone
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,8 +151,24 @@ def lora_control(
     if settings:
         note("loading adapters")
     beside = [Source(Path(path).stem, path) for path in pipeline.card.adapters]
+    settings = by_name(settings, beside, renamed=bool(options.lora_nickname))
     manager.start(settings, options.lora_merge_mode, beside)
     return LoraControl(manager, busy)
+
+
+def by_name(
+    settings: Sequence[LoraSetting], beside: Sequence[Source], *, renamed: bool
+) -> tuple[LoraSetting, ...]:
+    """The name of an adapter that came with the model stands for its file, and is its nickname
+    unless it was `renamed`. What the user has under that name goes first."""
+    own = {source.nickname: source.path for source in beside}
+    found = []
+    for one in settings:
+        if one.path is not None and one.path in own and not Path(one.path).exists():
+            nickname = one.nickname if renamed else one.path
+            one = dataclasses.replace(one, path=own[one.path], nickname=nickname)
+        found.append(one)
+    return tuple(found)
 
 
 def reader(components: Mapping[str, Adaptable], most_bytes: int) -> ReadFile:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_diffusion.engine.graphs.plan import EAGER_STEPS, LAUNCH_SECONDS, Plan, pays
+from sgl_diffusion.engine.graphs.plan import (
+    EAGER_STEPS,
+    LAUNCH_SECONDS,
+    Plan,
+    copies_pay,
+    pays,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +82,41 @@ def test_what_cannot_be_captured_stays_eager() -> None:
     plan.refuse("a")
     steps(plan, "a", [1.0] * EAGER_STEPS)
     assert not plan.due("a")
+
+
+@pytest.mark.parametrize(
+    ("rank", "width", "good"),
+    [
+        (16, 3072, True),  # half a megabyte a layer: copied in less than a launch
+        (64, 5120, True),
+        (1024, 5120, False),  # as large as the layer itself
+    ],
+)
+def test_adapters_are_copied_where_that_takes_less_than_launches(
+    rank: int, width: int, good: bool
+) -> None:
+    layers, nbytes = 300, rank * width * (2 + 4)
+    assert copies_pay(layers * nbytes, layers) is good
+    assert Plan(1 << 40).takes_adapters(8, layers * nbytes, layers) is good
+    assert Plan(1 << 40, always=True).takes_adapters(8, layers * nbytes, layers)
+    assert not Plan(15 * layers * nbytes, always=True).takes_adapters(8, layers * nbytes, layers)
+
+
+def test_what_graphs_share_is_counted_once_and_goes_last() -> None:
+    plan: Plan[str] = Plan(100)
+    plan.share("adapters", "tensors", 30)
+    assert plan.put("a", "a", 30, "adapters") == plan.put("b", "b", 30, "adapters") == 0
+    assert plan.bytes == 90 and len(plan) == 2 and plan.shared("adapters") == "tensors"
+    assert plan.get("a") == "a"
+    assert plan.put("c", "c", 30) == 1 and plan.get("b") is None
+    assert plan.put("d", "d", 50) == 1 and plan.get("a") is None
+    assert plan.shared("adapters") is None and plan.get("c") == "c"
+    assert plan.share("others", "tensors", 40) == 1 and len(plan) == 1
+
+
+def test_a_graph_that_does_not_fit_beside_what_it_reads_is_not_made_again() -> None:
+    plan: Plan[str] = Plan(100, always=True)
+    steps(plan, "a", [1.0] * EAGER_STEPS)
+    plan.share("adapters", "tensors", 50)
+    assert plan.put("a", "a", 51, "adapters") == 0
+    assert len(plan) == 0 and not plan.due("a") and plan.shared("adapters") == "tensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,12 @@ def test_a_budget_decides(tiny_flux_a: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(open_native, "free_for_one", lambda options, device: 7 * 10**8)
     with pytest.raises(OutOfMemoryError, match=r"14\.10 GB, with .* 0\.7\d GB, .*leaves 0\.70 GB"):
         opened(tiny_flux_a, memory_budget="700m")
+
+
+def test_what_cannot_fit_is_told_in_numbers(tiny_wan_a: Path) -> None:
+    """Such a small model has nothing to offload that is larger than the buffers for it."""
+    with pytest.raises(OutOfMemoryError) as caught:
+        opened(tiny_wan_a, memory_budget="1m")
+    told = r"WanPipeline does not fit: its weights take 0\.\d\d GB, (with --\S.* GB, )?the smallest"
+    assert re.match(told, caught.value.message), caught.value.message
+    assert "--memory-budget 1m leaves 0.00 GB" in caught.value.message
