@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import ConfigError
-from sgl_diffusion.base.omni import OmniOptions
+from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.omni import OMNI_MODELS, OmniOptions, written_precision
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
 if TYPE_CHECKING:
     from sgl_diffusion.orchestrator.stage import GraphOutbox, Worker
+
+log = get_logger(__name__)
 
 STAGES = ("preprocess", "encoders", "thinker", "talker", "code2wav")
 _SPEAKING = ("talker", "code2wav")
@@ -90,13 +93,15 @@ def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
 
     from sgl_diffusion.ar.decoding import cuda_graph
     from sgl_diffusion.ar.stages.part import ChatLimits, Setting
-    from sgl_diffusion.ar.thinker import written_precision
     from sgl_diffusion.ar.worker import ChatWorker
-    from sgl_diffusion.base.device import pick_device, pick_dtype
+    from sgl_diffusion.base.device import pick_device, pick_dtype, unused_gpu
     from sgl_diffusion.loader.hub import SAFE_FILES, resolve_model
+    from sgl_diffusion.loader.index import read_config
 
     options = OmniOptions(**{**config["options"], "process": ()})
     device = pick_device(options.device)
+    if text := unused_gpu(options.device):
+        log.warning(text)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif options.cuda_graphs:
@@ -110,6 +115,7 @@ def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
         options.revision,
         allow=(*SAFE_FILES, "*.jinja", "spk_dict.pt"),
         note=outbox.loading,
+        known=OMNI_MODELS,
     )
     limits = ChatLimits(
         rows=options.max_batch_rows,
@@ -124,7 +130,7 @@ def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
         name=options.model_name or "",
         limits=limits,
         device=device,
-        dtype=pick_dtype(options.precision, device, auto=written_precision(folder)),
+        dtype=pick_dtype(options.precision, device, auto=written_precision(read_config(folder))),
         record=cuda_graph if options.cuda_graphs else None,
     )
     return ChatWorker(setting, outbox, stages=config["stages"], elsewhere=config["places"])

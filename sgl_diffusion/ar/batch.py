@@ -6,9 +6,9 @@ Rows wait, are read into the cache piece by piece, then write one token per step
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
+from sgl_diffusion.ar.alone import alone
 from sgl_diffusion.ar.prefix import BLOCK, PrefixStore
 from sgl_diffusion.ar.row import Row
 from sgl_diffusion.ar.sampling import Drawn
@@ -56,7 +56,7 @@ class Batch:
         """Read a piece of one prompt, and write a token of every row that can."""
         reading = self._reading()
         if reading is not None:
-            with self._alone(reading):
+            with alone(reading, self._fail):
                 self._read(reading)
         writing = [row for row in self._rows if row.last is not None]
         if writing:
@@ -109,7 +109,7 @@ class Batch:
         for row, place in places.items():
             if row.slot is None:
                 continue  # its job failed with another row
-            with self._alone(row):
+            with alone(row, self._fail):
                 if row.spoken and self._thinker.tells:
                     row.states.append(states[place])
                 self._take(row, row.draw(logits[place]))
@@ -120,13 +120,9 @@ class Batch:
             self._leave(row)
         self._on_token(row, text)
 
-    @contextmanager
-    def _alone(self, row: Row) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.drop([row])
-            self._on_failed(row, error)
+    def _fail(self, row: Row, error: Exception) -> None:
+        self.drop([row])
+        self._on_failed(row, error)
 
     def _leave(self, row: Row) -> None:
         assert row.slot is not None

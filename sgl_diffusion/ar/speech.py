@@ -7,13 +7,13 @@ goes on until the talker ends it, or until the cap.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from sgl_diffusion.ar.alone import alone
 from sgl_diffusion.ar.kv import Slot
 from sgl_diffusion.ar.sampling import Draw
 from sgl_diffusion.ar.talker import Manner, Opening, Talker, less_of_the_same
@@ -102,7 +102,7 @@ class SpeechBatch:
         began = self._begin()
         ready = [row for row in self.rows if row.words or row.told_all]
         for row in ready:
-            with self._alone(row):
+            with alone(row, self._fail):
                 self._first(row)
         # A row may have left with its job, which another row ended.
         speaking = [row for row in ready if row.slot is not None]
@@ -118,7 +118,7 @@ class SpeechBatch:
         row = self.waiting.popleft()
         row.slot = self._talker.kv.take()
         self.rows.append(row)
-        with self._alone(row):
+        with alone(row, self._fail):
             row.logits, row.state = self._talker.prefill(row.slot, row.opening)
         return True
 
@@ -174,20 +174,13 @@ class SpeechBatch:
                 continue
             row.logits, row.state = logits[at], fresh[at]
             if len(row.waiting) >= row.piece * self._talker.pace:
-                with self._alone(row):
+                with alone(row, self._fail):
                     self._hand_over(row)
 
     def _finish(self, row: SpeechRow, reason: str) -> None:
         row.finish_reason = reason
         self._leave(row)
         self._hand_over(row)
-
-    @contextmanager
-    def _alone(self, row: SpeechRow) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._fail(row, error)
 
     def _fail(self, row: SpeechRow, error: Exception) -> None:
         if row.slot is not None or row.finish_reason is not None:  # else its job failed before

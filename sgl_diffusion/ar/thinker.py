@@ -90,15 +90,6 @@ def family_of(folder: Path) -> Family:
     return FAMILIES[kind]
 
 
-def written_precision(folder: Path) -> str:
-    """The name of the precision that the checkpoint says it has; empty if it says none."""
-    values = read_config(folder)
-    places = (values, values.get("thinker_config", {}))
-    told = [place.get(key) for place in places for key in ("dtype", "torch_dtype")]
-    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    return next((names[name] for name in told if name in names), "")
-
-
 def load_thinker(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
     """The thinker of a whole checkpoint."""
     import transformers
@@ -132,6 +123,11 @@ def load_towers(folder: Path, *, dtype: torch.dtype, device: torch.device) -> An
         type(inner.visual), config.vision_config, folder, "thinker.visual.", **how
     )
     return shell.requires_grad_(False).eval()
+
+
+def drop_towers(model: Any) -> None:
+    """Let go of what only sees and hears, where another process does."""
+    del model.model.audio_tower, model.model.visual
 
 
 def places_of(config: Any) -> dict[str, int]:

@@ -26,6 +26,7 @@ from sgl_diffusion.ar.stages.preprocess import Preprocess
 from sgl_diffusion.ar.stages.sounding import Sounding
 from sgl_diffusion.ar.stages.talking import Talking
 from sgl_diffusion.ar.stages.thinking import Thinking
+from sgl_diffusion.ar.thinker import drop_towers
 from sgl_diffusion.base.errors import RequestError, SglError
 from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.orchestrator.messages import Metric, Payload
@@ -67,6 +68,8 @@ class ChatWorker:
             if isinstance(part, Encoders) and isinstance(thinker, Thinking):
                 part.share(thinker.model)
             card |= part.load()
+            if isinstance(part, Thinking) and ENCODERS not in self.parts:
+                drop_towers(part.model)
         self._outbox.loading("warming up")
         with spent_on("warm-up"):
             for part in self.parts.values():

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sgl_diffusion.base.config import PRECISIONS, AccessOptions, LimitOptions
 from sgl_diffusion.base.options import option
 
 # What a checkpoint says that it is, and what the served model is called.
 OMNI_NAMES = {"qwen3_omni_moe": "qwen3-omni", "qwen2_5_omni": "qwen2.5-omni"}
+# Published ones, for whoever misspells a name.
+OMNI_MODELS = (
+    "Qwen/Qwen3-Omni-30B-A3B-Instruct",
+    "Qwen/Qwen2.5-Omni-7B",
+    "Qwen/Qwen2.5-Omni-3B",
+)
+
+
+def written_precision(config: Mapping[str, Any]) -> str:
+    """The name of the precision that the config.json of a checkpoint says; empty if it says
+    none."""
+    places = (config, config.get("thinker_config", {}))
+    told = [place.get(key) for place in places for key in ("dtype", "torch_dtype")]
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return next((names[name] for name in told if name in names), "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from sgl_diffusion.ar.kv import KvShape, KvSlab
 from sgl_diffusion.ar.media import read_film, read_sound
 from sgl_diffusion.ar.prefix import BLOCK, block_keys
 from sgl_diffusion.ar.senses import Senses
-from sgl_diffusion.ar.thinker import written_precision
 from sgl_diffusion.ar.writing import Writing
 from sgl_diffusion.base.chat import Part
 from sgl_diffusion.base.device import pick_dtype
+from sgl_diffusion.base.omni import written_precision
 from tests.ar.chats import CPU, make_media
 
 SHAPE = KvShape(layers=2, heads=1, width=4, dtype=torch.float32, device=CPU)
@@ -29,13 +29,12 @@ def _fill(slab: KvSlab, index: int, values: torch.Tensor) -> None:
         slab.update(keys[None], rest[None], layer)
 
 
-def test_the_precision_is_that_of_the_checkpoint(tiny_omni: Path, tmp_path: Path) -> None:
-    assert written_precision(tiny_omni) == "fp32"
+def test_the_precision_is_that_of_the_checkpoint(tiny_omni: Path) -> None:
     config = json.loads((tiny_omni / "config.json").read_text())
-    config["dtype"] = "bfloat16"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    told = written_precision(tmp_path)
+    assert written_precision(config) == "fp32"
+    told = written_precision({**config, "dtype": "bfloat16"})
     assert told == "bf16" and pick_dtype("auto", CPU, auto=told) == torch.bfloat16
+    assert written_precision({"model_type": "qwen3_omni_moe"}) == ""
 
 
 def test_rows_keep_their_values_when_others_leave_and_the_slab_grows() -> None:

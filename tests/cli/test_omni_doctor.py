@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.cli.checks import omni
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PROBED = Probed({"memory": {"free": 2**30}, "torch": {"gpus": []}})
 
 
-def checked(folder: Path, probed: Probed = PROBED, **changes: bool) -> dict[str, Check]:
+def checked(folder: Path, probed: Probed = PROBED, **changes: Any) -> dict[str, Check]:
     options = OmniServeOptions(model_path=str(folder), **changes)
     return {check.name: check for check in omni.checks(probed, options)}
 
@@ -89,6 +91,30 @@ def test_what_does_not_fit_is_told(tiny_qwen3_omni: Path) -> None:
     gpu = {"name": "H100", "capability": [9, 0], "free": 70 * 2**30, "total": 80 * 2**30}
     there = Probed({"memory": {"free": 1000}, "torch": {"gpus": [gpu]}})
     assert "GPU memory free: 70.0 GiB" in checked(tiny_qwen3_omni, there)["weights"].found
+
+
+def test_weights_count_as_they_are_loaded(tiny_omni: Path) -> None:
+    """In the precision asked for, without what is left out; Qwen2.5's sound is always made in
+    fp32."""
+    with safe_open(tiny_omni / "model.safetensors", framework="np") as file:
+        sizes = {key: file.get_tensor(key).size for key in file.keys()}
+    thinker = sum(size for key, size in sizes.items() if key.startswith("thinker."))
+    decoder = sum(size for key, size in sizes.items() if key.startswith("token2wav."))
+    rest = sum(sizes.values()) - thinker - decoder
+    assert thinker and rest
+
+    def enough(free: int, **changes: Any) -> str:
+        probed = Probed({"memory": {"free": free}, "torch": {"gpus": []}})
+        return checked(tiny_omni, probed, **changes)["weights"].status
+
+    for precision, each in (("auto", 4), ("fp32", 4), ("bf16", 2), ("fp16", 2)):
+        silent = each * thinker
+        spoken = each * (thinker + rest) + 4 * decoder
+        for needed, speech in ((silent, False), (spoken, True)):
+            options = {"precision": precision, "speech": speech}
+            assert enough(needed, **options) == "ok"
+            assert enough(needed - 1, **options) == "warning"
+    assert "GiB in bf16" in checked(tiny_omni, precision="bf16")["weights"].found
 
 
 def test_no_model_is_named(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.ar.chats import make_media
+from tests.e2e.browser import CHROMIUM, SECONDS, only_here
 from tests.e2e.server import Server
 from tests.e2e.test_omni import OmniServer
-from tests.e2e.test_playground import CHROMIUM, SECONDS, _only_here
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +47,7 @@ def page(server: Server) -> Iterator[Any]:
         context.set_default_timeout(SECONDS)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: _only_here(request.url, problems))
+        page.on("request", lambda request: only_here(request.url, problems))
         page.goto(server.url)
         page.wait_for_selector("#voice option", state="attached")
         page.fill("#tokens", "24")

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.ar.chats import make_media
 from tests.e2e.server import ROOT, Server
 
 BLOCK = re.compile(r"(?:<!-- not run: ([^>]*?) -->\s*)?```bash\n(.*?)```", re.DOTALL)
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PAGE = (ROOT / "docs/omni.md").read_text()
 
 
@@ -34,16 +36,25 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_media(tmp_path_factory.mktemp("media"))
 
 
+# The flags of sglang-omni's quickstart, and what they need here beside them: a server for any
+# address wants a key or the second flag, local files the last.
+FLAGS = (
+    *("--host", "0.0.0.0", "--insecure-no-auth"),
+    *("--model-name", "qwen3-omni", "--log-level", "info"),
+)
+LOCAL_FILES = "--allowed-media-path"
+
+
 @pytest.fixture(scope="module")
 def server(
     tiny_qwen3_omni: Path, media: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """As the documented commands want it: any address (this needs a flag), local files (so does
-    this)."""
+    folder = tmp_path_factory.mktemp("omni")
+    (folder / "omni.yaml").write_text(f"model_path: {tiny_qwen3_omni}\nmodel_name: other\n")
     running = OmniServer(
-        tmp_path_factory.mktemp("omni") / "data",
-        *("--model-path", str(tiny_qwen3_omni)),
-        *("--allowed-media-path", str(media["image"].parent)),
+        folder / "data",
+        *("--config", str(folder / "omni.yaml"), *FLAGS),
+        *(LOCAL_FILES, str(media["image"].parent)),
     )
     try:
         yield running.wait_ready()
@@ -69,14 +80,21 @@ def run(script: str, folder: Path, port: int) -> str:
 
 
 def test_every_command_of_the_page_runs(
-    server: Server, media: dict[str, Path], tmp_path: Path
+    server: Server, media: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fox.png").write_bytes(media["image"].read_bytes())
     scripts = [script for why, script in BLOCK.findall(PAGE) if not why]
     assert len(scripts) >= 5
     said = "".join(run(script, tmp_path, server.port) for script in scripts)
     assert "data: [DONE]" in said and '"running":true' in said
-    assert (tmp_path / "hello.mp3").stat().st_size > 1000
+    assert '"id":"qwen3-omni"' in said, "the flag, not the file"
+    made = tmp_path / "hello.mp3"
+    assert made.stat().st_size > 1000
+    made.unlink()
+    (code,) = PYTHON.findall(PAGE)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("8000", str(server.port)), {"openai": openai})
+    assert made.stat().st_size > 1000
 
 
 # The requests of sglang-omni's quickstart, in its words.

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.base.omni import OMNI_NAMES, OmniServeOptions
+from sgl_diffusion.base.omni import OMNI_NAMES, OmniServeOptions, written_precision
 from sgl_diffusion.cli.checks.probe import Probed
 from sgl_diffusion.cli.checks.types import Check, failed, ok, refused, warning
-from sgl_diffusion.loader.files import damaged, is_pointer, weight_files
+from sgl_diffusion.loader.files import weight_files
 from sgl_diffusion.loader.hub import local_model
 from sgl_diffusion.loader.index import read_config
+from sgl_diffusion.loader.sizes import counts_of
 
 _READ = ("tokenizer_config.json", "preprocessor_config.json")
 _VOICES = "spk_dict.pt"  # of Qwen2.5 alone
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_HEARS_AND_WRITES = "thinker."  # what has other names is for speech
+_ALWAYS_FP32 = "token2wav."
 _AGAIN = "Download the model again; the start says which file it misses."
 
 
@@ -28,7 +32,7 @@ def checks(probed: Probed, options: OmniServeOptions) -> Iterator[Check]:
             yield ok("model", f"{options.model_path} is a name on the hub")
             return
         yield model(folder, options)
-        yield weights(probed, options, weight_files(folder))
+        yield weights(probed, options, folder)
     except SetupError as error:
         yield refused("model", error)
 
@@ -47,18 +51,23 @@ def model(folder: Path, options: OmniServeOptions) -> Check:
     return ok("model", f"{options.model_name or OMNI_NAMES[kind]} in {folder}")
 
 
-def weights(probed: Probed, options: OmniServeOptions, files: list[Path]) -> Check:
-    """Those of the files, against what is free where they would lie. Raises SetupError."""
-    broken = next((file for file in files if is_pointer(file) or not file.stat().st_size), None)
-    if broken is not None:
-        raise damaged(broken)
-    size = sum(file.stat().st_size for file in files)
+def weights(probed: Probed, options: OmniServeOptions, folder: Path) -> Check:
+    """Those that will be loaded, against what is free where they would lie. Raises SetupError."""
     gpus = probed.facts.get("torch", {}).get("gpus", [])
-    if gpus and options.device != "cpu":
+    on_gpu = bool(gpus) and options.device != "cpu"
+    if on_gpu:
         where, free = "GPU memory", sum(one["free"] for one in gpus)
     else:
         where, free = "memory", probed.facts.get("memory", {}).get("free")
-    found = f"{size / 2**30:.1f} GiB"
+    precision = options.precision
+    if precision == "auto":
+        precision = written_precision(read_config(folder)) or ("bf16" if on_gpu else "fp32")
+    size = sum(
+        count * (4 if key.startswith(_ALWAYS_FP32) else _BYTES[precision])
+        for key, count in counts_of(weight_files(folder))
+        if options.speech or key.startswith(_HEARS_AND_WRITES)
+    )
+    found = f"{size / 2**30:.1f} GiB in {precision}"
     if free is None:
         return ok("weights", found)
     found += f"; {where} free: {free / 2**30:.1f} GiB"

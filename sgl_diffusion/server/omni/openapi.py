@@ -179,12 +179,46 @@ _NARROWER: dict[str, Schema] = {
     "talker_repetition_penalty": {"minimum": 1, "maximum": 2},
     "talker_max_new_tokens": {"minimum": 1, "maximum": 1 << 15},
 }
+
+
+def _either(*ways: Schema) -> Schema:
+    return {"anyOf": list(ways)}
+
+
+def _given(field: str, value: Schema) -> Schema:
+    """A field is there and is `value`."""
+    return {"properties": {field: value}, "required": [field]}
+
+
+def _absent_or(field: str, value: Schema) -> Schema:
+    """A field is not there, or is `value`."""
+    return {"properties": {field: value}}
+
+
+_SILENT = _absent_or("stream", {"enum": [False, None]})
+_TOGETHER: dict[str, list[Schema]] = {
+    "ChatRequest": [
+        _either(_given("stream", {"const": True}), _absent_or("stream_options", {"type": "null"})),
+        _either(
+            _given("logprobs", {"const": True}), _absent_or("top_logprobs", {"enum": [0, None]})
+        ),
+        _either(
+            _given("modalities", {"type": "array", "contains": {"const": "audio"}}),
+            _absent_or("audio", {"enum": [{}, None]}),
+        ),
+        _either(_SILENT, _absent_or("audio", _absent_or("format", {"enum": ["pcm16", "pcm"]}))),
+    ],
+    "TranscriptionRequest": [
+        _either(_SILENT, _absent_or("response_format", {"enum": ["json", "text", None]})),
+    ],
+}
 OMNI = Surface(
     title="sgl_diffusion omni",
     operations=OPERATIONS,
     narrower=_NARROWER,
     other=_OTHER,
     form={"file": {"type": "string", "format": "binary"}},
+    together=_TOGETHER,
 )
 
 

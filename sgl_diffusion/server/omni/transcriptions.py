@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/audio")
 @router.post("/transcriptions")
 async def transcribe(request: Request, context: Context) -> Response:
     context.check_open()
-    body = await read_body(request, form=True)
+    body = await read_body(request, form=True, plain=False)
     media = RequestMedia(context)
     taken = False
     try:
@@ -56,12 +56,6 @@ async def transcribe(request: Request, context: Context) -> Response:
 
 
 def _wanted(body: Body) -> TranscriptionRequest:
-    if body.form is None:
-        raise RequestError(
-            "A transcription is asked for with a form.",
-            hint="Send multipart/form-data with the file.",
-            code="unsupported_media_type",
-        )
     wanted = parse(TranscriptionRequest, body)
     if isinstance(wanted.file, str):
         raise RequestError("file must be a file.", code="file_expected", param="file")

@@ -11,6 +11,7 @@ from sgl_diffusion.base.chat import DEFAULT_VOICE, ChatCard, Speech, TextSamplin
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.server.schemas.chat import ChatRequest
+from sgl_diffusion.server.validate import whole
 
 MODALITIES = ("text", "audio")
 STREAMED_FORMAT = "pcm16"
@@ -40,7 +41,7 @@ def sampling_of(wanted: ChatRequest) -> TextSampling:
         known["stop"] = _stops(known["stop"])
     known["top_k"] = _cut(known.get("top_k"))
     known.setdefault("seed", new_seed())
-    _check_types(known, "stage_sampling.thinker" if stage else "")
+    known = _numbers(known, "stage_sampling.thinker" if stage else "")
     return TextSampling(**known, logprobs=wanted.logprobs, top_logprobs=wanted.top_logprobs)
 
 
@@ -85,7 +86,7 @@ def _manner_of(wanted: ChatRequest) -> dict[str, Any]:
     known = {name: v for name, v in _lengths(given, "max_frames").items() if v is not None}
     if "top_k" in known:
         known["top_k"] = _cut(known["top_k"])
-    _check_types(known, "stage_sampling.talker")
+    known = _numbers(known, "stage_sampling.talker")
     Speech(**known).check()
     return known
 
@@ -177,15 +178,20 @@ def _cut(top_k: Any) -> Any:
 _WHOLE = {"top_k", "seed", "max_tokens", "max_frames"}
 
 
-def _check_types(known: Mapping[str, Any], where: str) -> None:
+def _numbers(known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same, with all that has to be a number as one, or a whole one."""
+    found = dict(known)
     for name, value in known.items():
         if name == "stop":
             continue
+        if name in _WHOLE:
+            found[name] = value = whole(value)
         kinds = int if name in _WHOLE else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds):
             wanted = "a whole number" if name in _WHOLE else "a number"
             path = f"{where}.{name}".lstrip(".")
             raise RequestError(f"{path} must be {wanted}.", code="invalid_type", param=path)
+    return found
 
 
 def changed(speech: Speech, **fields: Any) -> Speech:

@@ -53,8 +53,9 @@ def test_media_in_every_form_give_the_words_of_transformers(
     urls = {kind: data_url(clips[kind], TYPES[kind]) for kind in kinds}
     parts = [{"type": f"{kind}_url", f"{kind}_url": {"url": urls[kind]}} for kind in kinds]
     assert text_of(omni.chat([{"type": "text", "text": "a cat"}, *parts])) == expected
-    lists = {f"{kind}s": [str(clips[kind])] for kind in kinds}
-    assert text_of(omni.chat("a cat", **lists)) == expected
+    for name in (str, Path.as_uri):
+        lists = {f"{kind}s": [name(clips[kind])] for kind in kinds}
+        assert text_of(omni.chat("a cat", **lists)) == expected
     if kinds == ("audio",):
         sound = base64.b64encode(clips["audio"].read_bytes()).decode()
         part = {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}}
@@ -87,6 +88,9 @@ def test_sampling_stop_seed_and_choices(omni: OmniApi) -> None:
     stage = {"stage_sampling": {"thinker": {"max_tokens": 3, "temperature": 0, "top_p": None}}}
     stage["stage_params"] = {"talker": None}
     assert omni.chat(temperature=1.9, **stage).json()["usage"]["completion_tokens"] == 3
+    whole = {"max_tokens": 3.0, "top_k": -1.0, "seed": 5.0, "n": 2.0, "top_logprobs": 0.0}
+    stage = {"stage_sampling": {"thinker": {"top_k": 40.0}, "talker": {"max_tokens": 9.0}}}
+    assert omni.chat(**whole, **stage).json()["usage"]["completion_tokens"] == 6
 
 
 def test_log_probabilities(omni: OmniApi) -> None:
@@ -213,7 +217,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (part("text", 4), "invalid_type", "messages.0.content.0.text"),
     (part("image_url", {}), "missing_parameter", "messages.0.content.0.image_url.url"),
     (part("image_url", {"url": "/etc/passwd"}), "local_path_not_allowed", "messages.0.content.0."),
-    (part("image_url", "file:///etc/passwd"), "url_not_allowed", "messages.0.content.0.image_url"),
+    (part("image_url", "file:///etc/passwd"), "local_path_not_allowed", "messages.0.content.0."),
     (part("image_url", "https://a.test/x.png"), "url_not_allowed", "messages.0.content.0."),
     (part("image_url", "data:image/png;base64,AAAA"), "unsupported_image_format", "messages.0."),
     (part("image_url", "data:text/html;base64,AAAA"), "invalid_data_url", "messages.0.content.0."),
@@ -230,6 +234,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({**user("a"), "top_p": 0}, "invalid_value", "top_p"),
     ({**user("a"), "n": 10**6}, "invalid_value", "n"),
     ({**user("a"), "n": True}, "invalid_type", "n"),
+    ({**user("a"), "n": 1.5}, "invalid_type", "n"),
+    ({**user("a"), "stage_sampling": {"thinker": {"top_k": 1.5}}}, "invalid_type", "stage_samp"),
+    ({**user("a"), "stage_sampling": {"thinker": {"seed": True}}}, "invalid_type", "stage_samp"),
     ({**user("a"), "seed": -1}, "invalid_value", "seed"),
     ({**user("a"), "max_tokens": 0}, "out_of_range", "max_tokens"),
     ({**user("a"), "stop": [""]}, "invalid_value", "stop"),

@@ -182,7 +182,10 @@ def test_transcriptions_refuse(omni: OmniApi, upload: Any) -> None:
         upload["file"][1].seek(0)
         answer = transcribe(omni, files, **fields)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
-    missing = omni.http.post("/v1/audio/transcriptions", data={"model": "qwen3-omni"})
-    assert missing.status_code in (400, 415)
-    as_json = omni.http.post("/v1/audio/transcriptions", json={"file": "x"})
-    assert as_json.json()["error"]["code"] == "unsupported_media_type"
+    missing = omni.http.post("/v1/audio/transcriptions", files={"model": (None, "qwen3-omni")})
+    error = missing.json()["error"]
+    assert (error["code"], error["param"]) == ("missing_parameter", "file")
+    for other in ({"data": {"model": "qwen3-omni"}}, {"json": {"file": "x"}}):
+        answer = omni.http.post("/v1/audio/transcriptions", **other)
+        assert answer.status_code == 415
+        assert "Send multipart/form-data and" in answer.json()["error"]["message"]

@@ -50,6 +50,11 @@ def test_stages_apart_answer_as_one_process_does(
 ) -> None:
     api, workers = apart
     assert sorted(name for worker in workers for name in worker.parts) == sorted(STAGES)
+    (thinking,) = (worker.parts["thinker"] for worker in workers if "thinker" in worker.parts)
+    weights = dict(thinking.model.named_parameters())
+    assert weights and not any("visual" in name or "tower" in name for name in weights), (
+        "the encoders have a process of their own"
+    )
     picture = {"type": "image_url", "image_url": {"url": data_url(clips["image"], "image/png")}}
     question = [{"type": "text", "text": "what is it"}, picture]
     for content, more in (("a red fox", {}), (question, {}), (question, SPOKEN)):
