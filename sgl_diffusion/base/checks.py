@@ -124,9 +124,10 @@ def teacache_threshold(card: ModelCard, wish: SamplingParams) -> float | None:
 
 
 def check_interval(card: ModelCard, wish: SamplingParams) -> None:
-    """The steps that guidance is on in."""
+    """The steps that guidance is on in, and those that compute it."""
     start, stop = wish.guidance_start, wish.guidance_stop
-    for param, value, usual in (("guidance_start", start, 0.0), ("guidance_stop", stop, 1.0)):
+    for param, usual in (("guidance_start", 0.0), ("guidance_stop", 1.0), ("cfg_gate_step", 1.0)):
+        value: float = getattr(wish, param)
         if within(param, value, 0.0, 1.0) != usual and card.backend != "native":
             raise _takes_no(card, param, " as it is served")
     if start >= stop:
@@ -162,21 +163,6 @@ def strength(card: ModelCard, wish: SamplingParams) -> float | None:
     # What a mask marks is made anew, unless something else is asked for.
     default = card.defaults.strength if wish.mask is None else 1.0
     return within("strength", default if wish.strength is None else wish.strength, 0.0, 1.0)
-
-
-def edge(card: ModelCard, param: str, value: int) -> int:
-    unit, most = card.size_multiple, card.max_edge
-    if unit <= value <= most and value % unit == 0:
-        return value
-    below = min(max(value // unit * unit, unit), most // unit * unit)
-    above = min(below + unit, most // unit * unit)
-    nearest = f"{below}" if value <= below or below == above else f"{below} or {above}"
-    raise RequestError(
-        f"{param} {value} is not a multiple of {unit} from {unit} to {most}.",
-        hint=f"Nearest: {nearest}.",
-        code="invalid_size",
-        param=param,
-    )
 
 
 def check_extent(card: ModelCard, params: ResolvedParams) -> None:

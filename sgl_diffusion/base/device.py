@@ -5,6 +5,7 @@ torch is imported inside the functions: the server and the command line import t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.errors import ConfigError
@@ -13,6 +14,7 @@ from sgl_diffusion.base.registry import suggest
 if TYPE_CHECKING:
     import torch
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -39,6 +41,31 @@ def pick_device(name: str) -> torch.device:
             hint=f"The last one is cuda:{torch.cuda.device_count() - 1}.",
         )
     return device
+
+
+def nvidia_driver(file: Path = DRIVER_FILE) -> str | None:
+    """The version of the driver; None where there is none."""
+    try:
+        words = file.read_text().split()
+    except OSError:
+        return None
+    return next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
+
+
+def unused_gpu(name: str, file: Path = DRIVER_FILE) -> str:
+    """What to say where `auto` takes the CPU though there is a driver for a GPU; "" otherwise."""
+    import torch
+
+    driver = nvidia_driver(file)
+    if name != "auto" or driver is None or torch.cuda.is_available():
+        return ""
+    why = "this torch is for CPUs only"
+    if torch.version.cuda is not None:
+        why = f"torch for CUDA {torch.version.cuda} finds no GPU"
+    return (
+        f"There is an NVIDIA driver {driver}, but {why}: running on the CPU. "
+        "`sglang doctor` says how to mend it; --device cpu means it so."
+    )
 
 
 def pick_dtype(name: str, device: torch.device, *, auto: str = "") -> torch.dtype:

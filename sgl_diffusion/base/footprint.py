@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PIXEL = 3  # bytes of a finished one
 _BLENDED = 30  # bytes of one while tiles are put together
 _OVERLAP = 16 / 9  # tiles overlap by a quarter
+_GATED = 5 / 4  # what a row keeps that remembers what guidance found, beside the four of its state
 _COPIES = 3  # of the finished frames: chunks, the clip of them, and what the server is handed
 
 
@@ -119,6 +120,7 @@ class Footprint:
         if self.shown_kept is not None:
             condition += self.shown_kept.of(params)
         rows = len(params.seeds) * self.cells(params) * self.row_cell
+        rows *= _GATED if params.gated else 1.0
         return (2 if params.guided else 1) * condition + rows
 
     def frames(self, params: ResolvedParams) -> float:

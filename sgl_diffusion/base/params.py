@@ -7,7 +7,6 @@ the argument. Pure and free of torch: the server checks a request before it is q
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,6 @@ from sgl_diffusion.base.checks import (
     check_loras,
     check_pictures,
     check_texts,
-    edge,
     optional,
     seeds,
     strength,
@@ -28,6 +26,7 @@ from sgl_diffusion.base.checks import (
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.footprint import Footprint, Offloaded
 from sgl_diffusion.base.lora import LoraUse
+from sgl_diffusion.base.sizes import edge, size_like
 
 MAX_STEPS = 200
 DEFAULT_PRIORITY = 5
@@ -43,8 +42,9 @@ class SamplingParams:
     `images` and `mask` are files: PNG, JPEG or WebP. The mask tells what of the first image to
     make anew: its transparent part, or its bright part where nothing is transparent. `priority`
     goes from 0, for what can wait, to 9. With `enable_teacache` steps may reuse what an earlier one
-    computed, if their beginnings differ by less than `teacache_threshold`. `guidance_start` and
-    `guidance_stop` are shares of the steps, outside of which there is no guidance.
+    computed, if their beginnings differ by less than `teacache_threshold`. There is guidance from
+    the share `guidance_start` of the steps to `guidance_stop`; from `cfg_gate_step` on it adds
+    again what it added last.
     """
 
     prompt: str
@@ -71,6 +71,7 @@ class SamplingParams:
     teacache_threshold: float | None = None
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
+    cfg_gate_step: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ class ResolvedParams:
     teacache_threshold: float | None = None
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
+    cfg_gate_step: float = 1.0
 
     @property
     def guided(self) -> bool:
@@ -108,9 +110,18 @@ class ResolvedParams:
         return self.cfg_scale(0) > 1.0
 
     def guided_at(self, step: int) -> bool:
-        """Whether this step does."""
+        """Whether this step has guidance."""
         share = step / self.num_inference_steps
         return self.guided and self.guidance_start <= share < self.guidance_stop
+
+    @property
+    def gated(self) -> bool:
+        """Whether guidance may add again what it added in an earlier step."""
+        return self.guided and self.cfg_gate_step < self.guidance_stop
+
+    def gated_at(self, step: int) -> bool:
+        """Whether it does in this step, if there is an earlier one."""
+        return self.gated and step / self.num_inference_steps >= self.cfg_gate_step
 
     def cfg_scale(self, expert: int) -> float:
         """How far to go from the velocity without the prompt to the one with it, and beyond."""
@@ -270,6 +281,7 @@ class ModelCard:
             teacache_threshold=teacache_threshold(self, wish),
             guidance_start=wish.guidance_start,
             guidance_stop=wish.guidance_stop,
+            cfg_gate_step=wish.cfg_gate_step,
         )
         check_extent(self, params)
         return params
@@ -277,20 +289,8 @@ class ModelCard:
     def size_like(
         self, across: int, down: int, *, width: int | None = None, height: int | None = None
     ) -> tuple[int, int]:
-        """The size with the aspect of an `across` x `down` picture: with the default's area, or
-        with the one edge that is given."""
-        unit, area = self.size_multiple, self.defaults.width * self.defaults.height
-        most = self.max_edge // unit
-
-        def nearest(edge: float) -> int:
-            return min(max(round(edge / unit), 1), most) * unit
-
-        if width is not None:
-            return width, nearest(width * down / across)
-        if height is not None:
-            return nearest(height * across / down), height
-        ratio = math.sqrt(across / down)
-        return nearest(math.sqrt(area) * ratio), nearest(math.sqrt(area) / ratio)
+        """The size with the aspect of an `across` x `down` picture."""
+        return size_like(self, (across, down), width, height)
 
     def round_frames(self, frames: int) -> int:
         """The count the VAE can make, as diffusers rounds it: a multiple of four, plus one."""

@@ -53,17 +53,18 @@ def resolve_model(
     cache_dir: Path | None = None,
     note: Note = _log.info,
     report: Report | None = None,
+    known: Sequence[str] = (),
 ) -> Path:
     """The local folder of a model. `variant` is fetched instead of the plain weights where both
     exist, `allow` replaces the patterns of the files worth having, and `note` hears how far a
-    download is, unless `report` wants every number."""
+    download is, unless `report` wants every number. A wrong name is told the nearest of `known`."""
     path = local_model(path_or_id)
     if path is not None:
         names = [file.name for file in path.rglob("*")]
         _refuse_only_pickle(path_or_id, names)
         check_variant(names, variant, path_or_id)
         return path
-    repo = Repository(path_or_id, revision, cache_dir, note, report)
+    repo = Repository(path_or_id, revision, cache_dir, note, report, known)
 
     def choose(names: Sequence[str]) -> list[str]:
         _refuse_only_pickle(path_or_id, names)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +19,12 @@ from sgl_diffusion.loader.index import INDEX_NAME
 from sgl_diffusion.loader.progress import Note, Report, byte_bar, note_bytes, size_text
 
 _ATTEMPTS = 3
+_LETTERS = 3  # fewer are in every name
 # What is wrong here and not at the hub, so that another attempt would not help.
 _OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _log = get_logger(__name__)
 T = TypeVar("T")
+Choose = Callable[[Sequence[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,28 @@ class RepoFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository of the hub that HF_ENDPOINT names."""
+    """One repository of the hub that HF_ENDPOINT names; `known` are published ones that may be
+    meant by a wrong name."""
 
     id: str
     revision: str | None
     cache_dir: Path | None
     note: Note
     report: Report | None = None
+    known: Sequence[str] = ()
 
-    def folder(self, choose: Callable[[Sequence[str]], list[str]]) -> Path:
+    def folder(self, choose: Choose) -> Path:
         """The folder with the chosen files, from the hub or from an earlier download."""
         if env.get("HF_HUB_OFFLINE"):
             return self.cached("HF_HUB_OFFLINE is set")
         return self.download(choose)
 
-    def download(self, choose: Callable[[Sequence[str]], list[str]]) -> Path:
+    def download(self, choose: Choose) -> Path:
         from huggingface_hub import snapshot_download
 
         endpoint, token = env.get("HF_ENDPOINT") or None, env.get("HF_TOKEN") or None
         try:
-            there = self.files()
+            there = self.files(choose)
             files = choose(list(there))
             if not files:
                 raise SetupError(f"The repository {self.id} holds no file this program can use.")
@@ -85,13 +90,13 @@ class Repository:
             hint="Start again: it goes on with the files that are missing.",
         )
 
-    def files(self) -> dict[str, RepoFile]:
-        """What the repository holds, by name."""
+    def files(self, choose: Choose | None = None) -> dict[str, RepoFile]:
+        """What the repository holds, by name; `choose` says what of another one would be wanted."""
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=env.get("HF_ENDPOINT") or None, token=env.get("HF_TOKEN") or None)
         info = self._ask(
-            lambda: api.model_info(self.id, revision=self.revision, files_metadata=True)
+            lambda: api.model_info(self.id, revision=self.revision, files_metadata=True), choose
         )
         found = {}
         for one in info.siblings or []:
@@ -102,9 +107,7 @@ class Repository:
 
     def _check_room(self, wanted: Iterable[RepoFile]) -> None:
         """Refuse what the disk cannot take, and say where an earlier download goes on."""
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache = self.cache_dir or Path(HF_HUB_CACHE)
+        cache = self._cache()
         blobs = cache / f"models--{self.id.replace('/', '--')}" / "blobs"
         there = missing = 0
         for file in wanted:
@@ -114,8 +117,7 @@ class Repository:
                 missing += file.size
         if there and missing:
             self.note(f"resuming {self.id} at {size_text(there)} of {size_text(there + missing)}")
-        existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
+        free = free_at(cache)
         if missing > free:
             raise SetupError(
                 f"{self.id} needs {size_text(missing)} more in {cache}, "
@@ -143,7 +145,7 @@ class Repository:
             ) from error
         return Path(folder)
 
-    def _ask(self, call: Callable[[], T]) -> T:
+    def _ask(self, call: Callable[[], T], choose: Choose | None = None) -> T:
         """A call to the hub, with what can go wrong in words of our own."""
         from huggingface_hub.errors import (
             GatedRepoError,
@@ -162,7 +164,8 @@ class Repository:
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(
                 f"There is no folder and no public repository {self.id}.",
-                hint=self._suggestion() or "Check the spelling; a private one needs HF_TOKEN.",
+                hint=self._suggestion(choose)
+                or "Check the spelling; a private one needs HF_TOKEN.",
             ) from error
         except RevisionNotFoundError as error:
             raise ModelNotFoundError(
@@ -179,15 +182,33 @@ class Repository:
             _log.debug("the hub failed", exc_info=True)
             raise _UnreachableError from error
 
-    def _suggestion(self) -> str:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
+    def _suggestion(self, choose: Choose | None = None) -> str:
+        """What is here under nearly this name, else what is known, and the way to it."""
         downloaded = [
             folder.removeprefix("models--").replace("--", "/")
-            for folder in folders_in(self.cache_dir or Path(HF_HUB_CACHE))
+            for folder in folders_in(self._cache())
             if folder.startswith("models--")
         ]
-        return closest(self.id, [*downloaded, *folders_in(Path())])
+        if here := closest(self.id, [*downloaded, *folders_in(Path())]):
+            return here
+        name = nearest(self.id, self.known)
+        return name and f"Did you mean {name!r}{self._cost(name, choose)}? Run: sglang pull {name}"
+
+    def _cost(self, name: str, choose: Choose | None) -> str:
+        """What another repository takes, as far as the hub tells."""
+        if choose is None:
+            return ""
+        try:
+            files = replace(self, id=name, revision=None, known=()).files()
+            size = sum(files[each].size for each in choose(list(files)))
+        except (SetupError, _UnreachableError):
+            return ""
+        return f" ({size_text(size)} to download, {size_text(free_at(self._cache()))} free)"
+
+    def _cache(self) -> Path:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return self.cache_dir or Path(HF_HUB_CACHE)
 
 
 class _UnreachableError(Exception):
@@ -198,6 +219,19 @@ def folders_in(parent: Path) -> list[str]:
     return [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
 
 
+def free_at(folder: Path) -> int:
+    """Bytes that are free where `folder` is, or would be."""
+    return shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"Did you mean {close[0]!r}?" if close else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The shortest of `known` that has every word of `name` in it, "" for none."""
+    words = [word for word in re.split(r"[^a-z0-9.]+", name.lower()) if word]
+    if sum(map(len, words)) < _LETTERS:
+        return ""
+    return min((k for k in known if all(w in k.lower() for w in words)), key=len, default="")

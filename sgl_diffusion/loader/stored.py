@@ -6,7 +6,7 @@ straight into the precision that it is wanted in, so the peak is the model itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,14 +33,59 @@ class StoredTensor:
         assert index is Ellipsis, f"a stored tensor is read whole, not {index}"
         return self
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._entry.shape
+
+    def read_as(self, wanted: torch.dtype | None) -> torch.dtype:
+        """The dtype that it is read in: the reader changes the precision of floats; what else
+        there is, is small."""
+        stored = DTYPES[self._entry.dtype]
+        streamed = stored.is_floating_point and wanted in STREAMED
+        return wanted if streamed and wanted is not None else stored
+
+    def piece(self, target: Tensor) -> Piece:
+        """What fills `target`, which has its shape."""
+        assert target.shape == self.shape
+        stored = DTYPES[self._entry.dtype]
+        return Piece(self._file, self._key, self._entry.begin, stored, target)
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
-        stored = DTYPES[self._entry.dtype]
-        # The reader changes the precision of floats; what else there is, is small.
-        streamed = stored.is_floating_point and dtype in STREAMED
-        value = torch.empty(self._entry.shape, dtype=dtype if streamed else stored)
-        read_pieces([Piece(self._file, self._key, self._entry.begin, stored, value)])
+        value = torch.empty(self.shape, dtype=self.read_as(dtype))
+        read_pieces([self.piece(value)])
+        return value.to(device=device, dtype=dtype)
+
+
+class StackedTensor:
+    """Several tensors of files as one, for whoever asks as of a `StoredTensor`: each of `rows` is
+    joined along its first dimension, and the rows are stacked. Raises ValueError where they do not
+    fit together."""
+
+    def __init__(self, rows: Sequence[Sequence[StoredTensor]]) -> None:
+        if len({tuple(part.shape for part in row) for row in rows}) != 1:
+            raise ValueError("rows of different shapes")
+        if len({part.shape[1:] for part in rows[0]}) != 1:
+            raise ValueError("parts of different shapes")
+        self._rows = rows
+
+    def __getitem__(self, index: object) -> StackedTensor:
+        assert index is Ellipsis, f"a stored tensor is read whole, not {index}"
+        return self
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        first = self._rows[0]
+        heights = [part.shape[0] for part in first]
+        (read,) = {part.read_as(dtype) for row in self._rows for part in row}
+        value = torch.empty((len(self._rows), sum(heights), *first[0].shape[1:]), dtype=read)
+        pieces = []
+        for whole, row in zip(value, self._rows, strict=True):
+            targets = whole.split(heights)
+            pieces += [part.piece(each) for part, each in zip(row, targets, strict=True)]
+        read_pieces(pieces)
         return value.to(device=device, dtype=dtype)
 
 

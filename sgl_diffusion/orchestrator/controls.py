@@ -30,12 +30,12 @@ class Controls:
         self, replicas: Collection[Replica], action: str, payload: Payload
     ) -> list[Payload]:
         """The answers of all; raises what the first that raised has raised."""
-        return [_answer(outcome) for outcome in await self._outcomes(replicas, action, payload)]
+        return [_answer(outcome) for outcome in await self.outcomes(replicas, action, payload)]
 
     async def change(self, replicas: Collection[Replica], action: str, payload: Payload) -> Payload:
         """Change all replicas or none: if some can make the change, the others are started anew,
         from what is kept of it for the next worker."""
-        outcomes = await self._outcomes(replicas, action, payload)
+        outcomes = await self.outcomes(replicas, action, payload)
         made = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
         if not made:
             return _answer(outcomes[0])
@@ -44,9 +44,10 @@ class Controls:
                 replica.supervisor.replace("change", f"could not make a change: {outcome}")
         return made[0]
 
-    async def _outcomes(
+    async def outcomes(
         self, replicas: Collection[Replica], action: str, payload: Payload
     ) -> list[Payload | BaseException]:
+        """What each answered or raised."""
         runs = (self.run(replica, action, payload) for replica in replicas)
         return await asyncio.gather(*runs, return_exceptions=True)
 

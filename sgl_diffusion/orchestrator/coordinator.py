@@ -75,6 +75,17 @@ class Coordinator(Desk):
         await self._replicas.settled()
         return await self._controls.run_in_all(self._ready(), action, payload)
 
+    async def control_any(self, action: str, payload: Payload) -> dict[str, Payload]:
+        """The same in every replica that is ready: the answers of those that did it, by name.
+        Raises what the first has raised if none did."""
+        replicas = self._ready()
+        outcomes = await self._controls.outcomes(replicas, action, payload)
+        pairs = zip(replicas, outcomes, strict=True)
+        done = {one.name: out for one, out in pairs if not isinstance(out, BaseException)}
+        if not done and isinstance(outcomes[0], BaseException):
+            raise outcomes[0]
+        return done
+
     async def change(self, action: str, payload: Payload, timeout: float) -> Payload:
         """Run an action that jobs depend on: when all jobs before it have ended, for which it waits
         `timeout` seconds, and before any job after it begins."""
@@ -139,7 +150,7 @@ class Coordinator(Desk):
         self._leave(replica, why)
         inside = [job for job in self._jobs.values() if job.replica is replica]
         for job in accuse(inside, self._limits.attempts):
-            self._fail(job, endings.worker_lost(reason, why, job.attempt))
+            self._fail(job, endings.worker_lost(reason, why, job))
         self._dispatch()
 
     def replica_unavailable(self, replica: Replica, error: SglError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sgl_diffusion.base.errors import (
     CancelledError,
     EngineError,
@@ -9,6 +11,9 @@ from sgl_diffusion.base.errors import (
     UnavailableError,
     WorkerLostError,
 )
+
+if TYPE_CHECKING:
+    from sgl_diffusion.orchestrator.job import Job
 
 
 def cancelled() -> CancelledError:
@@ -23,13 +28,20 @@ def too_late(seconds: float) -> EngineError:
     )
 
 
-def worker_lost(reason: str, why: str, attempts: int) -> EngineError:
-    message = f"The worker {why} while it ran the job, {attempts} times."
+def worker_lost(reason: str, why: str, job: Job) -> EngineError:
+    message = (
+        f"The worker {why} {job.lost_at}, in the last of {job.attempt} attempts; it is started "
+        "again without the job."
+    )
     if reason == "memory":
         return OutOfMemoryError(message, hint="Ask for less at once, or give it more memory.")
-    return WorkerLostError(
-        message, hint="The server's log has the details; a smaller job may work."
-    )
+    hint = "The server's log has the details; a smaller job may work."
+    if reason == "silent":
+        hint = (
+            "If it hangs, the server's log has the details. If one step takes that long here, ask "
+            "for less, or start the server with a longer --worker-timeout."
+        )
+    return WorkerLostError(message, hint=hint)
 
 
 def server_stopped() -> UnavailableError:

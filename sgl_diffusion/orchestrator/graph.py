@@ -154,7 +154,7 @@ class Graph(Desk):
             self._again.add(run.job.id)
             self._let_go(run)
         for job in accuse([run.job for run in inside], self._limits.attempts):
-            self._fail(job, endings.worker_lost(reason, why, job.attempt))
+            self._fail(job, endings.worker_lost(reason, why, job))
         self._dispatch()
 
     def replica_unavailable(self, replica: Replica, error: SglError) -> None:

@@ -74,7 +74,8 @@ class _Subscriber:
 @dataclass(eq=False)
 class Job:
     """State of one job. `replica`, which it was sent to, and `begun` are about the present attempt;
-    a `suspect` was in a worker that died. `weight` is its work, in units that all jobs share."""
+    a `suspect` was in a worker that died, `lost_at` some step. `weight` is its work, in units that
+    all jobs share."""
 
     id: str
     payload: Payload
@@ -85,6 +86,7 @@ class Job:
     replica: Replica | None = None
     begun: bool = False
     suspect: bool = False
+    lost_at: str = ""
     percent: int = 0
     step: int = 0
     total: int = 0
@@ -130,6 +132,8 @@ class Job:
         """Back to the queue, because the worker died."""
         self.replica = None
         self.begun = False
+        known = self.total > 0
+        self.lost_at = f"at step {self.step} of {self.total}" if known else "while it had the job"
         self.percent = self.step = self.total = 0
         self.phase = ""
 

@@ -12,7 +12,8 @@ State = Literal["loading", "ready", "restarting", "failed", "stopped"]
 class Limits:
     """Numbers of the supervision contract. Seconds unless the name says otherwise.
 
-    A stage is silent when no frame came for `silence`, or for three median steps if that is longer.
+    A stage is silent when no frame came for `silence`, or for three median steps if that is longer;
+    one that computes on a CPU, when none came for `load_silence`.
     """
 
     heartbeat: float = 1.0

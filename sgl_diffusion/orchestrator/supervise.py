@@ -8,7 +8,6 @@ stage was ready for a while.
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine
@@ -31,6 +30,7 @@ from sgl_diffusion.orchestrator.messages import (
     Ready,
     Shutdown,
 )
+from sgl_diffusion.orchestrator.silence import Silence
 from sgl_diffusion.orchestrator.topology import StageSpec
 from sgl_diffusion.orchestrator.transport import Link, Transport
 
@@ -177,10 +177,7 @@ class _Life:
         self._supervisor = supervisor
         self._limits = supervisor._limits
         self._ended = False
-        self._running = 0
-        self._silent = 0.0
-        self._beat_at = 0.0
-        self._gaps: deque[float] = deque(maxlen=64)
+        self._silence = Silence(self._limits)
         self._broken = False
         self.attention = asyncio.Event()
         self.ready_at: float | None = None
@@ -192,7 +189,7 @@ class _Life:
     # -- from the transport -----------------------------------------------------------------------
 
     def received(self, message: FromStage, arrays: list[NDArray[Any]]) -> None:
-        self._silent = 0.0
+        self._silence.heard()
         supervisor = self._supervisor
         match message:
             case Loading(note):
@@ -206,7 +203,7 @@ class _Life:
                 supervisor._become("ready")
                 supervisor._owner.stage_ready(self._link)
             case Heartbeat(metrics, running):
-                self._beat(running)
+                self._silence.beat(running)
                 supervisor.metrics = metrics
             case Failed(error, None):
                 self.error = from_wire(error)
@@ -253,9 +250,9 @@ class _Life:
             before = time.monotonic()
             await self._attend(tick)
             # Counted in ticks: if this process itself stood still, the stage is not to blame.
-            self._silent += min(time.monotonic() - before, 2 * tick)
-            if self._link.killable and self._silent > self._patience():
-                self.cause = ("silent", f"was silent for {self._silent:.0f} s")
+            self._silence.grows(min(time.monotonic() - before, 2 * tick), self._link.pid)
+            if self._link.killable and self._too_silent():
+                self.cause = ("silent", f"was silent for {self._silence.seconds:.0f} s")
                 break
         # A stage that still loads does not listen.
         if stopping.is_set() and not self._ended and self.ready_at is not None:
@@ -283,14 +280,9 @@ class _Life:
             pass
         self.attention.clear()
 
-    def _beat(self, running: int) -> None:
-        now = time.monotonic()
-        if self._running and running:
-            self._gaps.append(now - self._beat_at)
-        self._running, self._beat_at = running, now
-
-    def _patience(self) -> float:
-        if self.ready_at is None:
-            return self._limits.load_silence
-        step = statistics.median(self._gaps) if self._gaps else 0.0
-        return max(self._limits.silence, 3 * step)
+    def _too_silent(self) -> bool:
+        card = self._supervisor.card
+        on_cpu = card is not None and card.get("device") == "cpu"
+        return self._silence.too_long(
+            self._link.pid, ready=self.ready_at is not None, on_cpu=on_cpu
+        )

@@ -53,6 +53,7 @@ class Link(Protocol):
 
     name: str
     killable: bool
+    pid: int | None  # where it is a process of its own
 
     def send(self, message: ToStage, arrays: Arrays = ()) -> None:
         """Send without waiting; a message to a stage that is gone is dropped. Only a `Feed` has
@@ -100,7 +101,8 @@ class _ProcessLink:
                 start_new_session=True,
                 env=env.child_environment({"PYTHONPATH": _python_path()}),
             )
-        self.name = f"worker {self._process.pid}"
+        self.pid: int | None = self._process.pid
+        self.name = f"worker {self.pid}"
         self._kernel_kills = _kernel_kills()
         self._reading = True
         self._loop.add_reader(self._socket, self._readable)
@@ -196,6 +198,7 @@ class _ProcessLink:
 
 class _ThreadLink:
     killable = False
+    pid: int | None = None
 
     def __init__(self, boot: Boot, listener: Listener) -> None:
         self._loop = asyncio.get_running_loop()

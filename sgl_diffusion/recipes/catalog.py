@@ -108,3 +108,5 @@ CATALOG = (
         "wan_defaults:FIRST_FRAME",
     ),
 )
+
+NAMES = tuple(entry.model for entry in CATALOG)

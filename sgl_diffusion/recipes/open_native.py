@@ -134,11 +134,12 @@ def _planned(
     if found.need <= most:
         return found
     whole = sum(part.whole for part in parts)
+    # A small model may have nothing to offload that is larger than the buffers for it.
+    least = f"with {flags(found.options)} {found.model / 1e9:.2f} GB, " if found.options else ""
     raise OutOfMemoryError(
-        f"{card.pipeline_class} does not fit: its weights take {whole / 1e9:.2f} GB, with "
-        f"{flags(found.options)} {found.model / 1e9:.2f} GB, the smallest picture "
-        f"{found.job / 1e9:.2f} GB, and --memory-budget {options.memory_budget} leaves "
-        f"{most / 1e9:.2f} GB.",
+        f"{card.pipeline_class} does not fit: its weights take {whole / 1e9:.2f} GB, {least}"
+        f"the smallest picture {found.job / 1e9:.2f} GB, and "
+        f"--memory-budget {options.memory_budget} leaves {most / 1e9:.2f} GB.",
         hint="Use a larger --memory-budget, lower precisions or a smaller model.",
     )
 

@@ -82,9 +82,12 @@ def find_model(options: EngineOptions, note: Note) -> Path:
     if options.model_path is None:
         return demo.FOLDER
     from sgl_diffusion.loader.hub import resolve_model
+    from sgl_diffusion.recipes.catalog import NAMES
 
     note(f"looking for {options.model_path}")
-    return resolve_model(options.model_path, options.revision, variant=options.variant, note=note)
+    return resolve_model(
+        options.model_path, options.revision, variant=options.variant, note=note, known=NAMES
+    )
 
 
 def _with_other_weights(index: ModelIndex, options: EngineOptions) -> ModelIndex:

@@ -7,6 +7,7 @@ without T5, whose tokens are zero then. Guidance is on above 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,14 +70,16 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Sd3:
         )
     vae = VaeKl.load(index, dtype=plan.vae, device=plan.device)
     unit = vae.spatial_factor * params.patch_size
+    largest = params.pos_embed_max_size * unit
+    usual = min(largest, DEFAULTS.width)
     card = plan.card(
         index,
         name,
-        DEFAULTS,
+        replace(DEFAULTS, width=usual, height=usual),
         family="sd3",
         tasks=("T2I",),
         size_multiple=unit,
-        max_edge=params.pos_embed_max_size * unit,
+        max_edge=largest,
         edits="image-to-image",
         max_images=1,
         masks=True,

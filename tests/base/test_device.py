@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype
+from sgl_diffusion.base.device import dtype_name, pick_device, pick_dtype, unused_gpu
 from sgl_diffusion.base.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -47,3 +49,20 @@ def test_names_of_dtypes() -> None:
         assert dtype_name(pick_dtype(name, CPU)) == name
     with pytest.raises(AssertionError):
         dtype_name(torch.int64)
+
+
+def test_a_gpu_that_auto_cannot_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    driver = tmp_path / "version"
+    assert unused_gpu("auto", driver) == ""
+    driver.write_text("NVRM version: NVIDIA UNIX Module  535.1  date\n")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = unused_gpu("auto", driver)
+    assert "driver 535.1, but this torch is for CPUs only: running on the CPU" in told
+    assert "sglang doctor" in told and unused_gpu("cpu", driver) == ""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "torch for CUDA 13.0 finds no GPU" in unused_gpu("auto", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert unused_gpu("auto", driver) == ""

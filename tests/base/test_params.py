@@ -76,6 +76,10 @@ def test_image_i_uses_seed_plus_i_and_a_list_is_taken_as_it_is() -> None:
         ({"guidance_scale": math.inf}, "not_finite", "guidance_scale"),
         ({"guidance_scale": 1000.0}, "out_of_range", "guidance_scale"),
         ({"flow_shift": 0.0}, "out_of_range", "flow_shift"),
+        ({"guidance_start": -0.1}, "out_of_range", "guidance_start"),
+        ({"guidance_start": 0.5, "guidance_stop": 0.5}, "conflicting_parameters", "guidance_stop"),
+        ({"cfg_gate_step": 1.1}, "out_of_range", "cfg_gate_step"),
+        ({"cfg_gate_step": math.nan}, "not_finite", "cfg_gate_step"),
         ({"max_sequence_length": 513}, "out_of_range", "max_sequence_length"),
         ({"num_outputs": 0}, "out_of_range", "n"),
         ({"num_outputs": 11}, "out_of_range", "n"),
@@ -99,6 +103,13 @@ def test_a_wrong_size_names_the_nearest(width: int, hint: str) -> None:
     with pytest.raises(RequestError) as caught:
         CARD.resolve(SamplingParams(prompt="a", width=width), video=True)
     assert caught.value.hint == f"Nearest: {hint}."
+
+
+@pytest.mark.parametrize("param", ["guidance_start", "guidance_stop", "cfg_gate_step"])
+def test_the_fallback_knows_no_single_steps(param: str) -> None:
+    card = replace(CARD, backend="diffusers")
+    with pytest.raises(RequestError, match=f"takes no {param} as it is served"):
+        card.resolve(SamplingParams(prompt="a", **{param: 0.5}), video=True)  # type: ignore[arg-type]
 
 
 def test_a_model_of_images_refuses_videos() -> None:

@@ -49,6 +49,7 @@ def test_a_job_that_kills_workers(server: FaultServer, way: str) -> None:
     ended = server.finished(poison)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "worker_lost")
     assert ended["attempt"] == 2
+    assert "in the last of 2 attempts" in ended["error"]["message"]
     assert {server.finished(one)["status"] for one in companions} == {"completed"}
     assert restarts(server) == before + 2
 

@@ -12,6 +12,7 @@ import pytest
 
 from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
 from sgl_diffusion.loader.hub import check_sums, choose_files, resolve_model
+from sgl_diffusion.recipes.catalog import NAMES
 from tests.loader.tiny_hub import COMMIT, TinyHub, serving
 
 WEIGHTS = bytes(range(256)) * 4096
@@ -132,6 +133,40 @@ def test_a_wrong_id_suggests_what_was_downloaded(hub: TinyHub, cache: Path) -> N
     with pytest.raises(ModelNotFoundError, match="org/wan-tyny") as caught:
         resolve_model("org/wan-tyny", cache_dir=cache)
     assert caught.value.hint == "Did you mean 'org/wan-tiny'?"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("wan2.1-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        ("FLUX.1-dev", "black-forest-labs/FLUX.1-dev"),
+        ("z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"),
+        ("me/qwen-image", ""),
+        ("a", ""),
+    ],
+)
+def test_a_wrong_id_suggests_what_is_known(
+    hub: TinyHub, cache: Path, wrong: str, meant: str
+) -> None:
+    if meant:
+        hub.repos[meant] = REPO
+    with pytest.raises(ModelNotFoundError, match=wrong) as caught:
+        resolve_model(wrong, cache_dir=cache, known=NAMES)
+    if not meant:
+        assert "Check the spelling" in caught.value.hint
+        return
+    size = sum(len(REPO[name]) for name in NEEDED) / 1e6
+    assert caught.value.hint.startswith(f"Did you mean {meant!r} ({size:.1f} MB to download, ")
+    assert caught.value.hint.endswith(f" free)? Run: sglang pull {meant}")
+
+
+def test_what_a_known_one_takes_is_left_out_where_the_hub_does_not_tell(
+    hub: TinyHub, cache: Path
+) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve_model("flux.2-dev", cache_dir=cache, known=NAMES)
+    meant = "black-forest-labs/FLUX.2-dev"
+    assert caught.value.hint == f"Did you mean {meant!r}? Run: sglang pull {meant}"
 
 
 def test_pickle_on_the_hub_is_refused_before_anything_is_fetched(hub: TinyHub, cache: Path) -> None:

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from sgl_diffusion.base.errors import SetupError
-from sgl_diffusion.loader.stored import stored_tensors
+from sgl_diffusion.loader.stored import StackedTensor, stored_tensors
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -44,6 +46,20 @@ def test_precision_changes_as_torch_does_it(
         read = stored[...].to("cpu", wanted)
         assert read.dtype == wanted
         assert torch.equal(read, values[name].to(wanted))
+
+
+@pytest.mark.parametrize("wanted", [torch.float64, torch.float32, torch.bfloat16])
+def test_tensors_of_several_files_as_one(wanted: torch.dtype, tmp_path: Path) -> None:
+    parts = {name: torch.randn(2 + (name[0] == "b"), 4) for name in ("a0", "b0", "a1", "b1")}
+    for index in "01":
+        mine = {name: value for name, value in parts.items() if name.endswith(index)}
+        save_file(mine, tmp_path / f"{index}.safetensors")
+    stored = stored_tensors(sorted(tmp_path.glob("*.safetensors")))
+    read = StackedTensor([[stored["a0"], stored["b0"]], [stored["a1"], stored["b1"]]])[...]
+    joined = [torch.cat([parts["a0"], parts["b0"]]), torch.cat([parts["a1"], parts["b1"]])]
+    assert torch.equal(read.to(CPU, wanted), torch.stack(joined).to(wanted))
+    with pytest.raises(ValueError, match="rows of different shapes"):
+        StackedTensor([[stored["a0"]], [stored["b1"]]])
 
 
 def test_weights_do_not_change_with_their_file(

@@ -67,7 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.served.requests.append((self.command, path, self.headers.get("Range")))
         if token := self.headers.get("Authorization"):
             self.served.tokens.add(token.removeprefix("Bearer "))
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/(.+)|/tree/.+)?", path):
+        model = r"/api/models/((?:[^/]+/)?[^/]+?)(/revision/(.+)|/tree/.+)?"
+        if match := re.fullmatch(model, path):
             self._api(match[1], match[3], tree="/tree/" in path)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[3], body)

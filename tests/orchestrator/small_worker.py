@@ -1,8 +1,8 @@
 """A real worker without a model: numpy arrays after a few short steps, and failures on demand.
 
-Payload: `steps`, `sleep` per step, `arrays` as [dtype, shape, fill], `parts` before the final
-output, `shy` to begin only when no other job is there, and at step `at` one of: `crash` kills the
-process, `wrong` raises, `broken` with it makes cancelling raise too.
+Payload: `steps`, `sleep` and `burn` (processor seconds) per step, `arrays` as [dtype, shape, fill],
+`parts` before the final output, `shy` to begin only when no other job is there, and at step `at`
+one of: `crash` kills the process, `wrong` raises, `broken` with it makes cancelling raise too.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class SmallWorker:
 
     def _advance(self, job_id: str, job: dict[str, Any]) -> None:
         time.sleep(job.get("sleep", 0.0))
+        until = time.process_time() + job.get("burn", 0.0)
+        while time.process_time() < until:
+            pass
         if job.get("at") == job["step"]:
             self._misbehave(job)
         job["step"] += 1

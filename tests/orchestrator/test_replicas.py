@@ -104,6 +104,18 @@ def test_a_replica_that_cannot_follow_a_change_is_started_again() -> None:
     play(scenario, replicas=2)
 
 
+def test_an_action_for_whoever_can() -> None:
+    async def scenario(coordinator: Coordinator) -> None:
+        await both_ready(coordinator)
+        answers = await coordinator.control_any("look", {"x": 1})
+        assert {name: answer["x"] for name, answer in answers.items()} == {"work-0": 1, "work-1": 1}
+        assert list(await coordinator.control_any("refuse", {"replica": 0})) == ["work-1"]
+        with pytest.raises(RequestError, match="Not like this"):
+            await coordinator.control_any("refuse", {"everywhere": True})
+
+    play(scenario, replicas=2)
+
+
 def test_the_samples_say_whose_they_are() -> None:
     async def scenario(coordinator: Coordinator) -> None:
         await both_ready(coordinator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sgl_diffusion.base.config import EngineOptions
@@ -47,4 +49,7 @@ def test_what_is_listed_is_what_the_card_says(entry, request: pytest.FixtureRequ
     card = open_pipeline(EngineOptions(model_path=str(path)), lambda note: None).card
     assert (card.family, card.pipeline_class) == (entry.family, entry.pipeline_class)
     assert card.tasks == entry.tasks
-    assert card.defaults == entry.defaults
+    # A tiny table of positions has no room for the usual size.
+    width = min(entry.defaults.width, card.max_edge)
+    height = min(entry.defaults.height, card.max_edge)
+    assert card.defaults == replace(entry.defaults, width=width, height=height)

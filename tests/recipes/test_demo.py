@@ -56,6 +56,14 @@ def test_it_draws_what_is_asked(generator: DiffGenerator) -> None:
     assert sum(map(all, right)) >= 6, right
 
 
+def test_words_and_sizes_that_it_was_not_trained_on_do_no_harm(generator: DiffGenerator) -> None:
+    for prompt in ("a photo of zebras in Paris, 4k, \u732b", "!?", "red " * 2000):
+        for width, height in ((16, 16), (208, 48)):
+            made = generator.generate(prompt, num_frames=1, width=width, height=height, seed=5)
+            assert made.frames.shape == (1, height, width, 3)
+    assert made.frames.std() > 1
+
+
 def test_the_adapters_change_the_picture_and_leave_no_trace(generator: DiffGenerator) -> None:
     scene = Scene("circle", "yellow", "white", "large")
     made = [generator.generate(sentence(scene), num_frames=1, seed=5).frames]

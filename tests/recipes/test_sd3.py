@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.engine.pipeline import Pipeline
 from tests.oracles import images as oracle
 from tests.recipes.parity import NEGATIVE, PROMPT, assert_equal, opened, run, together, unpacked
@@ -50,6 +51,14 @@ def test_two_prompts_of_different_length_share_a_batch(both: tuple[Pipeline, Any
     for name, prompt in prompts.items():
         expected, _ = oracle.run(theirs, prompt, seed=5, guidance_scale=7.0, **call)
         assert (latents[name] - unpacked(expected, like=latents[name])).abs().max() <= 1e-4
+
+
+def test_a_model_with_a_small_table_of_positions_has_a_default_that_fits(
+    both: tuple[Pipeline, Any],
+) -> None:
+    card = both[0].card
+    assert card.defaults.width == card.defaults.height == card.max_edge < 1024
+    assert card.resolve(SamplingParams(prompt=PROMPT), video=False).width == card.max_edge
 
 
 def test_a_picture_larger_than_the_table_of_positions_is_refused(

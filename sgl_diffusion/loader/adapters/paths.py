@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgl_diffusion.base.errors import RequestError
+from sgl_diffusion.base.errors import ConfigError, RequestError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?::(?P<file>[\w./ -]+))?", re.ASCII)
 
@@ -44,6 +44,17 @@ def check_lora_path(
         code="lora_path_not_allowed",
         param=param,
     )
+
+
+def check_there(paths: Sequence[str]) -> None:
+    """An error that is cheap to find before a model is loaded: a path that is plainly one of this
+    machine and leads nowhere. Other words may be names that the hub or the model knows."""
+    for path in paths:
+        plain = path.endswith(".safetensors") or path.startswith(("/", "./", "../", "~"))
+        if plain and not is_hub_id(path) and not is_on_disk(path):
+            raise ConfigError(
+                f"There is no adapter {path}.", hint="Check --lora-path.", param="lora_path"
+            )
 
 
 def is_on_disk(path: str) -> bool:
