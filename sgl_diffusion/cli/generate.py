@@ -16,6 +16,7 @@ from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.cli.target import Target
+from sgl_diffusion.loader.adapters.paths import check_there
 from sgl_diffusion.loader.hub import local_model
 from sgl_diffusion.recipes import demo
 
@@ -57,6 +58,9 @@ class GenerateOptions(EngineOptions):
     max_sequence_length: int | None = option(None, "Text tokens. Default: the model's.")
     guidance_start: float = option(0.0, "Share of the steps at which guidance begins.")
     guidance_stop: float = option(1.0, "Share of the steps at which it ends.")
+    cfg_gate_step: float = option(
+        1.0, "Share of the steps from which guidance adds what it added last."
+    )
     enable_teacache: bool = option(False, "Let steps reuse what an earlier one computed.")
     teacache_threshold: float | None = option(
         None, "How far such steps may differ, 0.001 to 1. Default: 0.1."
@@ -85,6 +89,7 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--{name} needs a picture to work on.", hint="Name it with --image.")
     if options.model_path is not None:
         local_model(options.model_path)
+    check_there(options.lora_path)
     target = Target.of(options.output_path, options.output_compression)
     wishes = _wishes(options, target)
     _check(options, wishes)
@@ -128,6 +133,11 @@ def with_prompt(argv: list[str]) -> list[str]:
     """The flags, where the prompt may come first and without one."""
     if not argv or argv[0].startswith("-"):
         return argv
+    if len(argv) > 1 and not argv[1].startswith("-"):
+        raise UsageError(
+            f"sglang generate does not expect {argv[1]!r} after the prompt {argv[0]!r}.",
+            hint="A prompt of several words stands in quotation marks.",
+        )
     if any(word.partition("=")[0] == "--prompt" for word in argv):
         raise UsageError(
             f"There are two prompts: {argv[0]!r}, and that of --prompt.",
@@ -156,6 +166,7 @@ def _wishes(options: GenerateOptions, target: Target) -> dict[str, Any]:
         "max_sequence_length": options.max_sequence_length,
         "guidance_start": options.guidance_start,
         "guidance_stop": options.guidance_stop,
+        "cfg_gate_step": options.cfg_gate_step,
         "enable_teacache": options.enable_teacache,
         "teacache_threshold": options.teacache_threshold,
         "seed": options.seed,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, parser_for, read
+from sgl_diffusion.recipes import demo
 
 if TYPE_CHECKING:
     from sgl_diffusion.base.params import SamplingDefaults
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
     for entry in CATALOG:
         tasks = " ".join(entry.tasks)
         rows.append((entry.model, entry.pipeline_class, tasks, described(entry.defaults)))
+    print(f"Without --model-path: {demo.NAME}, {demo.NOTE}.")
     print("Native recipes; every other diffusers pipeline runs with --backend diffusers.\n")
     _table(rows)
     print(f"\nDownloaded to {folder}{':' if cached else ': nothing.'}")

@@ -98,6 +98,7 @@ def guarded(run: Callable[[list[str]], int], argv: list[str]) -> int:
         )
         return error.exit_code
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from sgl_diffusion.base import env, log
 from sgl_diffusion.base.errors import ConfigError
+from sgl_diffusion.base.omni import OMNI_MODELS
 from sgl_diffusion.base.options import option
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.loader.hub import check_sums, local_model, resolve_model
+from sgl_diffusion.recipes.catalog import NAMES
 
 DESCRIPTION = """Download a model into the hub's cache, where serving it by this name finds it. A
 download that broke off goes on with what is missing; checksums are compared at the end.
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
             variant=options.variant,
             note=progress.say,
             report=progress.bytes_of(model),
+            known=(*NAMES, *OMNI_MODELS),
         )
     finally:
         progress.end()

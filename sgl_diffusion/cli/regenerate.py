@@ -153,4 +153,7 @@ def _compared(path: Path, result: Generation) -> str:
         before = picture.convert("RGB").tobytes()
     if before == result.clips[0][0].tobytes():
         return f"same pixels as {path}"
-    return f"not the same pixels as {path}: another model, precision, machine or version made it"
+    return (
+        f"not the same pixels as {path}: another model, --lora-path, precision, machine or version "
+        "made it"
+    )

@@ -9,6 +9,7 @@ from sgl_diffusion.base import log
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for, read
+from sgl_diffusion.loader.adapters.paths import check_there
 from sgl_diffusion.loader.hub import local_model
 
 DESCRIPTION = "Serve a diffusion model over an OpenAI-compatible HTTP API."
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
     options = dataclasses.replace(options, data_dir=str(data_folder(options.data_dir)))
     if options.model_path is not None:
         local_model(options.model_path)
+    check_there(options.lora_path)
     if options.node_rank > 0:
         from sgl_diffusion.client.node import follow
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_diffusion.base.errors import ConfigError, RequestError
+from sgl_diffusion.base.errors import RequestError, SetupError
 from sgl_diffusion.cli.args import UsageError
 
 if TYPE_CHECKING:
     from sgl_diffusion.client.types import Generation
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".mp4": "mp4"}
+
+
+def _cannot(path: Path, error: OSError) -> SetupError:
+    return SetupError(
+        f"Cannot write to {path}: {os.strerror(error.errno or errno.EIO)}.",
+        hint="Name another folder or file with --output-path.",
+    )
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,13 @@ class Target:
             )
         if quality is not None and not 0 <= quality <= 100:
             raise RequestError("output_compression must be from 0 to 100.")
+        folder = path if kind is None else path.parent
         try:
-            (path if kind is None else path.parent).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
         except OSError as error:
-            raise ConfigError(f"Cannot write to {path}: {error.strerror}.") from None
+            raise _cannot(path, error) from None
         return cls(path, kind, quality)
 
     def frames(self, wanted: int | None) -> int | None:
@@ -54,7 +67,7 @@ class Target:
     def write(self, result: Generation, model: str | None) -> list[Path]:
         """`model` is the name that the files carry with their settings, None to leave them out."""
         from sgl_diffusion.server import media
-        from sgl_diffusion.server.files import write_file
+        from sgl_diffusion.server.files import put_file
         from sgl_diffusion.server.metadata import settings_text
 
         params = result.params
@@ -75,7 +88,10 @@ class Target:
                     quality = media.IMAGE_QUALITY if self.quality is None else self.quality
                     part.write_bytes(media.encode_image(clip[0], kind, quality, settings))
 
-            write_file(path, write)
+            try:
+                put_file(path, write)
+            except OSError as error:
+                raise _cannot(path, error) from None
             written.append(path)
         return written
 

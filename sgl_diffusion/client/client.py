@@ -82,6 +82,15 @@ class Client(Door[Coordinator]):
         """Run a control action between steps. Not retried: UnavailableError if the worker dies."""
         return await self._coordinator.control(action, payload or {})
 
+    async def start_profile(self) -> None:
+        """Record what every worker does from now on; ConflictError if all do so already."""
+        await self._coordinator.control_any("profile_start", {})
+
+    async def stop_profile(self) -> dict[str, Payload]:
+        """The record of each worker by its name, for `base.trace.joined`; ConflictError if there is
+        none. A worker that was started meanwhile has none."""
+        return await self._coordinator.control_any("profile_stop", {})
+
 
 def _work(params: ResolvedParams) -> float:
     """How much a job has to do, compared with others of the same model."""

@@ -27,6 +27,7 @@ from sgl_diffusion.base.lora import MERGE_MODES, check_strength, check_target, l
 from sgl_diffusion.base.options import resolve
 from sgl_diffusion.base.params import ModelCard, ResolvedParams, SamplingParams
 from sgl_diffusion.base.registry import suggest
+from sgl_diffusion.base.trace import joined
 from sgl_diffusion.client.client import Client
 from sgl_diffusion.client.pictures import as_paths, shaped
 from sgl_diffusion.client.types import (
@@ -193,11 +194,11 @@ class DiffGenerator:
 
     def start_profile(self) -> None:
         """Record what the engine does from now on."""
-        self._loop.run(self._client.control("profile_start"))
+        self._loop.run(self._client.start_profile())
 
     def stop_profile(self) -> dict[str, Any]:
         """The record as an object that Perfetto reads, once it is a JSON file."""
-        return self._loop.run(self._client.control("profile_stop"))
+        return joined(self._loop.run(self._client.stop_profile()))
 
     def shutdown(self) -> None:
         """Unload the model and end the threads; more calls do nothing."""

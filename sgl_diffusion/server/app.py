@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 from starlette.routing import Route
 
 from sgl_diffusion import __version__
+from sgl_diffusion.base.trace import Record
 from sgl_diffusion.server import (
     errors,
     events,
@@ -72,7 +73,8 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
     files = Files(settings.data_dir)
     keeper = Keeper(jobs, files, settings.jobs)
     admission = Admission(settings.jobs, keeper)
-    outcomes = Outcomes(jobs, files, keeper, encoders, metadata=settings.metadata)
+    record = Record()
+    outcomes = Outcomes(jobs, files, keeper, encoders, record, metadata=settings.metadata)
     runner = VideoRunner(client, jobs, files, settings, admission, outcomes)
     sharing = Sharing(runner, client)
     fetcher = Fetcher(settings.fetch)
@@ -95,6 +97,7 @@ def create_app(client: Client, jobs: JobStore, settings: Settings) -> FastAPI:
         keeper=keeper,
         flights=Flights(),
         gauges=gauges,
+        record=record,
         uploads=uploads,
     )
 

@@ -42,8 +42,11 @@ class Body:
             await self.form.close()
 
 
-async def read_body(request: Request, *, form: bool, any_type: bool = False) -> Body:
-    """Read JSON, or with `form` also multipart/form-data; with `any_type` JSON under any name."""
+async def read_body(
+    request: Request, *, form: bool, plain: bool = True, any_type: bool = False
+) -> Body:
+    """Read JSON where `plain`, or with `form` also multipart/form-data; with `any_type` JSON under
+    any name."""
     settings = request.app.state.context.settings
     limits: LimitOptions = settings.limits
     encoding = request.headers.get("content-encoding", "identity").lower()
@@ -58,14 +61,14 @@ async def read_body(request: Request, *, form: bool, any_type: bool = False) -> 
     if form and kind == "multipart/form-data":
         body = _stream(request, limits.max_form_mb, "form")
         fields, files = await read_form(request, body, limits)
-    elif kind == "application/json" or any_type:
+    elif any_type or (plain and kind == "application/json"):
         data = b"".join([chunk async for chunk in _stream(request, limits.max_json_mb, "json")])
         fields = await _parse_aside(request, data, limits)
     else:
-        accepted = "application/json or multipart/form-data" if form else "application/json"
+        accepted = ["application/json"] * plain + ["multipart/form-data"] * form
         raise RequestError(
             "The body has the wrong content type.",
-            hint=f"Send {accepted} and say so in the Content-Type header.",
+            hint=f"Send {' or '.join(accepted)} and say so in the Content-Type header.",
             code="unsupported_media_type",
         )
     return Body(

@@ -124,15 +124,21 @@ class Files:
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file, then give it its name for good."""
+    """As `put_file`, for a server: what goes wrong is told to clients."""
+    try:
+        put_file(path, write)
+    except OSError as error:
+        raise _cannot_write(error) from None
+
+
+def put_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file, then give it its name for good. Raises OSError."""
     part = path.with_name(f".{path.name}{_PART}")
     try:
         write(part)
         _flush(part)
         part.rename(path)
         _flush(path.parent)
-    except OSError as error:
-        raise _cannot_write(error) from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -155,9 +155,10 @@ class ImageJob:
         settings = None
         if self.context.settings.metadata:
             settings = settings_text(self.params, self.model, index)
-        return encode_image(
-            picture, self.wanted.output_format, self.wanted.file_quality(), settings
-        )
+        with self.context.record.span("file", job=self.id):
+            return encode_image(
+                picture, self.wanted.output_format, self.wanted.file_quality(), settings
+            )
 
     async def _keep(self, encoded: list[bytes], generation: Generation) -> JobRow:
         """Write the files, then the row that makes them known."""

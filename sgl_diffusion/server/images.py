@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,14 @@ from sgl_diffusion.server.image_job import KIND, ImageJob
 from sgl_diffusion.server.lora import loras_of
 from sgl_diffusion.server.repeats import origin_of
 from sgl_diffusion.server.schemas import EditRequest, ImageRequest
-from sgl_diffusion.server.sse import PING, EventStream, frame, with_pings
+from sgl_diffusion.server.sse import (
+    PING,
+    PING_SECONDS,
+    EventStream,
+    comment,
+    frame,
+    with_pings,
+)
 from sgl_diffusion.server.validate import parse
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/images")
 
 _CLIENT_GONE = 499
+_LOOK_SECONDS = 0.5  # a place in the queue moves without an event
 
 
 @router.post("/generations")
@@ -171,16 +180,33 @@ async def _again(job: ImageJob, answer: dict[str, Any]) -> AsyncIterator[bytes]:
 async def _events(
     job: ImageJob, handle: GenerationHandle, events: AsyncIterator[Event], ticket: Ticket
 ) -> AsyncIterator[bytes]:
-    """Partial pictures as they come, then every finished one. `events` are those since the job was
-    submitted: some may come before the first is asked for."""
+    """Partial pictures as they come, then every finished one; comments in between say where the job
+    stands. `events` are those since it was submitted: some may come before the first is asked for.
+    """
     shown: set[tuple[int, int]] = set()
+    last: dict[str, Any] = {}
+    sent = time.monotonic()
     with ticket:
-        async for event in with_pings(events):
+        async for event in with_pings(events, _LOOK_SECONDS):
             part = None if event is None else partial_of(event)
-            if event is None:
-                yield PING
-            elif part is not None and (part.row, part.index) not in shown:
+            if part is not None and (part.row, part.index) not in shown:
                 shown.add((part.row, part.index))  # a worker that died shows them once more
                 yield frame(await job.partial(part.index, part.row, part.picture))
+            elif (stands := _stands(job, handle)) != last:
+                yield comment(stands)
+                last, sent = stands, time.monotonic()
+            elif time.monotonic() - sent >= PING_SECONDS:
+                yield PING
+                sent = time.monotonic()
         for index, entry in enumerate(await job.finish(await handle.result())):
             yield frame(job.completed(index, entry))
+
+
+def _stands(job: ImageJob, handle: GenerationHandle) -> dict[str, Any]:
+    """Its place among those that wait, or its step, with the seconds that are left."""
+    now, eta = handle.snapshot(), job.context.admission.eta
+    if now.queue_position is not None:
+        ahead = now.queue_position
+        return {"queue_position": ahead, "eta_s": eta(KIND, ahead + 1)}
+    left = eta(KIND, 1 - now.progress / 100)
+    return {"step": now.step, "steps": now.total, "phase": now.phase, "eta_s": left}

@@ -150,6 +150,10 @@ async def model_info(context: Context, path: ShownPath) -> dict[str, Any]:
         "max_frames": card.max_frames,
         "min_images": card.min_images,
         "max_images": card.max_images,
+        "edits": card.edits,
+        "masks": card.masks,
+        "previews": card.previews,
+        "note": card.note,
     }
 
 

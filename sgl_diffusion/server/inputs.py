@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from starlette.datastructures import UploadFile
 
@@ -66,7 +67,10 @@ class Inputs:
             raise RequestError("A file or a URL is wanted.", code="file_expected", param=param)
         if source[:5].lower() == "data:":
             return await self._in_thread(partial(read_data_url, source, param, types, max_bytes))
-        if source.startswith("/") and not source.startswith("//"):
+        local = source.startswith("/") and not source.startswith("//")
+        if source[:5].lower() == "file:":
+            local, source = True, _path_of(source)
+        if local:
             return await self._in_thread(
                 partial(_read_local, source, self.rules.local_roots, param, max_bytes)
             )
@@ -112,6 +116,17 @@ def read_data_url(text: str, param: str, types: frozenset[str], max_bytes: int) 
     return data
 
 
+def _path_of(url: str) -> str:
+    """The path behind a file URL; empty where it is none of this machine."""
+    try:
+        parts = urlsplit(url)
+        path = os.fsdecode(unquote_to_bytes(parts.path))
+    except ValueError:
+        return ""
+    here = parts.netloc.lower() in ("", "localhost")
+    return path if here and not parts.query and not parts.fragment else ""
+
+
 def _read_local(path: str, roots: tuple[Path, ...], param: str, max_bytes: int) -> bytes:
     """A regular file under one of `roots`; links, also on the way to it, lead nowhere else."""
     refused = RequestError(
@@ -120,7 +135,7 @@ def _read_local(path: str, roots: tuple[Path, ...], param: str, max_bytes: int) 
         code="local_path_not_allowed",
         param=param,
     )
-    if "\0" in path:
+    if "\0" in path or not path.startswith("/"):
         raise refused
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):

@@ -67,14 +67,16 @@ class Run:
         drain_seconds: float,
         refuse: Callable[[], None],
         finish: Callable[[], Awaitable[None]] | None = None,
+        where: Callable[[], str] = str,
     ) -> None:
         """`refuse` makes the app turn new work away; `finish` waits for what is left to do with
-        results when the client has stopped."""
+        results when the client has stopped; `where` is what to say when the model is ready."""
         self._client = client
         self._server = server
         self._drain_seconds = drain_seconds
         self._refuse = refuse
         self._finish = finish
+        self._where = where
         self._drain: asyncio.Task[None] | None = None
         self._failure: SglError | None = None
 
@@ -113,7 +115,7 @@ class Run:
             log.error("the model could not be loaded, trying again: %s", error)
             while not self._client.health().ready:
                 await asyncio.sleep(0.5)
-        say(f"ready in {time.monotonic() - started:.1f} s")
+        say(f"ready in {time.monotonic() - started:.1f} s{self._where()}")
 
     def _on_signal(self) -> None:
         if self._drain is None:

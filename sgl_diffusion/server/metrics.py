@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from sgl_diffusion.server.context import Context
+from sgl_diffusion.server.metric_help import HELP
 
 if TYPE_CHECKING:
     from sgl_diffusion.orchestrator.messages import Metric
@@ -32,7 +33,7 @@ class _Samples(Collector):
             name = f"{_PREFIX}{sample.name}"
             stem, kind = _family(name, sample.kind)
             if stem not in families:
-                families[stem] = Family(stem, stem.replace("_", " "), kind)
+                families[stem] = Family(stem, _help(stem), kind)
             families[stem].add_sample(name, sample.labels, sample.value)
         yield from families.values()
 
@@ -45,6 +46,11 @@ def _family(name: str, kind: str) -> tuple[str, str]:
         if name.endswith(part):
             return name.removesuffix(part), "summary"
     return name, kind if kind == "gauge" else "unknown"
+
+
+def _help(stem: str) -> str:
+    name = stem.removeprefix(_PREFIX)
+    return (HELP.get(name) or HELP.get(f"{name}_total") or ("", stem))[1]
 
 
 def render(samples: Iterable[Metric]) -> bytes:

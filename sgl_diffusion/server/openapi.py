@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ _NARROWER: dict[str, Schema] = {
     "guidance_scale_2": {"minimum": -100, "maximum": 100},
     "guidance_start": {"minimum": 0, "maximum": 1},
     "guidance_stop": {"minimum": 0, "maximum": 1},
+    "cfg_gate_step": {"minimum": 0, "maximum": 1},
     "teacache_threshold": {"minimum": 0.001, "maximum": 1},
     "flow_shift": {"minimum": 0.01, "maximum": 100},
     "max_sequence_length": {"minimum": 1},
@@ -82,7 +83,8 @@ _FORM_FIELDS: dict[str, Schema] = {
 class Surface:
     """What an app serves. `narrower` are rules that the served model or our own texts check later
     than the types of the request models, `other` and `form` whole schemas of fields in JSON and in
-    forms; routes in `refused` never succeed."""
+    forms; `together` says of a request model, by name, what its fields say of each other. Routes
+    in `refused` never succeed."""
 
     title: str
     operations: Mapping[str, Operation]
@@ -90,6 +92,7 @@ class Surface:
     narrower: Mapping[str, Schema] = field(default_factory=dict)
     other: Mapping[str, Schema] = field(default_factory=dict)
     form: Mapping[str, Schema] = field(default_factory=dict)
+    together: Mapping[str, Sequence[Schema]] = field(default_factory=dict)
 
 
 PICTURES = Surface(
@@ -161,13 +164,13 @@ def _responses(row: Operation, components: dict[str, Any], *, refused: bool) -> 
     codes |= {400, 413, 415} if row.request is not None else set()
     responses: dict[str, Any] = {}
     if not refused:
-        schema: Schema = {"type": "string"}
+        schema = _BYTES
         if isinstance(row.answer, dict):
             schema = row.answer
         elif row.answer is not None:
             schema = {"$ref": _answer(row.answer, components)}
-        text: Schema = {"type": "string"}
-        content = {kind: {"schema": schema if kind == JSON else text} for kind in row.media}
+        schemas = {JSON: schema, "text/event-stream": _EVENT}
+        content = {kind: {"schema": schemas.get(kind, _BYTES)} for kind in row.media}
         responses["200"] = {"description": row.summary, "content": content}
     for code in sorted(codes):
         responses[str(code)] = {"description": "An error; see docs/api.md.", "content": error}
@@ -178,6 +181,13 @@ def _answer(kind: type[BaseModel], components: dict[str, Any]) -> str:
     return _add(kind.__name__, kind.model_json_schema(ref_template=_REF), components)
 
 
+_BYTES: Schema = {"type": "string"}
+# What is said of a stream is said of each of its events.
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _REF = "#/components/schemas/{model}"
 
 
@@ -212,12 +222,14 @@ def _request(
     for spelling, name in SPELLINGS.items():
         if name in properties:
             properties[spelling] = properties[name]
+    rules = list(surface.together.get(kind.__name__, ()))
     if form:
-        twice = _spread_lists(properties)
-        schema["allOf"] = [{"not": {"required": names}} for names in twice]
+        rules += [{"not": {"required": names}} for names in _spread_lists(properties)]
         if "image" in properties:
             ways = ("image", "image[]", "url", "url[]")
             schema["anyOf"] = [{"required": [name]} for name in ways]
+    if rules:
+        schema["allOf"] = rules
     # The top level wins over what they hold, so no schema can say what is wrong inside.
     for container in CONTAINERS:
         properties[container] = {"type": "object"} if form else {"type": ["object", "null"]}

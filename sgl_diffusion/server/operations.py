@@ -168,7 +168,9 @@ OPERATIONS: dict[str, Operation] = {
         "Forget an adapter by its nickname.", answer=_OBJECT, errors=(400, 404, 409)
     ),
     "POST /start_profile": Operation(
-        "For the admin: begin to record what the worker does.", answer=answers.Status, errors=(409,)
+        "For the admin: begin to record what workers and server do.",
+        answer=answers.Status,
+        errors=(409,),
     ),
     "POST /stop_profile": Operation(
         "For the admin: the record, as a file for ui.perfetto.dev.", answer=_OBJECT, errors=(409,)

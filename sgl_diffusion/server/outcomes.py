@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_diffusion.base.errors import NotFoundError, SglError
 from sgl_diffusion.base.log import get_logger
+from sgl_diffusion.base.trace import Record
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
 from sgl_diffusion.server.files import Files
 from sgl_diffusion.server.keeper import Keeper
@@ -30,6 +31,7 @@ class Outcomes:
         files: Files,
         keeper: Keeper,
         threads: ThreadPoolExecutor,
+        record: Record,
         *,
         metadata: bool,
     ) -> None:
@@ -37,13 +39,12 @@ class Outcomes:
         self._files = files
         self._keeper = keeper
         self._threads = threads
+        self._record = record
         self._metadata = metadata
 
     async def finish(self, row: JobRow, generation: Generation) -> None:
         """Write the files, then the row: it points to whole files only."""
-        write = partial(
-            write_video_files, self._files, generation, row.payload, metadata=self._metadata
-        )
+        write = partial(self._write, row, generation)
         written = await asyncio.get_running_loop().run_in_executor(self._threads, write)
         await self._jobs.update(
             row.id,
@@ -54,6 +55,10 @@ class Outcomes:
             expires_at=self._keeper.expires_at(),
             files=written,
         )
+
+    def _write(self, row: JobRow, generation: Generation) -> list[dict[str, Any]]:
+        with self._record.span("file", job=row.id):
+            return write_video_files(self._files, generation, row.payload, metadata=self._metadata)
 
     async def fail(self, row: JobRow, error: Exception) -> str:
         """Returns the code that the row gets."""

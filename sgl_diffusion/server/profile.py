@@ -1,4 +1,4 @@
-"""POST /start_profile and POST /stop_profile: a record of what the worker does, for Perfetto."""
+"""POST /start_profile and POST /stop_profile: a record of what the workers and this process do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from sgl_diffusion.base.trace import joined
 from sgl_diffusion.server.context import Context
 
 router = APIRouter()
@@ -15,12 +16,15 @@ router = APIRouter()
 async def start(context: Context) -> dict[str, str]:
     """Begin a record; 409 while there is one."""
     context.check_open()
-    await context.client.control("profile_start")
-    return {"status": "ok", "message": "The worker records what it does."}
+    await context.client.start_profile()
+    context.record.start()
+    return {"status": "ok", "message": "The server records what it does."}
 
 
 @router.post("/stop_profile")
 async def stop(context: Context) -> dict[str, Any]:
     """End the record. The answer is a trace file: keep it, and open it with ui.perfetto.dev."""
     context.check_open()
-    return await context.client.control("profile_stop")
+    workers = await context.client.stop_profile()
+    own = {"server": context.record.stop()} if context.record.on else {}
+    return joined({**own, **workers})

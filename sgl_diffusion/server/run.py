@@ -72,7 +72,11 @@ async def _serve(
         async def finish() -> None:
             await context.runner.finish(_FINISH_SECONDS)
 
-        run = Run(client, server, options.drain_timeout, refuse, finish)
+        def where() -> str:
+            card = client.card()
+            return "" if card is None else f" on {card.device}, in {card.dit_precision}"
+
+        run = Run(client, server, options.drain_timeout, refuse, finish, where)
         await run.until_stopped(listener)
     finally:
         await client.stop()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from sgl_diffusion.base.errors import UnavailableError
+from sgl_diffusion.base.trace import Record
 from sgl_diffusion.orchestrator.messages import Metric
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class AppContext(Generic[C]):
     settings: Settings
     threads: ThreadPoolExecutor
     gauges: Gauges
+    record: Record = field(default_factory=Record)  # of files that are encoded, for a profile
     started_at: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     rejected: Counter[str] = field(default_factory=Counter)

@@ -52,6 +52,11 @@ def frame(data: Mapping[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), text)
 
 
+def comment(data: Mapping[str, Any]) -> bytes:
+    """Something to know that is no event: readers of events pass it over, as they do pings."""
+    return b": %b\n\n" % msgspec.json.encode(data)
+
+
 async def with_pings(
     source: AsyncIterator[T], seconds: float = PING_SECONDS
 ) -> AsyncIterator[T | None]:

@@ -11,16 +11,23 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.registry import suggest
 from sgl_diffusion.server.body import Body, parse_json
 from sgl_diffusion.server.middleware import Notes
 
+
+def whole(value: Any) -> Any:
+    """2.0 as 2: JSON and its schemas know one kind of number. All else stays what it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
 # Bounded, so that arithmetic on a request can never overflow; real limits are the model's.
-Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-Edge = Annotated[int, Field(ge=1, le=100_000)]
+Int = Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)]
+Edge = Annotated[Whole, Field(ge=1, le=100_000)]
 
 CONTAINERS = ("extra_body", "extra_json", "extra_args", "extra_params")
 SPELLINGS = {
@@ -197,6 +204,8 @@ def _read(text: Any, wanted: set[type]) -> Any:
         return int(text)
     if float in wanted and _REAL.fullmatch(text):
         return float(text)
+    if int in wanted and _REAL.fullmatch(text) and isinstance(number := whole(float(text)), int):
+        return number
     if dict in wanted:
         return parse_json(text)
     return text

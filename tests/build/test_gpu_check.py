@@ -81,7 +81,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_e2e_part_runs() -> None:
     """On a CPU there are no graphs; all else is the same: the adapter, the server, diffusers."""
     rows = gpu_engine.e2e("cpu")
-    assert len(rows) == 2 * len(gpu_engine.MODELS)
-    for serve, picture in zip(rows[::2], rows[1::2], strict=True):
-        assert serve["result"] == "ready" and picture["result"] == "passed", picture
+    assert len(rows) == 4 * len(gpu_engine.MODELS)
+    assert [row["result"] for row in rows[::4]] == ["ready"] * len(gpu_engine.MODELS)
+    for picture in (row for row in rows if "psnr" in row):
+        assert picture["result"] == "passed", picture
         assert picture["same seed, same picture"] and picture["graph replays"] == 0

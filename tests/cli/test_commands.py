@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def sglang(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def no_rights() -> None:
+    """Root may write everywhere unless it gives up this right; others never have it."""
+    for capability in (1, 2):  # to ignore the permissions of files and of folders
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # drop it from the bounding set
+
+
+def sglang(
+    *args: str, before: Callable[[], None] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sgl_diffusion.cli", *args],
         capture_output=True,
         text=True,
         timeout=60,
+        preexec_fn=before,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         check=False,
     )
@@ -72,6 +85,9 @@ def test_no_command_shows_the_help():
         (["serve", "--public-base-url", "x"], ["public_base_url"]),
         (["serve", "--max-batch-rows", "0"], ["max_batch_rows is 0", "at least 1"]),
         (["generate"], ["There is no prompt"]),
+        (["generate", "a", "cat"], ["'cat' after the prompt 'a'", "quotation marks"]),
+        (["generate", "x", "--lora-path", "no.safetensors"], ["no adapter no.safetensors"]),
+        (["serve", "--lora-path", "./no"], ["There is no adapter ./no", "--lora-path"]),
         (["generate", "--prompt", "x", "--size", "1024"], ["not WIDTHxHEIGHT"]),
         (["generate", "--prompt", "x", "--output-path", "a.gif"], ["unknown ending", ".webp"]),
         (["generate", "--prompt", "x", "--output-path", "a.png", "--num-frames=5"], ["5 frames"]),
@@ -218,3 +234,46 @@ def test_variables_of_options_that_a_command_lacks_do_not_disturb_it():
     url = "postgresql://me:secret@db/jobs"
     shown = sglang("config", "show", SGLD_DATABASE_URL=url).stdout
     assert "database_url = 'postgresql://me:***@db/jobs'  (SGLD_DATABASE_URL)" in shown
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_loading(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    done = sglang("generate", "x", "--output-path", str(folder), before=no_rights)
+    assert done.returncode == 3 and f"Cannot write to {folder}: Permission denied." in done.stderr
+    assert "--output-path" in done.stderr and "loading" not in done.stderr
+
+
+def test_a_disk_that_is_full_is_told(tmp_path):
+    """What was made cannot be kept, and nothing half is left of it."""
+    from sgl_diffusion.base.errors import SetupError
+    from sgl_diffusion.base.params import ResolvedParams
+    from sgl_diffusion.cli.target import Target
+    from sgl_diffusion.client.types import Generation
+
+    params = ResolvedParams(
+        prompt="x", negative_prompt="", width=64, height=64, num_frames=1, fps=1,
+        num_inference_steps=1, guidance_scale=1.0, flow_shift=None, max_sequence_length=1,
+        seeds=(1,),
+    )  # fmt: skip
+    noise = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    made = Generation("x", params, [noise])
+    target = Target.of(str(tmp_path / "a.png"), None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(SetupError, match=r"Cannot write to .*a\.png: File too large") as caught:
+            target.write(made, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.exit_code == 3 and not list(tmp_path.iterdir())
+    assert target.write(made, None) == [tmp_path / "a.png"]
+
+
+def test_the_list_of_models_begins_with_the_one_that_is_here(capsys):
+    from sgl_diffusion.cli import models
+
+    assert models.main([]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Without --model-path: shapes, the small model inside the package")
+    assert "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in shown

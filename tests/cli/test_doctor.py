@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -19,6 +18,7 @@ from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.cli import doctor
 from sgl_diffusion.cli.checks import compute, probe, software, storage
 from sgl_diffusion.cli.checks.probe import Probed
+from tests.cli.test_commands import no_rights
 from tests.loader.tiny_hub import TinyHub, serving
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +37,6 @@ HEALTHY: dict[str, dict[str, Any]] = {
 
 def probed(**changes: dict[str, Any]) -> Probed:
     return Probed({name: {**facts, **changes.get(name, {})} for name, facts in HEALTHY.items()})
-
-
-def no_rights() -> None:
-    """Root may write everywhere unless it gives up this right; others never have it."""
-    for capability in (1, 2):  # to ignore the permissions of files and of folders
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # drop it from the bounding set
 
 
 def run(
@@ -204,6 +198,18 @@ def test_a_folder_that_takes_no_byte(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found.status == "warning" and "cannot be used: File too large" in found.found
     assert "--data-dir" in found.fix and storage.data(tmp_path).status == "ok"
+
+
+def test_shared_memory_counts_for_several_ranks(
+    quick: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def names(*flags: str) -> set[str]:
+        doctor.main([*quick, "--json", *flags])
+        return {check["name"] for check in json.loads(capsys.readouterr().out)["checks"]}
+
+    assert "shared memory" not in names() and "shared memory" in names("--num-gpus", "2")
+    nothing = storage.shared_memory(tmp_path / "none")
+    assert nothing.status == "warning" and "--shm-size" in nothing.fix
 
 
 def test_a_server_that_runs_here_is_only_a_warning(

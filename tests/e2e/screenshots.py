@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.browser import CHROMIUM, SECONDS, done, kind
 from tests.e2e.server import running_server
-from tests.e2e.test_playground import CHROMIUM, SECONDS, done, kind
 
 FOLDER = Path(__file__).parents[2] / "docs" / "playground"
 STILLS = (

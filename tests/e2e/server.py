@@ -42,13 +42,13 @@ class Server:
             )  # fmt: skip
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline()
-        found = re.match(r"(http://127\.0\.0\.1:\d+)  model: ", self.first_line)
+        found = re.match(r"http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)  model: ", self.first_line)
         if not found:  # leave no child behind: other tests count theirs
             self.process.kill()
             self.process.communicate()
         assert found, f"{self.first_line!r}\n{self.log.read_text()}"
-        self.url = found[1]
-        self.port = int(self.url.rpartition(":")[2])
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def wait_until(self, what: str, check: Callable[[], Any], seconds: float = 90) -> Any:

@@ -36,6 +36,33 @@ def test_a_record_over_http(server):
     assert server.http.post("/stop_profile").status_code == 409
 
 
+def test_a_record_shows_what_goes_on_at_the_same_time(server):
+    """Clips come and go beside a long one: their prompts, decodes and files beside its steps."""
+    body = {"size": "48x32", "num_frames": 9}
+    long = server.video(**body, num_inference_steps=200)
+    server.wait_until("it runs", lambda: server.state(long)["progress"] > 0)
+    assert server.http.post("/start_profile").status_code == 200
+    short = [server.video(**body, prompt=f"wave {n}", num_inference_steps=2) for n in range(3)]
+    assert {server.finished(clip)["status"] for clip in short} == {"completed"}
+    events = server.http.post("/stop_profile").json()["traceEvents"]
+    assert server.http.delete(f"/v1/videos/{long}").status_code == 200
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert set(names.values()) == {"server", "diffusion"}
+    steps = [e for e in events if e["name"] == "denoise" and long in e["args"]["jobs"]]
+    for name, process in (("encode", "diffusion"), ("decode", "diffusion"), ("file", "server")):
+        mine = [e for e in events if e["name"] == name and e["args"]["job"] in short]
+        assert {e["args"]["job"] for e in mine} == set(short), name
+        assert {names[e["pid"]] for e in mine} == {process}
+        assert any(meet(e, step) for e in mine for step in steps), name
+
+
+def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether there is a moment that is in both, in different threads."""
+    apart = (one["pid"], one["tid"]) != (other["pid"], other["tid"])
+    begin, end = (max(one["ts"], other["ts"]), min(e["ts"] + e["dur"] for e in (one, other)))
+    return apart and begin < end
+
+
 def test_every_metric_of_the_dashboard_exists(server):
     video = server.video(size="48x32", num_frames=5, num_inference_steps=2)
     server.finished(video)

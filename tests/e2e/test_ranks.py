@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.checkpoints.random_wan import build_tiny_wan
 from tests.e2e.adapters import write_served
 from tests.e2e.many import frames, pictures, ranks, same, start_server
 from tests.e2e.server import ROOT, Server
@@ -138,6 +139,38 @@ def test_the_server_takes_all_ranks_along(tmp_path: Path) -> None:
 
     server.wait_until("all ranks are gone", gone, 20)
     start.close()
+
+
+def test_twelve_heads_on_eight_ranks(tmp_path: Path) -> None:
+    """Four ranks have two heads, four have one; the tokens are as odd."""
+    model = str(build_tiny_wan(tmp_path / "model", heads=12, head_dim=16))
+    flags = ("--model-path", model, "--device", "cpu")
+    many = ("--num-gpus", "8", "--ulysses-degree", "8")
+    made = []
+    for name, more in (("one", ()), ("eight", many)):
+        (tmp_path / name).mkdir()
+        start = start_server(tmp_path / name, *flags, *more)
+        server = next(start)
+        made.append([pictures(server, size=size, seed=1) for size in ("80x48", "176x112")])
+        start.close()
+    for ours, theirs in zip(*made, strict=True):
+        same(ours, theirs)
+
+
+def test_more_ranks_than_heads_end_the_start(tmp_path: Path) -> None:
+    model = str(build_tiny_wan(tmp_path / "model", heads=2, head_dim=16))
+    done = subprocess.run(
+        [sys.executable, "-m", "sgl_diffusion.cli", "serve", "--port", "0", "--data-dir",
+         str(tmp_path / "data"), "--model-path", model, "--num-gpus", "4", "--ulysses-degree", "4",
+         "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "2 attention heads cannot be spread over 4 Ulysses ranks" in done.stderr
+    assert "Valid Ulysses degrees of this model: 1 to 2" in done.stderr
 
 
 def test_degrees_that_cannot_work_are_refused(tmp_path: Path) -> None:

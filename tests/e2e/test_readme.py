@@ -1,4 +1,5 @@
-"""Every command of the README runs, word for word but for the port and the folders.
+"""Every command of the README, the quickstart and docs/api.md runs, word for word but for the port
+and the folders.
 
 A ```bash block is one script. Blocks after `<!-- not run: reason -->` are left out, and the reasons
 stand here: only what installs or what the suite itself is may carry one. `make` targets that set
@@ -13,7 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.server import running_server
+import pytest
+
+from tests.e2e.server import Server, running_server
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -22,8 +25,8 @@ BLOCK = re.compile(
 REASONS = {"installs", "is the server", "is this suite", "needs a CUDA device"}
 
 
-def blocks() -> list[tuple[str, str]]:
-    text = (ROOT / "README.md").read_text()
+def blocks(page: str = "README.md") -> list[tuple[str, str]]:
+    text = (ROOT / page).read_text()
     return [(match["why"] or "", match["script"]) for match in BLOCK.finditer(text)]
 
 
@@ -32,8 +35,9 @@ def test_the_readme_reaches_a_working_command_early() -> None:
     assert "make serve" in head and "make test" in head
 
 
-def test_what_is_not_run_says_why() -> None:
-    assert {why for why, _ in blocks() if why} <= REASONS
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/api.md"])
+def test_what_is_not_run_says_why(page: str) -> None:
+    assert {why for why, _ in blocks(page) if why} <= REASONS
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
@@ -43,31 +47,43 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 
 def test_every_other_command_runs(tmp_path: Path) -> None:
-    scripts = [script for why, script in blocks() if not why]
-    assert len(scripts) >= 3, "the README shows how to use the thing"
-    bin_folder = str(Path(sys.executable).parent)
     with running_server(tmp_path / "data") as server:
-        environment = {
-            **os.environ,
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "SGLD_DATA_DIR": str(tmp_path / "state"),
-            "HOME": str(tmp_path),
-        }
-        for name in ("examples",):
-            (tmp_path / name).symlink_to(ROOT / name)
-        for script in scripts:
-            here = script.replace("30000", str(server.port)).replace(".venv/bin/", "")
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", here],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=240,
-            )
-            assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-            if "curl" in script:
-                assert '"error"' not in done.stdout, f"{script}\n{done.stdout}"
+        run("README.md", server, tmp_path, least=3)
+        run("docs/api.md", server, tmp_path, least=2)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_quickstart_runs(tmp_path: Path) -> None:
+    with running_server(tmp_path / "data") as server:
+        run("docs/quickstart.md", server, tmp_path, least=2)
+
+
+def run(page: str, server: Server, folder: Path, *, least: int) -> None:
+    """Each block that may be run, in a home of its own."""
+    scripts = [script for why, script in blocks(page) if not why]
+    assert len(scripts) >= least, f"{page} shows how to use the thing"
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SGLD_DATA_DIR": str(folder / "state"),
+        "HOME": str(folder),
+    }
+    examples = folder / "examples"
+    if not examples.exists():
+        examples.symlink_to(ROOT / "examples")
+    for script in scripts:
+        here = script.replace("30000", str(server.port)).replace(".venv/bin/", "")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", here],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        if "curl" in script:
+            assert '"error":{' not in done.stdout, f"{script}\n{done.stdout}"
 
 
 def test_the_guard_finds_the_blocks(tmp_path: Path) -> None:

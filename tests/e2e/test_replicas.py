@@ -71,6 +71,15 @@ def test_both_answer_like_one(one: Server, two: Server) -> None:
     assert two.http.get("/server_info").json()["dp_size"] == 2
 
 
+def test_a_record_is_of_both(two: Server) -> None:
+    assert two.http.post("/start_profile").status_code == 200
+    both(two, **BODY)
+    events = two.http.post("/stop_profile").json()["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert set(names.values()) == {"server", "diffusion-0", "diffusion-1"}
+    assert len([e for e in events if e["name"] == "file"]) == 2
+
+
 def test_adapters_are_in_both(one: Server, two: Server, tmp_path: Path) -> None:
     path = str(write_served(tmp_path, "a", 1, 4))
     base = pictures(two, **BODY)

@@ -61,7 +61,7 @@ def test_statuses():
 def test_every_code_of_the_server_is_listed():
     folder = Path(errors.__file__).parent
     used = set()
-    for path in [*folder.glob("*.py"), *folder.parent.glob("base/[cp]*.py")]:
+    for path in [*folder.glob("*.py"), *folder.parent.glob("base/[cps]*.py")]:
         used |= set(re.findall(r'code="(\w+)"', path.read_text()))
     missing = used - set(re.findall(r"`(\w+)`", section("Errors")))
     assert not missing

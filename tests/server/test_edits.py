@@ -99,7 +99,7 @@ def test_urls_are_read_through_the_guard(api: Any) -> None:
     assert [picture.getpixel((0, 0)) for picture in spy.pictures[1:]] == [(1, 2, 3)] * 2
     for url, code in (
         ("http://127.0.0.1:6379/x.png", "url_not_allowed"),
-        ("file:///etc/passwd", "unsupported_url_scheme"),
+        ("file:///etc/passwd", "local_path_not_allowed"),
         ("image_url.jpg", "unsupported_url_scheme"),
         ("/etc/passwd", "local_path_not_allowed"),
     ):

@@ -9,6 +9,7 @@ import json
 import time
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +56,23 @@ def test_partial_pictures_come_first(api: Any) -> None:
     assert picture(events[0]).mean() < picture(events[2]).mean()
     assert events[2]["usage"]["total_tokens"] == 0
     assert api.get(events[2]["url"]).content == base64.b64decode(events[2]["b64_json"])
+
+
+def test_comments_say_where_it_stands(api: Any, base_url: str) -> None:
+    """Its place while it waits, then its steps: readers of events pass them over."""
+    body = {"prompt": "x", "stream": True, "num_inference_steps": 3}
+    notes, names = [], []
+    api.call(api.client.gate.clear)
+    with httpx.stream("POST", base_url + PATH, json=body, timeout=30) as answer:
+        for line in answer.iter_lines():
+            if line.startswith(": {"):
+                notes.append(json.loads(line[2:]))
+                api.call(api.client.gate.set)
+            elif line.startswith("event: "):
+                names.append(line)
+    assert notes[0] == {"queue_position": 0, "eta_s": None}
+    assert notes[-1]["step"] == 3 and {note["steps"] for note in notes[1:]} == {3}
+    assert names == ["event: image_generation.completed"]
 
 
 def test_every_output_ends_with_an_event_of_its_own(api: Any) -> None:

@@ -119,6 +119,13 @@ def test_model_names(api, name):
     assert api.post(PATH, json={"prompt": "x", "model": name}).status_code == 200
 
 
+def test_what_steps_are_to_do_reaches_the_engine(api):
+    wish = {"guidance_start": 0.1, "guidance_stop": 0.9, "cfg_gate_step": 0.5, "priority": 7}
+    assert api.post(PATH, json={"prompt": "x", **wish}).status_code == 200
+    params = api.client.submitted[-1]
+    assert {name: getattr(params, name) for name in wish} == wish
+
+
 def test_quality_is_echoed_only_as_an_openai_word(api):
     assert api.post(PATH, json={"prompt": "x", "quality": "high"}).json()["quality"] == "high"
     assert "quality" not in api.post(PATH, json={"prompt": "x", "quality": "hd"}).json()

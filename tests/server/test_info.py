@@ -87,6 +87,7 @@ def test_info_in_the_words_of_sglang(api):
     assert {"negative_prompt", "max_sequence_length", "fps"} <= set(defaults)
     assert defaults["num_inference_steps"] == frames["num_inference_steps"]
     assert (info["size_multiple"], info["frame_multiple"], info["max_images"]) == (16, 4, 1)
+    assert (info["edits"], info["masks"], info["previews"]) == ("image-to-image", True, True)
     assert (
         info.items()
         >= {

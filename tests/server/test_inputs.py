@@ -88,7 +88,9 @@ def test_a_large_data_url_is_refused_before_it_is_decoded(monkeypatch):
         ("picture.png", "unsupported_url_scheme"),
         ("../picture.png", "unsupported_url_scheme"),
         ("//host/x", "unsupported_url_scheme"),
-        ("file:///etc/passwd", "unsupported_url_scheme"),
+        ("file:///etc/passwd", "local_path_not_allowed"),
+        ("FILE://localhost/etc/passwd", "local_path_not_allowed"),
+        ("file://[", "local_path_not_allowed"),
         ("", "unsupported_url_scheme"),
         ("/etc/passwd", "local_path_not_allowed"),
         ("http://private.test/", "url_not_allowed"),
@@ -110,7 +112,15 @@ def test_allowed_folders(tmp_path: Path):
     (inside / "folder").mkdir()
     os.mkfifo(inside / "pipe")
     roots = {"local_roots": (inside,)}
+    (inside / "ä b.png").write_bytes(picture())
     assert read(str(inside / "a.png"), **roots) == (6, 4)
+    for url in (
+        (inside / "a.png").as_uri(),
+        (inside / "ä b.png").as_uri(),
+        f"file://localhost{inside}/a.png",
+        f"file:{inside}/%61.png",
+    ):
+        assert read(url, **roots) == (6, 4)
     for path in (
         outside / "a.png",
         inside / "../media-private/a.png",
@@ -120,5 +130,14 @@ def test_allowed_folders(tmp_path: Path):
         inside / "missing.png",
         "/dev/zero",
         f"{inside}/a.png\0",
+        (outside / "a.png").as_uri(),
+        f"file://{inside}/../media-private/a.png",
+        f"file://{inside}/%2e%2e/media-private/a.png",
+        f"file://{inside}/link.png",
+        f"file://{inside}/a.png%00",
+        f"file://{inside}/a.png?x",
+        f"file://host{inside}/a.png",
+        "file:a.png",
+        "file:",
     ):
         assert read(str(path), **roots) == "local_path_not_allowed"

@@ -97,7 +97,7 @@ def test_a_url_is_fetched(from_pictures):
 @pytest.mark.parametrize(
     ("given", "code", "param"),
     [
-        ("file:///etc/passwd", "unsupported_url_scheme", "input_reference"),
+        ("file:///etc/passwd", "local_path_not_allowed", "input_reference"),
         ("cat.png", "unsupported_url_scheme", "input_reference"),
         ("/etc/passwd", "local_path_not_allowed", "input_reference"),
         ("data:text/html;base64,AAAA", "invalid_data_url", "input_reference"),

@@ -87,6 +87,7 @@ def test_multipart_as_the_sdk_sends_it(api):
     fields = {
         "prompt": "ein Fluß", "seconds": "2", "size": "32x48", "fps": "8", "seed": "5",
         "num_inference_steps": "2", "guidance_scale": "1.5", "enable_teacache": "false",
+        "cfg_gate_step": "0.5", "priority": "9",
     }  # fmt: skip
     answer = api.post(PATH, **multipart(**fields))
     assert answer.status_code == 200, answer.text
@@ -96,6 +97,7 @@ def test_multipart_as_the_sdk_sends_it(api):
     assert params.prompt == "ein Fluß" and (params.width, params.height) == (32, 48)
     assert (params.fps, params.num_frames, params.seeds) == (8, 17, (5,))
     assert params.num_inference_steps == 2 and params.guidance_scale == 1.5
+    assert params.cfg_gate_step == 0.5 and params.priority == 9
     assert video["seconds"] == "2"
 
 
@@ -110,12 +112,22 @@ def test_multipart_lists_and_nested_extras(api):
     assert (video["seed"], video["fps"], video["num_frames"]) == (11, 8, 5)
 
 
+def test_whole_numbers_with_a_fraction_of_zero(api):
+    """JSON and its schemas know one kind of number, and some clients write all as 2.0."""
+    fields = {"prompt": "x", "seed": [11.0], "fps": 8.0, "num_frames": 5.0, "n": 1.0}
+    forms = {"prompt": "x", "seed": "11.0", "fps": "8.", "num_frames": "5e0", "n": "1.0"}
+    for sent in ({"json": fields}, multipart(**forms)):
+        video = api.post(PATH, **sent).json()
+        assert (video["seed"], video["fps"], video["num_frames"]) == (11, 8, 5), video
+
+
 @pytest.mark.parametrize(
     ("body", "frames", "fps"),
     [
         ({}, 17, 16),
         ({"seconds": "4"}, 65, 16),
         ({"seconds": 4}, 65, 16),
+        ({"seconds": 4.0, "fps": 8.0}, 33, 8),
         ({"seconds": "4", "fps": 8}, 33, 8),
         ({"fps": 24}, 17, 24),
         ({"num_frames": 24}, 25, 16),

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sgl_diffusion.base.config import ServeOptions
+from sgl_diffusion.base.device import DRIVER_FILE, nvidia_driver
 from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.cli.checks.probe import Facts, Probed
 from sgl_diffusion.cli.checks.types import Check, failed, ok, warning
 
 _LEAST_TORCH = (2, 11)
 _LITTLE_MEMORY = 2 * 2**30
-_DRIVER = Path("/proc/driver/nvidia/version")
 _OTHER_FILES = 256  # beside connections: libraries, the job table, results
 _BUILD = "Build it: pip install --no-build-isolation --force-reinstall --no-deps ."
 
@@ -47,12 +47,12 @@ def torch(probed: Probed) -> Check:
     return ok("torch", f"{facts['version']}, {cuda}")
 
 
-def gpu(probed: Probed, device: str, driver_file: Path = _DRIVER) -> Check:
+def gpu(probed: Probed, device: str, driver_file: Path = DRIVER_FILE) -> Check:
     """A GPU that is there and cannot be used, or is asked for and not there."""
     facts = probed.facts.get("torch", {"cuda": None, "gpus": []})
     if facts["gpus"]:
         return _gpus(facts["gpus"])
-    driver = _driver(driver_file)
+    driver = nvidia_driver(driver_file)
     if driver is None:
         found = "no NVIDIA driver"
         if device == "cuda":
@@ -77,15 +77,6 @@ def _gpus(found: list[Facts]) -> Check:
         fix = "Nothing to do: it runs in fp16, as bf16 needs a GPU from sm_80 on."
         return warning("gpu", ", ".join(names), fix)
     return ok("gpu", ", ".join(names))
-
-
-def _driver(file: Path) -> str | None:
-    try:
-        words = file.read_text().split()
-    except OSError:
-        return None
-    numbers = (word for word in words if word[0].isdigit() and "." in word)
-    return next(numbers, "of unknown version")
 
 
 def native(probed: Probed) -> Check:

@@ -15,6 +15,8 @@ from sgl_diffusion.orchestrator import datalock
 from sgl_diffusion.orchestrator.jobdb import NETWORK_FILE_SYSTEMS, filesystem_of
 
 _GB = 1e9
+_SHARED_MEMORY = Path("/dev/shm")
+_LITTLE_SHARED_MEMORY = 1.0  # GB: containers have 0.07 unless they are given more
 
 
 def checks(options: ServeOptions) -> Iterator[Check]:
@@ -25,6 +27,8 @@ def checks(options: ServeOptions) -> Iterator[Check]:
     else:
         yield data(folder)
         yield disk(folder, options.min_free_gb)
+    if options.num_gpus > 1:
+        yield shared_memory(_SHARED_MEMORY)
     if options.database_url is not None:
         yield database(options.database_url)
     yield cache()
@@ -50,6 +54,16 @@ def disk(folder: Path, least_gb: float) -> Check:
         fix = "Make room, or lower --min-free-gb."
         return failed("disk", f"{found}; with less than {least_gb:g} no job is taken", fix)
     return ok("disk", found)
+
+
+def shared_memory(folder: Path) -> Check:
+    """What the ranks of one model talk through; a single one needs none of it."""
+    free = shutil.disk_usage(folder).free / _GB if folder.is_dir() else 0.0
+    found = f"{free:.2f} GB free in {folder} for several ranks"
+    if free < _LITTLE_SHARED_MEMORY:
+        fix = "Start the container with --shm-size=4g, or --ipc=host."
+        return warning("shared memory", found, fix)
+    return ok("shared memory", found)
 
 
 def database(url: str) -> Check:

@@ -11,7 +11,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.lora import MAX_USES
 from sgl_diffusion.base.params import DEFAULT_PRIORITY, MAX_PRIORITY
 from sgl_diffusion.server.schemas.lora import Lora, parse_lora
-from sgl_diffusion.server.validate import Edge, Int, RequestBody
+from sgl_diffusion.server.validate import Edge, Int, RequestBody, Whole
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 PRESETS = {
@@ -33,7 +33,6 @@ Quality = Literal[
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention_backend_override": (),
     "cache_dit_params": ({},),
-    "cfg_gate_step": (1.0,),
     "diffusers_kwargs": ({},),
     "enable_cache_dit": (False,),
     "enable_upscaling": (False,),
@@ -90,13 +89,16 @@ class Sampling(RequestBody):
     """0.01 to 100; the model's own unless given."""
     max_sequence_length: Int | None = None
     """Text tokens, 1 to the model's own length."""
-    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
+    priority: Annotated[Whole, Field(ge=0, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
     """0 (can wait) to 9; each step doubles the job's share of the time beside others."""
     guidance_start: float = 0.0
     """With `guidance_stop` the shares of the steps between which there is guidance; the other steps
     run with the prompt only, in about half the time."""
     guidance_stop: float = 1.0
     """See `guidance_start`."""
+    cfg_gate_step: float = 1.0
+    """0 to 1, a share of the steps: from it on only the prompt is computed, and guidance adds again
+    what it added last ([serving](serving.md))."""
     enable_teacache: bool = False
     """Steps may reuse what an earlier one computed: faster, and not the same picture
     ([serving](serving.md))."""
@@ -108,7 +110,7 @@ class Sampling(RequestBody):
     output_quality: OutputQuality = "default"
     """`output_compression` as a word: `maximum` `max` `xhigh` 100, `high` 90, `medium` 55, `low`
     35, `default` `auto` 75 (video 50)."""
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    output_compression: Annotated[Whole, Field(ge=0, le=100)] | None = None
     """0 to 100, the quality of JPEG, WebP and MP4; PNG ignores it."""
     lora: Annotated[list[Lora], Field(max_length=MAX_USES)] = []
     """Up to 16 adapters of this request: `[{"nickname", "strength": 1.0, "path"}]`; a path is

@@ -12,7 +12,7 @@ from sgl_diffusion.base.errors import RequestError
 from sgl_diffusion.base.params import SamplingParams
 from sgl_diffusion.server.media import IMAGE_QUALITY
 from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Quality, Sampling
-from sgl_diffusion.server.validate import Int
+from sgl_diffusion.server.validate import Int, Whole
 
 
 class ImageRequest(Sampling):
@@ -42,7 +42,7 @@ class ImageRequest(Sampling):
     """`auto` or `opaque`; no model makes transparent pictures."""
     stream: bool = False
     """`true`: the answer is a stream of events."""
-    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
+    partial_images: Annotated[Whole, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
     """0 to 3, with `stream`: pictures under way, of steps spread evenly; a job with few steps has
     fewer."""
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
@@ -97,6 +97,7 @@ class ImageRequest(Sampling):
             priority=self.priority,
             guidance_start=self.guidance_start,
             guidance_stop=self.guidance_stop,
+            cfg_gate_step=self.cfg_gate_step,
             enable_teacache=self.enable_teacache,
             teacache_threshold=self.teacache_threshold,
             num_outputs=self.n,

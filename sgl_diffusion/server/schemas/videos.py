@@ -12,10 +12,10 @@ from sgl_diffusion.base.params import ModelCard, SamplingParams
 from sgl_diffusion.server.body import parse_json
 from sgl_diffusion.server.media import VIDEO_QUALITY
 from sgl_diffusion.server.schemas.common import NEUTRAL, PRESETS, Sampling
-from sgl_diffusion.server.validate import Int, RequestBody
+from sgl_diffusion.server.validate import Int, RequestBody, Whole, whole
 
 _MAX_SECONDS = 3_600
-Count = Annotated[int, Field(ge=1, le=MAX_OUTPUTS)]
+Count = Annotated[Whole, Field(ge=1, le=MAX_OUTPUTS)]
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
 ]  # fmt: skip
@@ -39,7 +39,7 @@ class VideoRequest(Sampling):
 
     seconds: str | Int | None = None
     """A whole number, as text or number; frames = seconds x fps."""
-    fps: Annotated[int, Field(ge=1, le=120)] | None = None
+    fps: Annotated[Whole, Field(ge=1, le=120)] | None = None
     """1 to 120; the model's own unless given."""
     num_frames: Int | None = None
     """Rounded to what the VAE can make (Wan: a multiple of 4, plus 1); the model's own unless
@@ -55,7 +55,7 @@ class VideoRequest(Sampling):
     make videos from pictures take one. Without a size the video gets the picture's aspect."""
     reference_url: str | None = None
     """Another name of `input_reference`, for a URL."""
-    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
+    partial_images: Annotated[Whole, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
     """0 to 3: pictures under way, each a frame from the middle of the clip; `preview_url` says
     where the newest is."""
 
@@ -64,6 +64,7 @@ class VideoRequest(Sampling):
     def _seconds(cls, value: Any) -> int | None:
         if value is None:
             return None
+        value = whole(value)
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise RequestError(
                 "seconds must be a whole number.",
@@ -131,6 +132,7 @@ class VideoRequest(Sampling):
             priority=self.priority,
             guidance_start=self.guidance_start,
             guidance_stop=self.guidance_stop,
+            cfg_gate_step=self.cfg_gate_step,
             enable_teacache=self.enable_teacache,
             teacache_threshold=self.teacache_threshold,
             partial_images=self.partial_images,

@@ -10,9 +10,10 @@ export function useKey(value) {
 export const locked = () => Boolean(key);
 
 export class Refusal extends Error {
-  constructor(status, message) {
+  constructor(status, message, param = null) {
     super(message);
     this.status = status;
+    this.param = param; // the field to blame
   }
 }
 
@@ -28,10 +29,11 @@ export async function call(path, options = {}) {
   }
   if (answer.ok) return answer;
   let text = `The server answered ${answer.status}.`;
+  let param = null;
   try {
-    text = (await answer.json()).error.message;
+    ({ message: text, param } = (await answer.json()).error);
   } catch { /* not one of its own answers */ }
-  throw new Refusal(answer.status, text);
+  throw new Refusal(answer.status, text, param);
 }
 
 export const json = async (path, options) => (await call(path, options)).json();
@@ -48,18 +50,22 @@ export const post = (path, body, signal) => call(path, {
 export const file = async (path, signal) =>
   URL.createObjectURL(await (await call(path, { signal })).blob());
 
-// The events of a stream, one by one, as their parsed data.
+// The events of a stream, one by one, as their parsed data. A comment that says where an image stands
+// is an event of the type "note".
 export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch((error) => {
+        throw error.name === "AbortError" ? error : new Refusal(0, "The connection to the server broke off.");
+      });
       if (done) return;
       text += value;
       const parts = text.split("\n\n");
       text = parts.pop();
       for (const part of parts) {
+        if (part.startsWith(": {")) yield { type: "note", ...JSON.parse(part.slice(2)) };
         const lines = part.split("\n").filter((line) => line.startsWith("data: "));
         if (!lines.length) continue;
         const told = lines.map((line) => line.slice(6)).join("\n");

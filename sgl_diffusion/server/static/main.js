@@ -9,26 +9,33 @@ const $ = (id) => document.getElementById(id);
 const NARROW = matchMedia("(max-width: 760px)");
 const STILL = matchMedia("(prefers-reduced-motion: reduce)");
 let running = null; // { controller, video }
-let shown = null; // what was made and is shown last: { entry, what, body, whole, urls }
+let model = null; // what the server says of its model
+let shown = null; // what was made and is shown last: { entry, what, body, whole, urls, picture, mask }
+const FIELDS = { // of the parameters that a server may blame
+  prompt: "prompt", negative_prompt: "negative", size: "size", width: "size", height: "size",
+  num_inference_steps: "steps", guidance_scale: "guidance", seed: "seed", n: "count",
+  num_frames: "frames", image: "picture", input_reference: "picture", strength: "strength",
+};
 
 async function start() {
   const theme = localStorage.getItem("theme");
   if (theme) document.documentElement.dataset.theme = theme;
   $("key").value = sessionStorage.getItem("key") || "";
-  paint.install();
+  paint.install(problem);
   await connect();
 }
 
 async function connect() {
   try {
     const [info, models] = await Promise.all([json("/model_info"), json("/v1/models")]);
-    const model = models.data[0];
-    document.body.dataset.model = model.id;
-    $("model").textContent = model.id;
+    document.body.dataset.model = $("model").textContent = models.data[0].id;
+    model = info;
+    $("note").textContent = info.note && `This is ${info.note}.`;
+    $("note").hidden = !info.note;
     request.fill(info);
     for (const [name, can] of [
-      ["image", info.is_image_gen], ["video", info.output_types.includes("video")],
-      ["edit", model.max_images > 0 || model.edits !== null]]) {
+      ["image", info.is_image_gen && !info.min_images], ["video", info.output_types.includes("video")],
+      ["edit", info.is_image_gen && info.max_images > 0]]) {
       const choice = document.querySelector(`input[value=${name}]`);
       choice.disabled = !can;
       if (!can && choice.checked) document.querySelector("input[name=kind]:not(:disabled)").checked = true;
@@ -78,9 +85,16 @@ async function resume() {
   if (open && !running) await work((signal) => follow(open, signal), open.id);
 }
 
+// Some models make a video from its first picture; some can do nothing else.
+const begins = () => request.kind() === "video" && Boolean(model?.supported_task_types.includes("I2V"));
+
 function switchKind() {
   const kind = request.kind();
-  $("edit").hidden = kind !== "edit";
+  $("edit").hidden = kind !== "edit" && !begins();
+  $("drop-text").textContent = kind === "video"
+    ? "Drop the first picture of the video here, or choose one" : "Drop a picture here, or choose one";
+  $("strength-part").hidden = kind !== "edit" || model?.edits !== "image-to-image";
+  paint.allow(kind === "edit" && Boolean(model?.masks));
   for (const one of document.querySelectorAll(".video-only")) one.hidden = kind !== "video";
   for (const one of document.querySelectorAll(".image-only")) one.hidden = kind === "video";
 }
@@ -88,10 +102,12 @@ function switchKind() {
 async function submit(event) {
   event.preventDefault();
   if (running) return;
+  if (!model) return problem("Nothing can be made yet: the server has not told its model.");
   if (!$("lock").checked) $("seed").value = String(Math.floor(Math.random() * 2 ** 31));
   const what = request.kind();
   const body = request.read();
-  if (what === "edit" && !paint.chosen()) return problem("Choose a picture to edit first.");
+  if ((what === "edit" || (begins() && model.min_images)) && !paint.chosen())
+    return problem(`Choose a picture to ${what === "edit" ? "edit" : "begin with"} first.`, "image");
   await work((signal) => (what === "video" ? video(body, signal) : image(what, body, signal)));
 }
 
@@ -107,7 +123,7 @@ async function work(job, video = null) {
     if (error.name === "AbortError") state("Cancelled.");
     else {
       state("");
-      problem(error.message);
+      problem(error.message, error.param);
     }
   } finally {
     running = null;
@@ -116,78 +132,99 @@ async function work(job, video = null) {
   }
 }
 
+const left = (seconds) => (seconds ? `, about ${Math.ceil(seconds)} s left` : "");
+
+const waiting = (now) => state(`Waiting, ${now.queue_position ?? 0} before it${left(now.eta_s)}`);
+
+const previews = () => (model?.previews ? { partial_images: 3 } : {});
+
+function formOf(fields, files) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields))
+    form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
+  for (const [name, blob] of Object.entries(files)) if (blob) form.append(name, blob, `${name}.png`);
+  return form;
+}
+
 async function image(what, body, signal) {
-  const sent = { ...body, stream: true, partial_images: 3 };
-  let form = sent;
-  if (what === "edit") {
-    form = new FormData();
-    for (const [name, value] of Object.entries({ ...sent, strength: $("strength").value }))
-      form.append(name, typeof value === "object" ? JSON.stringify(value) : value);
-    form.append("image", paint.chosen());
-    if (paint.painted()) form.append("mask", await paint.mask(), "mask.png");
-  }
+  const sent = { ...body, ...previews(), stream: true };
+  const files = { picture: what === "edit", mask: what === "edit" && paint.painted() };
+  const form = what !== "edit" ? sent
+    : formOf(sent, { image: paint.chosen(), mask: files.mask && await paint.mask() });
   const began = performance.now();
   const answer = await post(request.path(what), form, signal);
   state("Making it …");
   const urls = [];
+  let id = "";
   for await (const data of events(answer)) {
+    if (data.type === "note") {
+      if (data.queue_position !== undefined) waiting(data);
+      else {
+        $("progress").value = (100 * data.step) / (data.steps || 1);
+        state(`${data.steps ? `Step ${data.step} of ${data.steps}` : "Making it"}${left(data.eta_s)}`);
+      }
+      continue;
+    }
     const url = `data:image/${data.output_format || "png"};base64,${data.b64_json}`;
     if (data.type.endsWith("partial_image")) {
       view([...urls, url], "image", true);
-      $("progress").value = (data.partial_image_index + 1) * 25;
-      state(`Step picture ${data.partial_image_index + 1} …`);
     } else if (data.type.endsWith("completed")) {
       urls.push(url);
-    } else if (data.type === "error") throw new Refusal(200, data.error.message);
+      id = data.id;
+    }
   }
+  if (!id) throw new Refusal(0, "The server ended before the picture was done.");
   const seconds = ((performance.now() - began) / 1000).toFixed(1);
-  const entry = { list: "images", ...(await json("/v1/images?limit=1")).data[0] };
-  present(entry, what, body, true, urls);
+  const entry = { list: "images", ...(await json(`/v1/images/${id}`)) };
+  present(entry, what, body, true, urls, files);
   state(`Done in ${seconds} s, seed ${body.seed}.`);
   gallery.prepend(entry, open);
 }
 
 async function video(body, signal) {
-  const made = await (await post("/v1/videos", { ...body, partial_images: 3 }, signal)).json();
+  const sent = { ...body, ...previews() };
+  const picture = begins() && paint.chosen();
+  const form = picture ? formOf(sent, { input_reference: picture }) : sent;
+  const made = await (await post("/v1/videos", form, signal)).json();
   running.video = made.id;
-  await follow(made, signal, body);
+  await follow(made, signal, body, Boolean(picture));
 }
 
-async function follow(made, signal, body = null) {
+async function follow(made, signal, body = null, picture = false) {
   let preview = "";
   for await (const { type, video: now } of events(await call(`/v1/videos/${made.id}/events`, { signal }))) {
-    const eta = now.eta_s ? `, about ${Math.ceil(now.eta_s)} s left` : "";
-    if (type === "video.queued") state(`Waiting, ${now.queue_position ?? 0} before it${eta}`);
+    if (type === "video.queued") waiting(now);
     else if (type === "video.in_progress") {
       $("progress").value = now.progress;
-      state(`${now.progress} %${eta}`);
+      state(`${now.progress} %${left(now.eta_s)}`);
       if (now.preview_url && now.preview_url + now.progress !== preview) {
         preview = now.preview_url + now.progress;
-        file(`/v1/videos/${made.id}/preview`, signal).then((url) => running && view([url], "image", true)).catch(() => {});
+        file(`/v1/videos/${made.id}/preview`, signal).then((url) => running?.video === made.id && view([url], "image", true)).catch(() => {});
       }
     } else if (type === "video.failed") throw new Refusal(200, now.error?.message || "It failed.");
     else if (type === "video.completed") {
       const entry = { list: "videos", ...now };
-      await open(entry, body);
+      await open(entry, body, { picture });
       state(`Done in ${now.inference_time_s} s, seed ${now.seed}.`);
       gallery.prepend(entry, open);
     }
   }
 }
 
-async function open(entry, body = null) {
+async function open(entry, body = null, files = {}) {
   if (entry.status !== "completed") return problem(entry.error?.message || `It is ${entry.status}.`);
   const urls = await Promise.all(gallery.contents(entry).map((path) => file(path)));
   const what = entry.list === "videos" ? "video" : "image";
   const settings = body || { prompt: entry.prompt, size: entry.size, seed: entry.seed ?? entry.seeds?.[0],
     ...(what === "video" ? { num_frames: entry.num_frames } : {}) };
-  present(entry, what, settings, body !== null, urls);
+  present(entry, what, settings, body !== null, urls, files);
   state(entry.prompt);
 }
 
-// `whole`: the body is all that was asked for, and not only what the server tells of it later.
-function present(entry, what, body, whole, urls) {
-  shown = { entry, what, body, whole, urls };
+// `whole`: the body is all that was asked for, and not only what the server tells of it later; of the
+// `files` beside it we know whether there was a picture and a mask.
+function present(entry, what, body, whole, urls, files) {
+  shown = { entry, what, body, whole, urls, ...files };
   view(urls, what === "video" ? "video" : "image", false, body.prompt);
   $("as-input").hidden = what === "video" || document.querySelector("input[value=edit]").disabled;
   $("download").href = urls[0];
@@ -232,9 +269,15 @@ async function cancel() {
   document.getElementById(`made-${video}`)?.remove();
 }
 
-function problem(text) {
+// `param` is what the server blames: its field is marked, and ready to be typed into.
+function problem(text, param = null) {
   $("problem").textContent = text;
   $("problem").hidden = !text;
+  document.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
+  const name = param === "size" && $("size").value === "other" ? "size-text" : FIELDS[param];
+  if (!name) return;
+  $(name).setAttribute("aria-invalid", "true");
+  $(name).focus();
 }
 
 function state(text) {
@@ -270,6 +313,11 @@ $("key").addEventListener("change", () => {
   useKey($("key").value);
   connect();
 });
+$("key").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // it is no wish for a picture
+  $("key").blur();
+});
 $("theme").addEventListener("click", () => {
   const dark = document.documentElement.dataset.theme
     ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -286,9 +334,9 @@ $("as-input").addEventListener("click", async () => {
   document.querySelector("input[value=edit]").click();
 });
 $("copy-curl").addEventListener("click", (event) =>
-  copy(request.asCurl(shown.what, shown.body, locked()), event.target));
+  copy(request.asCurl(shown, locked()), event.target));
 $("copy-python").addEventListener("click", (event) =>
-  copy(request.asPython(shown.what, shown.body, locked()), event.target));
+  copy(request.asPython(shown, locked()), event.target));
 $("delete").addEventListener("click", async () => {
   if (!confirm("Delete it from the server?")) return;
   try {

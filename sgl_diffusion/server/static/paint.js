@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 
 let picture = null; // the file
 let strokes = null; // a canvas of the picture's own size, bright where it is painted
+let able = true; // whether a part can be chosen
 
 export const chosen = () => picture;
 
@@ -15,7 +16,9 @@ export async function choose(blob, name = "picture.png") {
     $("picture").value = "";
     return;
   }
-  const image = await createImageBitmap(blob);
+  const image = await createImageBitmap(blob).catch(() => {
+    throw new Error(`${name} is no picture that this browser can read.`);
+  });
   picture = new File([blob], name, { type: blob.type || "image/png" });
   strokes = document.createElement("canvas");
   $("canvas").width = strokes.width = image.width;
@@ -26,7 +29,13 @@ export async function choose(blob, name = "picture.png") {
   show();
 }
 
-export const painted = () => strokes !== null
+export function allow(on) {
+  able = on;
+  for (const id of ["paint-hint", "unpaint"]) $(id).hidden = !on;
+  if (strokes) show();
+}
+
+export const painted = () => able && strokes !== null
   && strokes.getContext("2d").getImageData(0, 0, strokes.width, strokes.height).data.some(Boolean);
 
 // Black, and white where it is painted.
@@ -45,7 +54,7 @@ function show() {
   pen.globalAlpha = 1;
   pen.drawImage($("canvas").image, 0, 0);
   pen.globalAlpha = 0.6;
-  pen.drawImage(strokes, 0, 0);
+  if (able) pen.drawImage(strokes, 0, 0);
 }
 
 function at(event) {
@@ -66,9 +75,12 @@ function stroke(from, to, width) {
   show();
 }
 
-export function install() {
+// `failed` is told what a person has to know.
+export function install(failed) {
+  const take = (file) => choose(file, file?.name).then(() => failed(""), (error) => failed(error.message));
   let last = null;
   $("canvas").addEventListener("pointerdown", (event) => {
+    if (!able) return;
     const [x, y, width] = at(event);
     $("canvas").setPointerCapture(event.pointerId);
     stroke([x, y], [x, y], width);
@@ -87,7 +99,7 @@ export function install() {
     show();
   });
   $("unpick").addEventListener("click", () => choose(null));
-  $("picture").addEventListener("change", (event) => choose(event.target.files[0], event.target.files[0]?.name));
+  $("picture").addEventListener("change", (event) => take(event.target.files[0]));
   const drop = $("drop");
   drop.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -97,6 +109,6 @@ export function install() {
   drop.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    choose(event.dataTransfer.files[0], event.dataTransfer.files[0]?.name);
+    take(event.dataTransfer.files[0]);
   });
 }

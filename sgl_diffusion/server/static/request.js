@@ -37,13 +37,16 @@ function option(text, value = text) {
 export function read() {
   const body = { prompt: $("prompt").value };
   if ($("negative").value.trim()) body.negative_prompt = $("negative").value;
-  const size = $("size").value === "other" ? $("size-text").value.trim() : $("size").value;
-  if (size && !(kind() === "edit" && $("size").value === $("size").options[0].value)) body.size = size;
+  // The first size is the model's own; beside a picture the server takes that of the picture for it.
+  const own = $("size").value === $("size").options[0].value;
+  if (!(own && !$("edit").hidden))
+    body.size = $("size").value === "other" ? $("size-text").value.trim() : $("size").value;
   if ($("steps").value) body.num_inference_steps = Number($("steps").value);
   if ($("guidance").value) body.guidance_scale = Number($("guidance").value);
   body.seed = Number($("seed").value || 0);
   if (kind() === "video") body.num_frames = Number($("frames").value);
-  else if (Number($("count").value) > 1) body.n = Number($("count").value);
+  else if ($("count").value && Number($("count").value) !== 1) body.n = Number($("count").value);
+  if (kind() === "edit" && !$("strength-part").hidden) body.strength = Number($("strength").value);
   const loras = [...document.querySelectorAll(".adapter")]
     .filter((row) => row.querySelector("[type=checkbox]").checked)
     .map((row) => ({
@@ -81,6 +84,10 @@ function writeRest(body) {
   $("steps").value = body.num_inference_steps ?? "";
   $("guidance").value = body.guidance_scale ?? "";
   $("count").value = body.n ?? 1;
+  if (body.strength !== undefined) {
+    $("strength").value = body.strength;
+    $("strength").dispatchEvent(new Event("input"));
+  }
   for (const row of document.querySelectorAll(".adapter")) {
     const used = body.lora?.find((one) => one.nickname === row.dataset.nickname);
     row.querySelector("[type=checkbox]").checked = Boolean(used);
@@ -94,38 +101,66 @@ export const path = (what) => PATHS[what];
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-// `locked`: the server wants a key, which is not copied.
-export function asCurl(what, body, locked) {
-  const url = location.origin + path(what);
-  const key = locked ? ['-H "authorization: Bearer $API_KEY"'] : [];
-  if (what !== "edit") {
-    const sent = ["-H 'content-type: application/json'", `-d ${quoted(JSON.stringify(body))}`];
-    return [`curl ${url}`, ...key, ...sent].join(" \\\n  ");
-  }
-  const fields = Object.entries(body).map(([name, value]) =>
-    `-F ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
-  return [`curl ${url}`, ...key, "-F image=@picture.png", ...fields].join(" \\\n  ");
+// The files beside the fields: what was edited or begun with, and the mask. They are not copied; the
+// pasted text wants them beside it.
+function beside(what, picture, mask) {
+  const name = what === "video" ? "input_reference" : "image";
+  return [...(picture ? [[name, "picture.png"]] : []), ...(mask ? [["mask", "mask.png"]] : [])];
 }
 
-export function asPython(what, body, locked) {
-  const { prompt, size, seconds, n, ...rest } = body;
-  const named = Object.entries({ prompt, size, n }).filter(([, value]) => value !== undefined);
-  const lines = named.map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
-  const extra = JSON.stringify(rest).replaceAll(":true", ":True").replaceAll(":false", ":False");
-  const make = { image: "images.generate", video: "videos.create", edit: "images.edit" }[what];
+// In a form everything is text.
+const flat = (value) => (typeof value === "object" ? JSON.stringify(value) : value);
+
+const SAVE = `python3 -c 'import base64, json, sys
+for i, one in enumerate(json.load(sys.stdin)["data"]):
+    open(f"image-{i}.png", "wb").write(base64.b64decode(one["b64_json"]))'`;
+const ID = `python3 -c 'import json, sys; print(json.load(sys.stdin)["id"])'`;
+
+// `made` is what is shown; `locked`: the server wants a key, which is not copied.
+export function asCurl({ what, body, picture, mask }, locked) {
+  const url = location.origin + path(what);
+  const key = locked ? [`-H "authorization: Bearer $API_KEY"`] : [];
+  const files = beside(what, picture, mask);
+  const sent = files.length || what === "edit"
+    ? [...files.map(([name, file]) => `-F ${name}=@${file}`),
+      ...Object.entries(body).map(([name, value]) => `-F ${quoted(`${name}=${flat(value)}`)}`)]
+    : ["-H 'content-type: application/json'", `-d ${quoted(JSON.stringify(body))}`];
+  const post = [`curl -s ${url}`, ...key, ...sent].join(" \\\n  ");
+  if (what !== "video") return `${post} |\n${SAVE}`;
+  const get = ["curl -s", ...key].join(" ");
+  return [`id=$(${post} |\n${ID})`, `${get} ${url}/$id/events > events.txt`,
+    `${get} ${url}/$id/content -o video.mp4`].join("\n");
+}
+
+function literal(value) {
+  if (value === true || value === false) return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  const entries = Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${literal(one)}`);
+  return `{${entries.join(", ")}}`;
+}
+
+export function asPython({ what, body, picture, mask }, locked) {
+  const { prompt, size, n, ...rest } = body;
+  const files = beside(what, picture, mask);
+  // The SDK sends everything but images from a prompt as forms.
+  if (what !== "image") for (const name of Object.keys(rest)) rest[name] = flat(rest[name]);
+  if (what === "video" && n !== undefined) rest.n = n; // no argument of the SDK
+  const named = Object.entries({ prompt, size, ...(what === "video" ? {} : { n }) });
+  const make = { image: "images.generate", video: "videos.create_and_poll", edit: "images.edit" }[what];
   const end = what === "video"
-    ? `video = client.videos.poll(made.id)\nclient.videos.download_content(video.id).write_to_file("video.mp4")`
-    : `open("image.png", "wb").write(base64.b64decode(made.data[0].b64_json))`;
+    ? ['client.videos.download_content(made.id).write_to_file("video.mp4")']
+    : ["for i, image in enumerate(made.data):",
+      '    open(f"image-{i}.png", "wb").write(base64.b64decode(image.b64_json))'];
+  const modules = [...(what === "video" ? [] : ["base64"]), ...(locked ? ["os"] : [])];
   return [
-    ...(what === "video" ? [] : ["import base64"]),
-    ...(locked ? ["import os"] : []),
-    ...(what === "video" && !locked ? [] : [""]),
+    ...modules.map((name) => `import ${name}`), ...(modules.length ? [""] : []),
     "from openai import OpenAI", "",
     `client = OpenAI(base_url="${location.origin}/v1", api_key=${locked ? 'os.environ["API_KEY"]' : '"none"'})`,
     `made = client.${make}(`,
-    `    model="${document.body.dataset.model}",`,
-    ...(what === "edit" ? ['    image=open("picture.png", "rb"),'] : []),
-    ...lines,
-    `    extra_body=${extra},`, ")", end,
+    `    model=${literal(document.body.dataset.model)},`,
+    ...files.map(([name, file]) => `    ${name}=open("${file}", "rb"),`),
+    ...named.filter(([, value]) => value !== undefined).map(([name, value]) => `    ${name}=${literal(value)},`),
+    `    extra_body=${literal(rest)},`, ")", ...end,
   ].join("\n");
 }
