@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_load import forget, past_the_cache
 from benchmarks.harness import Busy, finish, machine
-from sgl_diffusion.recipes.tiny_wan import build_tiny_wan
+from tests.checkpoints.random_wan import build_tiny_wan
 
 BAR = 1.2
 IMPORTS = (
