@@ -14,6 +14,7 @@ from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench, InLanes
 
+# Seeds 1, 2 and 3; with one of them the bad job would be one of these.
 GOOD = {"first": {"seed": 1}, "pair": {"seed": 2, "num_outputs": 2}}
 
 
@@ -66,7 +67,7 @@ def test_a_row_that_fails_does_not_end_the_others_of_its_step(
     wanted: dict[str, list[torch.Tensor]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bench = made(pipeline, {"bad": {"seed": 3, "num_outputs": 2}})
+    bench = made(pipeline, {"bad": {"seed": 9, "num_outputs": 2}})
     bad = bench.runner.jobs()[-1]
     while not bad.encoded or bad.step < at:
         bench.runner.step()
@@ -92,11 +93,13 @@ def test_a_row_that_fails_in_a_lane_does_not_either(
                 min(sum(one.rows for one in waiting), most), lanes
             )
 
-    bench = made(pipeline, {"bad": {"seed": 3}}, overlap=True, lanes=2)
+    bench = made(pipeline, {"bad": {"seed": 9}}, overlap=True, lanes=2)
     bench.runner.sizes.costs = Shared()
     while not all(job.encoded for job in bench.runner.jobs()):
         bench.runner.step()
+        bench.look()
     bench.runner.settle()
+    bench.look()
     state = bench.runner.jobs()[-1].rows[0].state
     assert state is not None
     fails_after(pipeline, state.x[0].clone(), monkeypatch)
@@ -108,7 +111,7 @@ def test_a_row_that_fails_in_a_lane_does_not_either(
 def test_a_row_without_numbers_fails_alone_and_gives_no_picture(
     pipeline: Pipeline, wanted: dict[str, list[torch.Tensor]]
 ) -> None:
-    bench = made(pipeline, {"bad": {"seed": 3}})
+    bench = made(pipeline, {"bad": {"seed": 9}})
     bad = bench.runner.jobs()[-1]
     while not bad.encoded:
         bench.runner.step()

@@ -62,12 +62,12 @@ class Counting(_Stage):
 
     def step(self) -> bool:
         for job_id, job in list(self.jobs.items()):
-            time.sleep(job.get("sleep", 0.0))
-            self.die(job)
-            job["step"] += 1
             if job.get("back"):
                 self._ask(job_id, job)
                 continue
+            time.sleep(job.get("sleep", 0.0))
+            self.die(job)
+            job["step"] += 1
             last = job["step"] >= job["steps"]
             self.outbox.progress(job_id, job["step"], job["steps"], "count")
             self.outbox.output(job_id, {"said": job["step"]}, [], final=False)
@@ -84,12 +84,11 @@ class Counting(_Stage):
         self.outbox.output(job_id, {"returned": meta["step"]}, [])
 
     def _ask(self, job_id: str, job: dict[str, Any]) -> None:
-        """Hand on at the first step, end at the second: what comes back meanwhile is not seen."""
-        if job["step"] == 1:
-            self.outbox.hand_on(job_id, SECOND, {"back": True, "step": 1}, [])
-        else:
-            del self.jobs[job_id]
-            self.outbox.output(job_id, {"asked": True}, [])
+        """Hand on and end within one step: what comes back meanwhile is not seen before."""
+        self.outbox.hand_on(job_id, SECOND, {"back": True, "step": 1}, [])
+        time.sleep(job["sleep"])
+        del self.jobs[job_id]
+        self.outbox.output(job_id, {"asked": True}, [])
 
 
 class Doubling(_Stage):
