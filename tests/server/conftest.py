@@ -224,6 +224,7 @@ class FakeClient:
         job_id: str | None = None,
         deadline: float | None = None,
         attempt: int = 1,
+        asked: Any = None,
     ) -> FakeHandle:
         if self.refuse_with is not None:
             raise self.refuse_with
