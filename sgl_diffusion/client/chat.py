@@ -17,7 +17,7 @@ from sgl_diffusion.client.door import Door
 from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.desk import Desk
 from sgl_diffusion.orchestrator.graph import Graph
-from sgl_diffusion.orchestrator.job import JobHandle, JobOutput, Snapshot
+from sgl_diffusion.orchestrator.job import Asked, JobHandle, JobOutput, Snapshot
 from sgl_diffusion.orchestrator.limits import Limits
 from sgl_diffusion.orchestrator.topology import App
 
@@ -193,10 +193,15 @@ class ChatClient(Door[Desk]):
         return None if fields is None else msgspec.convert(fields, ChatCard)
 
     async def submit(
-        self, params: ChatParams, *, job_id: str | None = None, deadline: float | None = None
+        self,
+        params: ChatParams,
+        *,
+        job_id: str | None = None,
+        deadline: float | None = None,
+        asked: Asked | None = None,
     ) -> ChatHandle:
-        """Queue a question. `deadline` is in seconds from now. Raises RequestError, BusyError and
-        UnavailableError."""
+        """Queue a question. `deadline` is in seconds from now, `asked` is for the metrics. Raises
+        RequestError, BusyError and UnavailableError."""
         params.check()
         card = self.card()
         if card is None:
@@ -215,5 +220,5 @@ class ChatClient(Door[Desk]):
                     param=f"messages.{index}.content",
                 )
         payload = {"params": msgspec.to_builtins(params)}
-        job = await self._coordinator.submit(payload, job_id=job_id, deadline=deadline)
+        job = await self._coordinator.submit(payload, job_id=job_id, deadline=deadline, asked=asked)
         return ChatHandle(job, stream=params.stream)

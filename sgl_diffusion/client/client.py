@@ -15,6 +15,7 @@ from sgl_diffusion.client.door import Door
 from sgl_diffusion.client.loras import LoraCalls
 from sgl_diffusion.client.types import GenerationHandle, Limits
 from sgl_diffusion.orchestrator.coordinator import Coordinator
+from sgl_diffusion.orchestrator.job import Asked
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App
 
@@ -67,14 +68,21 @@ class Client(Door[Coordinator]):
         job_id: str | None = None,
         deadline: float | None = None,
         attempt: int = 1,
+        asked: Asked | None = None,
     ) -> GenerationHandle:
         """Queue a generation. `deadline` is in seconds from now; after it the job fails with the
         code `deadline_exceeded`. `attempt` counts on where an earlier server's worker died under
-        the job. Raises BusyError (with `retry_after`) and UnavailableError."""
+        the job; `asked` is for the metrics. Raises BusyError (with `retry_after`) and
+        UnavailableError."""
         params = dataclasses.replace(params, loras=await self.loras.prepare(params.loras))
         payload = {"params": msgspec.to_builtins(params)}
         job = await self._coordinator.submit(
-            payload, job_id=job_id, deadline=deadline, attempt=attempt, weight=_work(params)
+            payload,
+            job_id=job_id,
+            deadline=deadline,
+            attempt=attempt,
+            weight=_work(params),
+            asked=asked,
         )
         return GenerationHandle(job, params)
 

@@ -137,7 +137,7 @@ class Coordinator(Desk):
                     if final:
                         self._complete(job, JobOutput(arrays, meta))
                     else:
-                        job.part(JobOutput(arrays, meta))
+                        self._part(job, JobOutput(arrays, meta))
             case Failed(error, job_id):
                 if job := self._jobs.get(job_id or ""):
                     self._fail(job, from_wire(error))

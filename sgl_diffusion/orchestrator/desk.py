@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from sgl_diffusion.base.errors import ConflictError, RequestError, SglError, UnavailableError
 from sgl_diffusion.orchestrator import endings, messages
 from sgl_diffusion.orchestrator.frames import MAX_BODY
-from sgl_diffusion.orchestrator.job import Job, JobHandle, JobOutput, jobs_ahead
+from sgl_diffusion.orchestrator.job import Asked, Job, JobHandle, JobOutput, jobs_ahead
 from sgl_diffusion.orchestrator.limits import Health, State
 from sgl_diffusion.orchestrator.messages import Metric, Payload, Submit
 from sgl_diffusion.orchestrator.tally import Tally
@@ -93,9 +93,10 @@ class Desk(ABC):
         deadline: float | None = None,
         attempt: int = 1,
         weight: float = 1.0,
+        asked: Asked | None = None,
     ) -> JobHandle:
         """Admit a job; `deadline` is in seconds from now, `attempt` above 1 if it ran before,
-        `weight` is its work compared with that of others."""
+        `weight` is its work compared with that of others, `asked` is for the metrics."""
         if self._drain_until is not None or self._state() in ("failed", "stopped"):
             raise self.unavailable()
         if len(self._jobs) >= self._max_jobs:
@@ -107,6 +108,7 @@ class Desk(ABC):
             position=lambda job: jobs_ahead(self._jobs.values(), job),
             attempt=attempt,
             weight=weight,
+            asked=asked or Asked(),
         )
         if job.id in self._jobs:
             raise ConflictError(f"There is an unfinished job {job.id!r} already.")
@@ -139,7 +141,14 @@ class Desk(ABC):
     def _begin(self, job: Job) -> None:
         """Its first sign of life."""
         if not job.begun and job.attempt == 1:
-            self._tally.began(job.submitted_at)
+            self._tally.began(job.asked)
+
+    def _part(self, job: Job, output: JobOutput) -> None:
+        """Something of its result, before the end."""
+        if not job.shown:
+            job.shown = True
+            self._tally.shown(job.asked)
+        job.part(output)
 
     def _complete(self, job: Job, output: JobOutput) -> None:
         self._end(job, "completed")
@@ -151,7 +160,7 @@ class Desk(ABC):
 
     def _end(self, job: Job, outcome: str) -> None:
         del self._jobs[job.id]
-        self._tally.ended(outcome, job.submitted_at)
+        self._tally.ended(outcome, job)
         self._left(job)
         self._nudge.set()
 

@@ -196,7 +196,7 @@ class Graph(Desk):
             feed = Feed(run.id, message.meta, message.arrays, data)
             self._send(run, message.to, feed, arrays)
         elif not message.final:
-            run.job.part(JobOutput(arrays, message.meta))
+            self._part(run.job, JobOutput(arrays, message.meta))
         else:
             run.sent[stage] -= message.taken
             if run.sent[stage]:  # it knew nothing of what is still on its way there

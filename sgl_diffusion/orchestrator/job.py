@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -31,6 +32,14 @@ class JobOutput:
 
     arrays: list[NDArray[Any]]
     meta: Payload
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asked for a job, for the metrics: the kind of request, and since when it waits."""
+
+    kind: str = "other"
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class _Subscriber:
 class Job:
     """State of one job. `replica`, which it was sent to, and `begun` are about the present attempt;
     a `suspect` was in a worker that died, `lost_at` some step. `weight` is its work, in units that
-    all jobs share."""
+    all jobs share; with `shown` it has given a part of its result."""
 
     id: str
     payload: Payload
@@ -83,6 +92,8 @@ class Job:
     position: Callable[[Job], int]
     attempt: int = 1
     weight: float = 1.0
+    asked: Asked = field(default_factory=Asked)
+    shown: bool = False
     replica: Replica | None = None
     begun: bool = False
     suspect: bool = False

@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from sgl_diffusion.base.errors import BusyError
 from sgl_diffusion.orchestrator.gate import GateState
-from sgl_diffusion.orchestrator.job import Job
+from sgl_diffusion.orchestrator.histogram import Histogram
+from sgl_diffusion.orchestrator.job import Asked, Job
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.orchestrator.pace import Pace
 
@@ -17,8 +18,9 @@ class Tally:
     def __init__(self) -> None:
         self._outcomes: Counter[str] = Counter()
         self._refused = 0
-        self._waits, self._waited = 0, 0.0
-        self._runs, self._ran = 0, 0.0
+        self._waits = Histogram("queue_wait_seconds", "kind")
+        self._firsts = Histogram("first_output_seconds", "kind")
+        self._runs = Histogram("job_seconds", "kind")
         self._pace = Pace()
         self._cancels: dict[str, float] = {}
         self._drops, self._drop_seconds = 0, 0.0
@@ -34,18 +36,19 @@ class Tally:
             retry_after=wait,
         )
 
-    def began(self, submitted_at: float) -> None:
-        self._waits += 1
-        self._waited += time.monotonic() - submitted_at
+    def began(self, asked: Asked) -> None:
+        self._waits.add(time.monotonic() - asked.since, asked.kind)
 
-    def ended(self, outcome: str, submitted_at: float) -> None:
+    def shown(self, asked: Asked) -> None:
+        """A job has given the first part of its result."""
+        self._firsts.add(time.monotonic() - asked.since, asked.kind)
+
+    def ended(self, outcome: str, job: Job) -> None:
         """Count a job that is over; `outcome` is "completed" or the code of its error."""
-        now = time.monotonic()
         self._outcomes[outcome] += 1
         if outcome == "completed":
-            self._runs += 1
-            self._ran += now - submitted_at
-            self._pace.ended(submitted_at)
+            self._runs.add(time.monotonic() - job.asked.since, job.asked.kind)
+            self._pace.ended(job.submitted_at)
 
     def cancelling(self, job_id: str) -> None:
         """The stage was told to let go of a job."""
@@ -70,10 +73,9 @@ class Tally:
         return [
             *ended,
             Metric("jobs_refused_total", self._refused),
-            Metric("queue_wait_seconds_count", self._waits),
-            Metric("queue_wait_seconds_sum", self._waited),
-            Metric("job_seconds_count", self._runs),
-            Metric("job_seconds_sum", self._ran),
+            *self._waits.metrics(),
+            *self._firsts.metrics(),
+            *self._runs.metrics(),
             Metric("cancel_latency_seconds_count", self._drops),
             Metric("cancel_latency_seconds_sum", self._drop_seconds),
         ]

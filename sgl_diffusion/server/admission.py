@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from sgl_diffusion.base.config import JobOptions
 from sgl_diffusion.base.errors import BusyError, SglError
+from sgl_diffusion.orchestrator.histogram import Histogram
+from sgl_diffusion.orchestrator.job import Asked
 from sgl_diffusion.orchestrator.messages import Metric
 from sgl_diffusion.orchestrator.pace import Pace
 
@@ -47,11 +49,10 @@ _BOUNDS = {
 class Ticket:
     """One unfinished job. As a context manager it ends with the block, by the block's error."""
 
-    def __init__(self, admission: Admission, kind: str, owner: str) -> None:
-        self.kind, self.owner = kind, owner
+    def __init__(self, admission: Admission, kind: str, owner: str, asked: Asked) -> None:
+        self.kind, self.owner, self.asked = kind, owner, asked
         self.handle: GenerationHandle | None = None
         self._admission = admission
-        self._since = time.monotonic()
 
     @property
     def waits(self) -> bool:
@@ -59,7 +60,7 @@ class Ticket:
 
     def close(self, code: str = "") -> None:
         """The job is over: completed, or failed with `code`. A second call changes nothing."""
-        self._admission._left(self, code, self._since)
+        self._admission._left(self, code)
 
     def drop(self) -> None:
         """Give the place back without an outcome: the job goes on elsewhere, or never was."""
@@ -89,9 +90,11 @@ class Admission:
         self._tickets: set[Ticket] = set()
         self._paces = {kind: Pace() for kind in _BOUNDS}
         self._ended: Counter[tuple[str, str]] = Counter()
+        self._seconds = Histogram("request_seconds", "kind", "outcome")
 
-    def enter(self, kind: str, owner: str) -> Ticket:
-        """A place for one job; BusyError with the time to come back, or UnavailableError."""
+    def enter(self, kind: str, owner: str, request: str = "") -> Ticket:
+        """A place for one job; BusyError with the time to come back, or UnavailableError. `request`
+        is its kind in histograms, where that says more."""
         self._space.check()
         bounds = _BOUNDS[kind]
         mine = [ticket for ticket in self._tickets if ticket.kind == kind]
@@ -100,11 +103,12 @@ class Admission:
         if owner != ANYBODY:
             own = sum(ticket.owner == owner for ticket in mine)
             self._check(kind, own, bounds.per_key, "unfinished under this key")
-        return self.readmit(kind, owner)
+        return self.readmit(kind, owner, Asked(request or kind))
 
-    def readmit(self, kind: str, owner: str) -> Ticket:
-        """A place for a job that an earlier server took in: it is never refused."""
-        ticket = Ticket(self, kind, owner)
+    def readmit(self, kind: str, owner: str, asked: Asked | None = None) -> Ticket:
+        """A place for a job that was taken in before, by an earlier server unless it is said how:
+        it is never refused."""
+        ticket = Ticket(self, kind, owner, asked or Asked(kind))
         self._tickets.add(ticket)
         return ticket
 
@@ -126,6 +130,7 @@ class Admission:
                 Metric("job_total", count, {"kind": kind, "outcome": _outcome(code), "code": code})
                 for (kind, code), count in sorted(self._ended.items())
             ),
+            *self._seconds.metrics(),
         ]
 
     def _check(self, kind: str, count: int, option: str, state: str) -> None:
@@ -140,12 +145,14 @@ class Admission:
             retry_after=wait,
         )
 
-    def _left(self, ticket: Ticket, code: str, since: float) -> None:
+    def _left(self, ticket: Ticket, code: str) -> None:
         if ticket in self._tickets:
             self._tickets.discard(ticket)
             self._ended[ticket.kind, code] += 1
+            outcome = code if code == "cancelled" else _outcome(code)
+            self._seconds.add(time.monotonic() - ticket.asked.since, ticket.asked.kind, outcome)
             if not code:
-                self._paces[ticket.kind].ended(since)
+                self._paces[ticket.kind].ended(ticket.asked.since)
 
 
 def _outcome(code: str) -> str:

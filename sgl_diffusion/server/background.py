@@ -18,6 +18,7 @@ from sgl_diffusion.base.errors import BusyError, NotFoundError, SglError, Unavai
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ResolvedParams
 from sgl_diffusion.client.types import partial_of
+from sgl_diffusion.orchestrator.job import Asked
 from sgl_diffusion.orchestrator.jobstore import JobRow, JobStore
 from sgl_diffusion.server.accepted import accepts, following, settled
 from sgl_diffusion.server.admission import Admission, Ticket
@@ -171,9 +172,9 @@ class VideoRunner:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    def enter(self, row: JobRow) -> None:
+    def enter(self, row: JobRow, asked: Asked | None = None) -> None:
         """Queue a row that is in the table."""
-        live = _Live(row, self._admission.readmit(row.kind, row.owner))
+        live = _Live(row, self._admission.readmit(row.kind, row.owner, asked))
         self.live[row.id] = live
         self._queue.put_nowait(live)
 
@@ -215,7 +216,8 @@ class VideoRunner:
             live.ticket.handle = await self._submit(live)
         except Exception as error:
             await self._fail(live, error)
-        if live.handle is None:
+        if live.handle is None:  # it has failed, or was deleted
+            live.ticket.close("cancelled")
             self._leave(live)
         else:
             self._spawn(self._follow(live, live.handle))
@@ -233,6 +235,7 @@ class VideoRunner:
                         job_id=row.id,
                         deadline=self._settings.jobs.video_timeout,
                         attempt=max(row.attempts, 1),
+                        asked=live.ticket.asked,
                     )
             except (BusyError, UnavailableError):
                 pass
@@ -264,7 +267,7 @@ class VideoRunner:
             attempts = live.handle.snapshot().attempt if live.handle else live.row.attempts
             await self._outcomes.store(live.row, status="queued", why={"worker": "not ready"})
             live.ticket.drop()
-            self.enter(replace(live.row, attempts=attempts))
+            self.enter(replace(live.row, attempts=attempts), live.ticket.asked)
         else:
             await self._fail(live, error)
 

@@ -48,6 +48,11 @@ class ImageJob:
     origin: Origin
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def kind(self) -> str:
+        """What the metrics call it: image or edit."""
+        return "edit" if self.event == "image_edit" else KIND
+
     async def respond(self, body: dict[str, Any]) -> Response:
         write = partial(msgspec.json.encode, body)
         size = sum(len(entry["b64_json"] or b"") for entry in body["data"])

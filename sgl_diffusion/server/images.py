@@ -125,7 +125,7 @@ async def _run(request: Request, job: ImageJob, inputs: EditInputs | None = None
 
 async def _answer(job: ImageJob, inputs: EditInputs | None) -> dict[str, Any]:
     """The whole work of a request that waits; cancelling it cancels the job."""
-    with job.context.admission.enter(KIND, job.origin.owner) as ticket:
+    with _enter(job) as ticket:
         handle = await _submit(job, inputs, ticket)
         try:
             return await job.body(await handle.result())
@@ -135,7 +135,7 @@ async def _answer(job: ImageJob, inputs: EditInputs | None) -> dict[str, Any]:
 
 async def _stream(job: ImageJob, inputs: EditInputs | None) -> Response:
     """The input files and the place in the queue go when the stream is over."""
-    ticket = job.context.admission.enter(KIND, job.origin.owner)
+    ticket = _enter(job)
     try:
         handle = await _submit(job, inputs, ticket)
     except BaseException:
@@ -149,13 +149,20 @@ async def _stream(job: ImageJob, inputs: EditInputs | None) -> Response:
     return EventStream(_events(job, handle, handle.events(), ticket), close)
 
 
+def _enter(job: ImageJob) -> Ticket:
+    return job.context.admission.enter(KIND, job.origin.owner, job.kind)
+
+
 async def _submit(job: ImageJob, inputs: EditInputs | None, ticket: Ticket) -> GenerationHandle:
     context = job.context
     try:
         if inputs is not None:
             inputs.taken = True
         ticket.handle = await context.client.submit(
-            job.params, job_id=job.id, deadline=context.settings.jobs.request_timeout
+            job.params,
+            job_id=job.id,
+            deadline=context.settings.jobs.request_timeout,
+            asked=ticket.asked,
         )
     except BaseException:
         if inputs is not None:

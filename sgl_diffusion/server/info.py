@@ -179,7 +179,7 @@ async def server_info(context: Context, path: ShownPath) -> dict[str, Any]:
 
 @router.get("/stats")
 async def stats(request: Request, context: Context) -> dict[str, Any]:
-    """The samples of /metrics as JSON, for people with curl."""
+    """The samples of /metrics as JSON, without buckets, for people with curl."""
     health = context.client.health()
     loaded = context.client.card() is not None
     return {
@@ -195,6 +195,7 @@ async def stats(request: Request, context: Context) -> dict[str, Any]:
         "samples": [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}
             for sample in context.samples()
+            if not sample.name.endswith("_bucket")
         ],
     }
 

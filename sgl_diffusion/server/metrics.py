@@ -1,4 +1,4 @@
-"""GET /metrics: the counters of the workers and of the job table as Prometheus text."""
+"""GET /metrics: what the workers, the coordinator and the job table count, as Prometheus text."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ class _Samples(Collector):
 
     def collect(self) -> Iterator[Family]:
         families: dict[str, Family] = {}
-        for sample in sorted(self._samples, key=lambda sample: sample.name):
+        for sample in self._samples:
             name = f"{_PREFIX}{sample.name}"
             stem, kind = _family(name, sample.kind)
             if stem not in families:
                 families[stem] = Family(stem, _help(stem), kind)
             families[stem].add_sample(name, sample.labels, sample.value)
-        yield from families.values()
+        for stem in sorted(families):
+            yield families[stem]
 
 
 def _family(name: str, kind: str) -> tuple[str, str]:
     """Prometheus' name and type of the family: `x_sum` and `x_count` are one summary `x`."""
+    if kind == "histogram":
+        return name.rpartition("_")[0], kind
     if name.endswith("_total") and kind == "counter":
         return name.removesuffix("_total"), "counter"
     for part in ("_sum", "_count"):

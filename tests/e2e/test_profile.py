@@ -11,8 +11,13 @@ from typing import Any
 from sgl_diffusion.cli import sglang
 from sgl_diffusion.engine import worker
 from sgl_diffusion.orchestrator.tally import Tally, restarts
+from tests.exposition import Scrape
 
 DASHBOARD = Path(__file__).parents[2] / "docs/grafana.json"
+QUANTILE = re.compile(
+    r"histogram_quantile\((?P<quantile>[\d.]+), sum by \(le, kind\) "
+    r"\(rate\((?P<name>sgld_\w+)_bucket(\{[^{}]*\})?\[5m\]\)\)\)"
+)
 BODY = {"prompt": "a cat", "size": "48x32", "num_inference_steps": 3}
 
 
@@ -63,10 +68,17 @@ def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return apart and begin < end
 
 
+def show(server):
+    """A request that is in every histogram."""
+    streamed = {**BODY, "stream": True, "partial_images": 1}
+    assert "partial_image" in server.http.post("/v1/images/generations", json=streamed).text
+
+
 def test_every_metric_of_the_dashboard_exists(server):
     video = server.video(size="48x32", num_frames=5, num_inference_steps=2)
     server.finished(video)
     assert server.http.post("/v1/images/generations", json={"prompt": ""}).status_code == 400
+    show(server)
     shown = {re.match(r"\w+", name)[0] for name in server.metrics()}
     # What only comes with an accident or a GPU: the names are those of the code that counts it.
     shown |= {f"sgld_{m.name}" for m in [*Tally().metrics(), *restarts(Counter({"signal": 1}))]}
@@ -80,6 +92,20 @@ def test_every_metric_of_the_dashboard_exists(server):
         for name in re.findall(r"sgld_\w+", target["expr"])
     }
     assert len(named) > 20 and named <= shown, named - shown
+
+
+def test_the_dashboard_draws_percentiles_of_every_histogram(server):
+    """Each query is a quantile over buckets that a server has, added up by their bounds."""
+    show(server)
+    drawn: dict[str, set[str]] = {}
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    for query in (target["expr"] for panel in panels for target in panel["targets"]):
+        if "_bucket" in query or "quantile" in query:
+            found = QUANTILE.fullmatch(query)
+            assert found, query
+            drawn.setdefault(found["name"], set()).add(found["quantile"])
+    assert drawn.keys() == Scrape(server.http.get("/metrics").text).histograms.keys()
+    assert all({"0.5", "0.95"} <= quantiles for quantiles in drawn.values())
 
 
 def test_the_command_writes_a_trace_and_a_table(tmp_path, capsys):

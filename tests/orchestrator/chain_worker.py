@@ -2,7 +2,8 @@
 them and keeps the sum.
 
 Payload of a job: `steps`, `sleep` per step, `size` of what is handed on, `alone` to hand nothing
-on, `back` to hand on one thing that comes back; at step `at` the stage `crash` kills its process.
+on, `back` to hand on one thing that comes back, `hold` a file without which the first stage does
+not make its last step; at step `at` the stage `crash` kills its process.
 """
 
 from __future__ import annotations
@@ -67,8 +68,10 @@ class Counting(_Stage):
                 continue
             time.sleep(job.get("sleep", 0.0))
             self.die(job)
+            last = job["step"] + 1 >= job["steps"]
+            if last and "hold" in job and not Path(job["hold"]).exists():
+                continue
             job["step"] += 1
-            last = job["step"] >= job["steps"]
             self.outbox.progress(job_id, job["step"], job["steps"], "count")
             self.outbox.output(job_id, {"said": job["step"]}, [], final=False)
             if not job.get("alone"):

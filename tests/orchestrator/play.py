@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import time
@@ -22,8 +23,10 @@ TRANSPORTS: dict[str, type[ProcessTransport] | type[ThreadTransport]] = {
     "thread": ThreadTransport,
 }
 QUICK = Limits(
-    heartbeat=0.2, silence=1.0, load_silence=30.0, leave=5.0, term=0.3, backoff_first=0.05, steady=0
-)
+    heartbeat=0.2, silence=20.0, load_silence=30.0, leave=5.0, term=0.3, backoff_first=0.05,
+    steady=0,
+)  # fmt: skip
+HASTY = dataclasses.replace(QUICK, silence=1.0)  # for a worker that falls silent
 
 
 def small_app(replicas: int = 1, **config: Any) -> App:

@@ -1,12 +1,14 @@
 """A real worker without a model: numpy arrays after a few short steps, and failures on demand.
 
 Payload: `steps`, `sleep` and `burn` (processor seconds) per step, `arrays` as [dtype, shape, fill],
-`parts` before the final output, `shy` to begin only when no other job is there, and at step `at`
-one of: `crash` kills the process, `wrong` raises, `broken` with it makes cancelling raise too.
+`parts` before the final output, `shy` to begin only when no other job is there, `hold` a file
+without which the last step is not made, and at step `at` one of: `crash` kills the process, `wrong`
+raises, `broken` with it makes cancelling raise too, `stuck` waits until that file exists.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -35,6 +37,7 @@ class SmallWorker:
             with Path(log).open("a") as file:
                 print(time.monotonic(), file=file)
         time.sleep(self._config.get("load_sleep", 0.0))
+        self._wait_for_a_place()
         refuse = self._config.get("refuse_while")
         if refuse is not None and Path(refuse).exists():
             raise SetupError("The weights are bad.", hint="Get others.", code="bad_weights")
@@ -88,8 +91,10 @@ class SmallWorker:
             pass
         if job.get("at") == job["step"]:
             self._misbehave(job)
-        job["step"] += 1
         total = job.get("steps", 1)
+        if job["step"] == total - 1 and "hold" in job and not Path(job["hold"]).exists():
+            return
+        job["step"] += 1
         self._outbox.progress(job_id, job["step"], total, "work")
         if job["step"] <= job.get("parts", 0):
             part = np.full(3, job["step"], np.int32)
@@ -99,10 +104,21 @@ class SmallWorker:
             arrays = [np.full(shape, fill, dtype) for dtype, shape, fill in job.get("arrays", [])]
             self._outbox.output(job_id, {"seconds": {"work": 0.5}, "pid": os.getpid()}, arrays)
 
+    def _wait_for_a_place(self) -> None:
+        """With `places`, a folder of files, a load takes one away and goes on."""
+        while "places" in self._config:
+            for place in Path(self._config["places"]).iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another may have been quicker
+                    place.unlink()
+                    return
+            time.sleep(0.01)
+
     def _misbehave(self, job: dict[str, Any]) -> None:
         self._fragile = bool(job.get("broken"))
         if job.get("crash"):
             os.kill(os.getpid(), signal.SIGKILL)
+        while "stuck" in job and not Path(job["stuck"]).exists():
+            time.sleep(0.01)
         if job.get("wrong"):
             raise ValueError("a secret of the library")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -59,9 +60,11 @@ def test_a_change_of_an_idle_stage_is_made_at_once() -> None:
     play(scenario)
 
 
-def test_a_change_that_waits_too_long_gives_up_and_lets_the_jobs_go_on() -> None:
+def test_a_change_that_waits_too_long_gives_up_and_lets_the_jobs_go_on(tmp_path: Path) -> None:
+    end = tmp_path / "end"
+
     async def scenario(coordinator: Coordinator) -> None:
-        slow = await coordinator.submit({"steps": 20, "sleep": 0.05})
+        slow = await coordinator.submit({"steps": 20, "sleep": 0.01, "hold": str(end)})
         change = asyncio.create_task(coordinator.change("x", {}, 0.2))
         await asyncio.sleep(0)
         held = await coordinator.submit({}, job_id="held")
@@ -70,6 +73,7 @@ def test_a_change_that_waits_too_long_gives_up_and_lets_the_jobs_go_on() -> None
         assert caught.value.code == "change_timeout"
         await held.result()
         assert slow.snapshot().state == "in_progress"
+        end.touch()
         assert await slow.result()
 
     play(scenario)

@@ -71,19 +71,27 @@ def pid_of(graph: Graph, stage: str) -> int:
     return int(card[stage])
 
 
-async def parts_of(job: JobHandle) -> list[dict[str, Any]]:
-    events = [event async for event in job.events()]
-    return [e.output.meta for e in events if e.kind == "output" and e.output is not None]
+async def follow(job: JobHandle, parts: list[dict[str, Any]]) -> None:
+    async for event in job.events():
+        if event.kind == "output" and event.output is not None:
+            parts.append(event.output.meta)
 
 
 @both
 @pytest.mark.parametrize("size", [1, 100_000], ids=["inside", "shared memory"])
-def test_pieces_flow_while_the_first_stage_still_works(transport: str, size: int) -> None:
+def test_pieces_flow_while_the_first_stage_still_works(
+    tmp_path: Path, transport: str, size: int
+) -> None:
+    end = tmp_path / "end"
+
     async def scenario(graph: Graph) -> None:
-        jobs = [
-            await graph.submit({"steps": steps, "sleep": 0.002, "size": size}) for steps in (4, 9)
-        ]
-        told = await asyncio.gather(*(parts_of(job) for job in jobs))
+        payload = {"sleep": 0.002, "size": size, "hold": str(end)}
+        jobs = [await graph.submit({**payload, "steps": steps}) for steps in (4, 9)]
+        told: list[list[dict[str, Any]]] = [[] for _ in jobs]
+        telling = [asyncio.create_task(follow(*each)) for each in zip(jobs, told, strict=True)]
+        await until(lambda: all(any("doubled" in p for p in parts) for parts in told), 60)
+        end.touch()
+        await asyncio.gather(*telling)
         for job, parts, steps in zip(jobs, told, (4, 9), strict=True):
             output = await job.result()
             total = steps * (steps + 1)
@@ -129,23 +137,27 @@ def test_a_cancelled_job_leaves_every_stage(transport: str) -> None:
     play(scenario, transport)
 
 
-def test_a_dead_stage_is_told_of_and_started_again_and_the_others_live_on() -> None:
+def test_a_dead_stage_is_told_of_and_started_again_and_the_others_live_on(tmp_path: Path) -> None:
+    end = tmp_path / "end"
+
     async def scenario(graph: Graph) -> None:
         first, second = pid_of(graph, FIRST), pid_of(graph, SECOND)
-        job = await graph.submit({"steps": 60, "sleep": 0.01})
-        aside = await graph.submit({"steps": 60, "sleep": 0.01, "alone": True})
+        payload = {"steps": 20, "sleep": 0.01, "hold": str(end)}
+        job = await graph.submit(payload)
+        aside = await graph.submit({**payload, "alone": True})
         kinds: list[str] = []
 
-        async def follow() -> None:
+        async def listen() -> None:
             kinds.extend([event.kind async for event in job.events()])
 
-        following = asyncio.create_task(follow())
+        following = asyncio.create_task(listen())
         await until(lambda: inside(graph).get(SECOND) == 1, 30)
         os.kill(second, signal.SIGKILL)
         await until(lambda: graph.health().restarts == 1, 30)
         health = graph.health()
         assert not health.ready and health.reason.startswith(f"Stage {SECOND}")
-        assert (await job.result()).meta == {"counted": 60, "sum": 60 * 61}
+        end.touch()
+        assert (await job.result()).meta == {"counted": 20, "sum": 20 * 21}
         await aside.result()
         await following
         assert "attempt" in kinds

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,23 +47,30 @@ def test_jobs_are_shared_by_work() -> None:
     play(scenario, replicas=2)
 
 
-def test_the_jobs_of_a_dead_replica_go_to_the_others() -> None:
+def test_the_jobs_of_a_dead_replica_go_to_the_others(tmp_path: Path) -> None:
+    places, end = tmp_path / "places", tmp_path / "end"
+    places.mkdir()
+    for name in "ab":
+        (places / name).touch()
+
     async def scenario(coordinator: Coordinator) -> None:
         pids = await both_ready(coordinator)
-        jobs = [await coordinator.submit(LONG) for _ in range(2)]
+        jobs = [await coordinator.submit({**LONG, "hold": str(end)}) for _ in range(2)]
         await until(lambda: all(job.snapshot().step > 2 for job in jobs))
         victim = pids[0]
         os.kill(victim, signal.SIGKILL)
         await until(lambda: len(coordinator._replicas.ready()) == 1)
         assert coordinator.health().ready and "1 of 2 replicas" in coordinator.health().reason
         later = await coordinator.submit({})
+        end.touch()
         assert set(await where(later, *jobs)) == set(pids) - {victim}
         assert sorted(job.snapshot().attempt for job in jobs) == [1, 2]
+        (places / "c").touch()
         await until(lambda: len(coordinator._replicas.ready()) == 2)
         assert coordinator.health().reason == "" and coordinator.health().restarts == 1
         assert len(set(children()) - set(pids)) == 1
 
-    play(scenario, replicas=2, load_sleep=2.0)
+    play(scenario, replicas=2, places=str(places))
 
 
 def test_one_replica_that_cannot_start_leaves_the_work_to_the_others() -> None:

@@ -57,7 +57,7 @@ def test_what_waits_elsewhere_is_taken_oldest_first(tmp_path: Path, shared: str)
         await a.insert(row(4, model="flux"))
         await a.insert(row(5, adapters=[{"nickname": "ink"}]))
         await a.insert(row(6), bound=True)
-        await a.insert(row(7, created_at=time.time()))  # it may be about to begin
+        await a.insert(row(7, created_at=time.time() + 3600))  # young: it may be about to begin
         await a.update("video_000", status="in_progress", attempts=1)
         mine = [f"video_{number:03}" for number in range(8)]  # what b works on, as it says
         assert await b.claim(LIKE, 0, mine) == []

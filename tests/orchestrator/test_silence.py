@@ -11,10 +11,10 @@ from sgl_diffusion.base.errors import WorkerLostError
 from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.limits import Limits
 from sgl_diffusion.orchestrator.silence import Silence, processor_seconds
-from tests.orchestrator.play import QUICK, play
+from tests.orchestrator.play import HASTY, play
 
 LIMITS = Limits(silence=2.0, load_silence=5.0)
-BURN = {"steps": 1, "burn": 2 * QUICK.silence}
+BURN = {"steps": 1, "burn": 2 * HASTY.silence}
 
 
 def quiet_for(seconds: float, *, burn: float = 0.0) -> Silence:
@@ -60,7 +60,7 @@ def test_a_long_call_of_a_worker_on_a_cpu() -> None:
         await (await coordinator.submit(BURN)).result()
         assert coordinator.health().restarts == 0
 
-    play(scenario, card={"device": "cpu"})
+    play(scenario, limits=HASTY, card={"device": "cpu"})
 
 
 def test_a_long_call_of_a_worker_that_only_waits_for_its_device() -> None:
@@ -68,4 +68,4 @@ def test_a_long_call_of_a_worker_that_only_waits_for_its_device() -> None:
         with pytest.raises(WorkerLostError):
             await (await coordinator.submit(BURN)).result()
 
-    play(scenario, card={"device": "cuda"})
+    play(scenario, limits=HASTY, card={"device": "cuda"})

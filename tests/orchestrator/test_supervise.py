@@ -15,7 +15,8 @@ import pytest
 from sgl_diffusion.base.errors import EngineError, UnavailableError, WorkerLostError
 from sgl_diffusion.orchestrator.coordinator import Coordinator
 from sgl_diffusion.orchestrator.job import JobHandle
-from tests.orchestrator.play import QUICK, alive, children, play, until
+from sgl_diffusion.orchestrator.supervise import Supervisor
+from tests.orchestrator.play import HASTY, QUICK, alive, children, play, until
 
 LONG = {"steps": 60, "sleep": 0.02, "arrays": [["uint8", [4], 9]]}
 
@@ -52,9 +53,7 @@ def test_a_job_whose_worker_is_killed_runs_once_more_and_ends() -> None:
         assert job.snapshot().attempt == 2
         assert job.snapshot().progress == 0
         assert coordinator.card() == card  # known across restarts
-        began = time.monotonic()
-        output = await job.result()
-        assert time.monotonic() - began < 10
+        output = await asyncio.wait_for(job.result(), 50)
         assert output.arrays[0].tolist() == [9] * 4
         assert output.meta["pid"] != killed
         assert not alive(killed)
@@ -194,27 +193,28 @@ def test_a_stopped_worker_is_found_by_its_silence() -> None:
         assert not alive(pid)
         assert restarts(coordinator) == {"silent": 1}
 
-    play(scenario)
+    play(scenario, limits=HASTY)
 
 
 def test_an_idle_and_a_slow_worker_are_left_alone() -> None:
     async def scenario(coordinator: Coordinator) -> None:
-        await asyncio.sleep(2.5 * QUICK.silence)
+        await asyncio.sleep(2 * limits.silence)
         job = await coordinator.submit({"steps": 5, "sleep": 0.6})
         await job.result()
         assert coordinator.health().restarts == 0
 
-    play(scenario)
+    limits = dataclasses.replace(QUICK, silence=2.0)
+    play(scenario, limits=limits)
 
 
 def test_a_server_that_stood_still_does_not_blame_the_worker() -> None:
     async def scenario(coordinator: Coordinator) -> None:
         await (await coordinator.submit({})).result()
-        time.sleep(3 * QUICK.silence)
+        time.sleep(3 * HASTY.silence)
         await asyncio.sleep(0.5)
         assert coordinator.health().restarts == 0
 
-    play(scenario)
+    play(scenario, limits=HASTY)
 
 
 def test_a_worker_that_can_go_on_no_more_is_replaced() -> None:
@@ -238,13 +238,26 @@ def test_many_deaths_make_it_unhealthy_but_it_still_serves() -> None:
         assert coordinator.health().state == "failed"
         assert "died 3 times" in coordinator.health().reason
         await (await coordinator.submit({})).result()
-        await until(lambda: coordinator.health().ready)
+        deaths = coordinator._replicas._supervisors[0]._deaths
+        for number, moment in enumerate(deaths):
+            deaths[number] = moment - 600.0  # ten minutes have passed
+        assert coordinator.health().ready
 
-    play(scenario, limits=dataclasses.replace(QUICK, deaths=3, deaths_window=4.0))
+    play(scenario, limits=dataclasses.replace(QUICK, deaths=3))
 
 
-def test_pauses_between_starts_grow_to_a_limit(tmp_path: Path) -> None:
+def test_pauses_between_starts_grow_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = tmp_path / "loads"
+    pauses: list[float] = []
+    pause = Supervisor._pause
+
+    async def noted(self: Supervisor, seconds: float) -> None:
+        pauses.append(seconds)
+        await pause(self, seconds)
+
+    monkeypatch.setattr(Supervisor, "_pause", noted)
 
     async def scenario(coordinator: Coordinator) -> None:
         await until(lambda: loads.exists() and len(loads.read_text().split()) == 6)
@@ -255,17 +268,18 @@ def test_pauses_between_starts_grow_to_a_limit(tmp_path: Path) -> None:
     play(scenario, "thread", limits=limits, wait=False, **config)
     times = [float(line) for line in loads.read_text().split()]
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    for gap, wanted in zip(gaps, (0.1, 0.2, 0.4, 0.4, 0.4), strict=True):
-        assert wanted <= gap < 2 * wanted + 1
+    assert pauses[:5] == [0.1, 0.2, 0.4, 0.4, 0.4]
+    assert all(gap >= wanted for gap, wanted in zip(gaps, pauses, strict=False))
 
 
-def test_a_thread_that_hangs_is_left_behind() -> None:
+def test_a_thread_that_hangs_is_left_behind(tmp_path: Path) -> None:
+    end = tmp_path / "end"
+
     async def scenario(coordinator: Coordinator) -> None:
-        job = await coordinator.submit({"steps": 2, "sleep": 4.0})
+        job = await coordinator.submit({"steps": 2, "at": 1, "stuck": str(end)})
         await until(lambda: job.snapshot().step == 1)
-        began = time.monotonic()
-        await coordinator.stop()
-        assert time.monotonic() - began < 3.0
+        await coordinator.stop()  # what hangs goes on until the file is there
+        end.touch()
 
     play(scenario, "thread", limits=dataclasses.replace(QUICK, leave=0.1, term=0.1))
 

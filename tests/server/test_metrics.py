@@ -37,7 +37,7 @@ def _named(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called == "Metric" or re.fullmatch(r".*counters\.(add|set)", called):
+            if called in ("Metric", "Histogram") or re.fullmatch(r".*counters\.(add|set)", called):
                 first = [*node.args[:1], *(k.value for k in node.keywords if k.arg == "name")]
                 yield from (n.value for n in first if isinstance(n, ast.Constant))
         elif isinstance(node, ast.FunctionDef) and node.name in ("metrics", "gauges"):

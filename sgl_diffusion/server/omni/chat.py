@@ -80,7 +80,7 @@ async def _submit(
     job_id: str,
 ) -> ChatHandle:
     messages = await messages_of(wanted, media)
-    return await context.submit(replace(params, messages=messages), job_id)
+    return await context.submit(replace(params, messages=messages), job_id, "chat")
 
 
 def _include_usage(wanted: ChatRequest) -> bool:

@@ -12,6 +12,7 @@ from sgl_diffusion.base.chat import ChatCard, ChatParams
 from sgl_diffusion.base.errors import BusyError, NotFoundError, UnavailableError
 from sgl_diffusion.base.omni import OmniServeOptions
 from sgl_diffusion.client.chat import ChatClient, ChatHandle
+from sgl_diffusion.orchestrator.job import Asked
 from sgl_diffusion.server.shared import AppContext
 
 
@@ -42,11 +43,13 @@ class OmniContext(AppContext[ChatCard]):
                 param="model",
             )
 
-    async def submit(self, params: ChatParams, job_id: str) -> ChatHandle:
+    async def submit(self, params: ChatParams, job_id: str, kind: str) -> ChatHandle:
+        """`kind` is what the metrics call the request."""
         self.check_open()
         deadline = self.options.request_timeout
         try:
-            return await self.client.submit(params, job_id=job_id, deadline=deadline)
+            asked = Asked(kind)
+            return await self.client.submit(params, job_id=job_id, deadline=deadline, asked=asked)
         except BusyError as busy:
             full = FullError(busy.message, hint=busy.hint, retry_after=busy.retry_after)
             raise full from None

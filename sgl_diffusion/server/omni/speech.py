@@ -58,7 +58,7 @@ async def speak(request: Request, context: Context) -> Response:
     rate = context.card().sample_rate
     headers = {"x-audio-format": name, "x-sample-rate": str(rate)}
     try:
-        handle = await context.submit(params, new_id("speech"))
+        handle = await context.submit(params, new_id("speech"), "speech")
         if not params.stream:
             answer = await whole(request, handle)
             work = partial(encode, answer.sounds[0], name, rate, speed=wanted.speed)

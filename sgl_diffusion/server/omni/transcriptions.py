@@ -86,7 +86,7 @@ async def _submit(
         max_tokens=wanted.max_new_tokens,
     )
     params = ChatParams(messages=(message,), sampling=sampling, stream=wanted.stream)
-    return await context.submit(params, new_id("transcript"))
+    return await context.submit(params, new_id("transcript"), "transcription")
 
 
 def _respond(wanted: TranscriptionRequest, answer: ChatAnswer, seconds: float) -> Response:
