@@ -67,7 +67,10 @@ class FakeHandle:
         await self._client.gate.wait()
         self._begun = True
         for _ in range(self.params.num_inference_steps):
-            await asyncio.sleep(self._client.step_seconds)
+            if self._client.turns is None:
+                await asyncio.sleep(self._client.step_seconds)
+            else:
+                await self._client.turns.acquire()
             async with self._moved:
                 self._step += 1
                 self._moved.notify_all()
@@ -177,12 +180,14 @@ class FakeLoras:
 
 
 class FakeClient:
-    """`gate` holds jobs back, `fail_with` ends them, `state` is what health says."""
+    """`gate` holds jobs back, with `turns` every step takes one, `fail_with` ends them, `state` is
+    what health says."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
         self.step_seconds = 0.0
+        self.turns: asyncio.Semaphore | None = None
         self.fail_with: SglError | None = None
         self.refuse_with: Exception | None = None
         self.state = "ready"
@@ -275,13 +280,21 @@ class Api:
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self.request("POST", path, **options)
 
-    def wait_for(self, video_id: str, *states: str) -> dict[str, Any]:
-        for _ in range(400):
-            video = self.get(f"/v1/videos/{video_id}").json()
-            if video["status"] in states:
-                return video
+    def until(self, what: Callable[[], Any], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline, "it did not come true in time"
             time.sleep(0.02)
-        raise AssertionError(f"still {video['status']}")
+
+    def wait_for(self, video_id: str, *states: str) -> dict[str, Any]:
+        seen: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            seen.append(self.get(f"/v1/videos/{video_id}").json())
+            return seen[-1]["status"] in states
+
+        self.until(look)
+        return seen[-1]
 
     def close(self) -> None:
         async def close() -> None:

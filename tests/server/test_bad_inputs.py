@@ -219,7 +219,7 @@ def test_a_large_body_does_not_stop_the_others(api, monkeypatch):
 
     def held(data: bytes, limits: LimitOptions) -> dict[str, Any]:
         parsing.set()
-        assert answered.wait(20), "nothing was answered while a large body was parsed"
+        assert answered.wait(60), "nothing was answered while a large body was parsed"
         return parse(data, limits)
 
     monkeypatch.setattr(request_body, "parse_json", held)

@@ -15,14 +15,19 @@ import pytest
 from sgl_diffusion.base.config import LimitOptions
 from tests.server.conftest import listening
 
-LIMITS = LimitOptions(
-    header_timeout=0.4, body_timeout=0.4, max_connections=4, max_header_kb=8, max_headers=20
-)
+LIMITS = LimitOptions(max_connections=4, max_header_kb=8, max_headers=20)
+HASTY = dataclasses.replace(LIMITS, header_timeout=0.4, body_timeout=0.4)
 
 
 @pytest.fixture
 def address(make_api):
     with listening(make_api(limits=LIMITS)) as url:
+        yield ("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+@pytest.fixture
+def hasty(make_api):
+    with listening(make_api(limits=HASTY)) as url:
         yield ("127.0.0.1", int(url.rpartition(":")[2]))
 
 
@@ -130,29 +135,29 @@ def test_header_bytes_and_count(address):
     assert code(talk(address, endless)) == (431, "headers_too_large")
 
 
-def test_headers_have_a_deadline(address):
-    assert code(talk(address, b"GET /livez HTTP/1.1\r\nHos")) == (400, "headers_too_slow")
-    assert talk(address) == (0, {})
+def test_headers_have_a_deadline(hasty):
+    assert code(talk(hasty, b"GET /livez HTTP/1.1\r\nHos")) == (400, "headers_too_slow")
+    assert talk(hasty) == (0, {})
     drip = [b"G", b"E", b"T", b" ", *[b"/"] * 50]  # every byte is new, the deadline is not
-    assert code(talk(address, *drip, pause=0.1))[1] == "headers_too_slow"
+    assert code(talk(hasty, *drip, pause=0.1))[1] == "headers_too_slow"
 
 
-def test_the_second_request_of_a_connection_has_one_too(address):
-    with connect(address) as connection:
+def test_the_second_request_of_a_connection_has_one_too(hasty):
+    with connect(hasty) as connection:
         connection.sendall(head("GET /livez HTTP/1.1", HOST))
         assert one_answer(connection).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /livez HT")
         assert b"headers_too_slow" in to_the_end(connection)
 
 
-def test_a_body_that_pauses(address):
+def test_a_body_that_pauses(hasty):
     post = head("POST /v1/images/generations HTTP/1.1", HOST, "Content-Type: application/json",
                 "Content-Length: 100", "Connection: close")  # fmt: skip
-    assert code(talk(address, post, b'{"prompt"')) == (400, "body_too_slow")
+    assert code(talk(hasty, post, b'{"prompt"')) == (400, "body_too_slow")
 
 
 def test_slow_clients_do_not_keep_others_out(make_api):
-    limits = dataclasses.replace(LIMITS, header_timeout=2.0)
+    limits = dataclasses.replace(LIMITS, header_timeout=4.0)
     with listening(make_api(limits=limits)) as url, ExitStack() as stack:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         slow = [stack.enter_context(connect(address)) for _ in range(4)]
@@ -177,7 +182,7 @@ def test_a_body_nobody_reads_ends_the_connection(address):
     with connect(address) as connection:
         connection.sendall(post)
         assert b"HTTP/1.1 404" in one_answer(connection)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         with pytest.raises(ConnectionError):
             while time.monotonic() < deadline:
                 connection.sendall(b"x" * 65_536)

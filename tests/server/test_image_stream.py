@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import time
 from typing import Any
 
 import httpx
@@ -197,11 +196,11 @@ def test_leaving_cancels_the_job(api: Any, base_url: str, after: str) -> None:
     """Over a real socket: the connection is closed while the job runs."""
     partial = after == "a partial picture"
     if partial:
-        api.client.step_seconds = 0.05
+        api.client.turns = asyncio.Semaphore(3)
     else:
         api.call(api.client.gate.clear)
 
-    async def leave() -> float:
+    async def leave() -> None:
         host, port = base_url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         body = json.dumps(
@@ -213,13 +212,11 @@ def test_leaving_cancels_the_job(api: Any, base_url: str, after: str) -> None:
         )
         await writer.drain()
         await reader.readuntil(b"partial_image" if partial else b"text/event-stream")
-        left = time.monotonic()
         writer.close()
         while not api.client.cancelled:
             await asyncio.sleep(0.01)
-        return time.monotonic() - left
 
-    assert api.run(leave()) < 1.0
+    api.run(leave())
     assert not list((api.folder / "images").iterdir())
 
 

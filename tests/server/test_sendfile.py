@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import os
-import time
 
 import pytest
 
@@ -132,10 +130,7 @@ def test_open_files_are_closed(api, video, base_url):
     gone.request("GET", video["url"])
     gone.getresponse().read(10)
     gone.close()  # in the middle
-    deadline = time.monotonic() + 5
-    while opened() and time.monotonic() < deadline:
-        api.run(asyncio.sleep(0.01))
-    assert opened() == 0
+    api.until(lambda: opened() == 0)
 
 
 def _target(entry: str) -> str | None:
