@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.distributed.layout import Degrees, ranks_each
+from sgl_diffusion.distributed.layout import ranks_each
 from sgl_diffusion.distributed.nodes import Nodes
+from sgl_diffusion.engine.exclusions import check_options
 from sgl_diffusion.orchestrator.messages import Payload
 from sgl_diffusion.orchestrator.topology import App, StageSpec
 
@@ -27,7 +28,7 @@ def diffusion_app(options: EngineOptions, *, lora_state: Path | None = None) -> 
     `lora_state` is a file by which a worker that dies leaves its adapters to the next; replicas
     share it.
     """
-    Degrees.of(options).layouts()  # raises if there is none
+    check_options(options)
     nodes = Nodes.of(options)
     names = [field.name for field in dataclasses.fields(EngineOptions)]
     config = {name: getattr(options, name) for name in names}

@@ -43,6 +43,8 @@ class Place:
 def omni_app(options: OmniOptions) -> App:
     """The processes of a served omni model. Imports no torch: they do."""
     found = placement(options)
+    if options.cuda_graphs and any((place.device or options.device) == "cpu" for place in found):
+        raise _no_graphs()
     places = {stage: place.name for place in found for stage in place.stages}
     values = {name: getattr(options, name) for name in _NAMES}
     specs = [
@@ -87,6 +89,14 @@ def placement(options: OmniOptions) -> list[Place]:
     return sorted(running, key=lambda place: STAGES.index(place.stages[0]))
 
 
+def _no_graphs() -> ConfigError:
+    return ConfigError(
+        "There are no CUDA graphs on cpu.",
+        hint="Leave out --cuda-graphs, or name a GPU.",
+        param="cuda_graphs",
+    )
+
+
 def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
     """Build the worker of some stages, inside their process."""
     import torch
@@ -105,11 +115,7 @@ def make_worker(config: Payload, outbox: GraphOutbox) -> Worker:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif options.cuda_graphs:
-        raise ConfigError(
-            f"There are no CUDA graphs on {device}.",
-            hint="Leave out --cuda-graphs, or name a GPU.",
-            param="cuda_graphs",
-        )
+        raise _no_graphs()
     folder = resolve_model(
         options.model_path,
         options.revision,

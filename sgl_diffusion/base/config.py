@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sgl_diffusion.base.lora import MERGE_MODES
 from sgl_diffusion.base.options import option
 
+ATTENTION_BACKENDS = ("auto", "flash", "native", "triton", "sdpa")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -73,9 +74,7 @@ class EngineOptions:
     text_encoder_precision: str = option(
         "auto", "Precision of the text encoder.", choices=PRECISIONS
     )
-    attention_backend: str = option(
-        "auto", "Attention implementation: auto, flash, native, triton or sdpa."
-    )
+    attention_backend: str = option("auto", "Attention implementation.", choices=ATTENTION_BACKENDS)
     max_batch_rows: int = option(8, "Most pictures or clips denoised in one forward pass.", least=1)
     max_running_jobs: int = option(
         0, "Most jobs worked on at a time; 0: as many as there are.", least=0

@@ -42,6 +42,12 @@ TABLE = {
         ),
         Variable("SGLD_LIBRARY", str, "", "Path of another native library than the built one."),
         Variable(
+            "SGLD_MAP_WEIGHTS",
+            _flag,
+            True,
+            "Use the pages of weight files that are in the page cache; 0 copies them.",
+        ),
+        Variable(
             "SGLD_LOG_LEVEL", str, "", "Default of `--log-level`: debug, info, warning, error."
         ),
         Variable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,22 +29,30 @@ def free_memory(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
+def check_budget(option: str | None) -> float | None:
+    """Bytes, or below 1 a share; raises for what is neither."""
+    if option is None:
+        return None
+    found = _BUDGET.fullmatch(option.strip())
+    size = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
+    if not 0 < size < math.inf:
+        raise ConfigError(
+            f"memory_budget is {option!r}.",
+            hint="Give a size such as 8g or 6000m, or a share of the free memory such as 0.5.",
+            param="memory_budget",
+        )
+    return size
+
+
 def memory_budget(option: str | None, device: torch.device) -> int | None:
     """Bytes that a worker may take of the device, the model included; None where nobody knows.
 
     `option` is a size such as 8g, or below 1 a share of what is free.
     """
     free = free_memory(device)
-    if option is None:
+    size = check_budget(option)
+    if size is None:
         return None if free is None else int(free * (1 - _KEPT_FREE))
-    found = _BUDGET.fullmatch(option.strip())
-    size = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
-    if size <= 0:
-        raise ConfigError(
-            f"memory_budget is {option!r}.",
-            hint="Give a size such as 8g or 6000m, or a share of the free memory such as 0.5.",
-            param="memory_budget",
-        )
     if size >= 1:
         return int(size) if free is None else min(int(size), free)
     if free is None:

@@ -7,6 +7,7 @@ unknown key is an error with a suggestion.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -75,11 +76,13 @@ def _coerce(name: str, where: str, value: Any, kind: Any, rules: Mapping[str, An
         value = float(value)
     if not isinstance(value, target) or (target is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name} must be {target.__name__}, not {value!r}{where}.", param=name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is not a finite number{where}.", param=name)
     choices, least = rules["choices"], rules["least"]
     if choices and value not in choices:
         raise ConfigError(
             f"{name} is {value!r}{where}.", hint=f"Use one of: {', '.join(choices)}.", param=name
         )
-    if least is not None and not value >= least:  # written so that NaN fails, too
+    if least is not None and value < least:
         raise ConfigError(f"{name} is {value}{where}; it must be at least {least}.", param=name)
     return value

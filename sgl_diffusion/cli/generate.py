@@ -16,6 +16,7 @@ from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import Parser, UsageError, edges_of, parser_for, read
 from sgl_diffusion.cli.progress import Progress
 from sgl_diffusion.cli.target import Target
+from sgl_diffusion.engine.exclusions import check_options
 from sgl_diffusion.loader.adapters.paths import check_there
 from sgl_diffusion.loader.hub import local_model
 from sgl_diffusion.recipes import demo
@@ -98,7 +99,8 @@ def main(argv: list[str]) -> int:
 
 
 def engine_of(options: EngineOptions) -> dict[str, Any]:
-    """The options of the engine, with a data folder that can be used."""
+    """The options of the engine, which can be followed, with a data folder that can be used."""
+    check_options(options)
     engine = {name: getattr(options, name) for name in _ENGINE}
     return {**engine, "data_dir": str(data_folder(options.data_dir))}
 

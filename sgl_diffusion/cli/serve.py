@@ -9,6 +9,7 @@ from sgl_diffusion.base import log
 from sgl_diffusion.base.config import ServeOptions
 from sgl_diffusion.base.paths import data_folder
 from sgl_diffusion.cli.args import Parser, UsageError, merge, parser_for, read
+from sgl_diffusion.engine.exclusions import check_options
 from sgl_diffusion.loader.adapters.paths import check_there
 from sgl_diffusion.loader.hub import local_model
 
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     if options.model_path is not None:
         local_model(options.model_path)
     check_there(options.lora_path)
+    check_options(options)
     if options.node_rank > 0:
         from sgl_diffusion.client.node import follow
 

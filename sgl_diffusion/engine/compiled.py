@@ -18,14 +18,19 @@ from torch import Tensor, nn
 
 from sgl_diffusion.base.blank import blank_pictures
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError, SetupError
+from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard, SamplingParams
-from sgl_diffusion.distributed.layout import ranks_each
 from sgl_diffusion.engine.contexts import Contexts
 from sgl_diffusion.engine.counters import Counters
 from sgl_diffusion.engine.denoise import ShapeKey, next_states, shape_key
 from sgl_diffusion.engine.encoding import Encoding
+from sgl_diffusion.engine.exclusions import (
+    COME_AND_GO,
+    DIFFUSERS,
+    compile_obstacle,
+    refuse_compile,
+)
 from sgl_diffusion.engine.inductor import CACHE_TAG, lower_storage_offsets
 from sgl_diffusion.engine.job import Job, Row
 from sgl_diffusion.engine.parallel.families import FAMILIES
@@ -50,23 +55,15 @@ _PROMPTS = ("a cat", "a cat", "a cat under a tree by the sea")
 
 def check_compile(options: EngineOptions, pipeline: Pipeline | WholePipeline) -> None:
     """Whoever asks for compiled blocks gets them, or is told why not."""
-    reason = _obstacle(options, pipeline) if options.enable_torch_compile else ""
-    if reason:
-        raise ConfigError(
-            f"--enable-torch-compile cannot be followed: {reason}.",
-            hint="Leave it out.",
-            param="enable_torch_compile",
-        )
+    refuse_compile(_obstacle(options, pipeline) if options.enable_torch_compile else "")
 
 
 def _obstacle(options: EngineOptions, pipeline: Pipeline | WholePipeline) -> str:
     if not transformers(pipeline):
-        return "the model runs through diffusers"
-    if ranks_each(options) > 1:
-        return "several ranks exchange data within a block"
+        return DIFFUSERS
     if any(part.component.startswith("transformer") for part in pipeline.card.offload):
-        return "the weights of the transformer come and go"
-    return ""
+        return COME_AND_GO
+    return compile_obstacle(options)
 
 
 class CompiledBlocks:

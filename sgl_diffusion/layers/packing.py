@@ -70,6 +70,15 @@ class Packing:
 
         return run
 
+    def from_first(self, attention: AttentionContext) -> Attend:
+        """Attention of each row's tokens of the first kind to all of its tokens."""
+        attend = self._attend(attention, self.lengths, self.kinds[0])
+
+        def run(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+            return attend(q, k[:, self.order], v[:, self.order], scale=scale)
+
+        return run
+
     def to(self, keys: Sequence[int], attention: AttentionContext) -> Attend:
         """Attention of each row's tokens to keys of its own, of which row i has keys[i]."""
         assert len(self.kinds) == 1, "tokens of one kind, row by row"
@@ -92,10 +101,12 @@ class Packing:
 
         return run
 
-    def _attend(self, attention: AttentionContext, keys: tuple[int, ...]) -> Attend:
+    def _attend(
+        self, attention: AttentionContext, keys: tuple[int, ...], queries: tuple[int, ...] = ()
+    ) -> Attend:
         packed = attention.packed
         assert packed is not None, "rows of different sizes are for one rank"
-        lengths = RowLengths(self.lengths, keys)
+        lengths = RowLengths(queries or self.lengths, keys)
 
         def run(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
             return packed(q[0], k[0], v[0], lengths, scale=scale)[None]

@@ -96,6 +96,8 @@ def _fit(module: nn.Module, files: list[Path], rules: Rules) -> _Fit:
                 continue
             missing -= slots
             rows = None if target.segment == ALL else _segments(module, name)[target.segment]
+            if rows is not None and rows == slice(0, wanted[name].shape[0]):
+                rows = None
             slot = wanted[name] if rows is None else wanted[name][rows]
             shape = _flat(entry.shape) if target.flatten else entry.shape
             if shape != tuple(slot.shape):

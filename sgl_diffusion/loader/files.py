@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sgl_diffusion.base.errors import SetupError
+from sgl_diffusion.base.config import EngineOptions
+from sgl_diffusion.base.errors import ModelNotFoundError, SetupError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DAMAGED = "Delete it and download it again."
@@ -36,6 +37,27 @@ def check_variant(names: Iterable[str], variant: str | None, model: str) -> None
             code="variant_not_found",
             param="variant",
         )
+
+
+def other_weights(options: EngineOptions) -> dict[str, Path]:
+    """What the operator names in the place of a transformer's own weights, by its component."""
+    found = {}
+    for name in ("transformer", "transformer_2"):
+        param = f"{name}_path"
+        path = getattr(options, param)
+        if path is None:
+            continue
+        weights = found[name] = Path(path).expanduser()
+        if not weights.exists():
+            raise ModelNotFoundError(f"There is no file or folder {path}.", param=param)
+        if weights.is_file() and weights.suffix in PICKLE_SUFFIXES:
+            raise SetupError(
+                f"{path} is in pickle format, which can run code.",
+                hint="Convert it to safetensors.",
+                code="pickle_refused",
+                param=param,
+            )
+    return found
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgl_diffusion.base.errors import SetupError
 from sgl_diffusion.loader.header import DTYPES, Stored, read_header
+from sgl_diffusion.loader.mapped import map_tensor
 from sgl_diffusion.loader.reading import STREAMED, Piece, read_pieces
 
 
@@ -53,8 +54,13 @@ class StoredTensor:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
-        value = torch.empty(self.shape, dtype=self.read_as(dtype))
-        read_pieces([self.piece(value)])
+        read = self.read_as(dtype)
+        value = None
+        if read == DTYPES[self._entry.dtype]:
+            value = map_tensor(self._file, self._entry.begin, self.shape, read)
+        if value is None:
+            value = torch.empty(self.shape, dtype=read)
+            read_pieces([self.piece(value)])
         return value.to(device=device, dtype=dtype)
 
 

@@ -1,6 +1,7 @@
 """Streams safetensors files into a module that was built on the meta device.
 
-Everything is read straight into the tensors of the module, so the peak is the module itself.
+Everything is read straight into the tensors of the module, or is there as pages of the file, so the
+peak is the module itself.
 Weights in pickle formats are never opened: they run code.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sgl_diffusion.base.startup import spent_on
 from sgl_diffusion.loader.copies import Copy, plan_copies, to_fill
 from sgl_diffusion.loader.files import weight_files
+from sgl_diffusion.loader.mapped import map_tensor
 from sgl_diffusion.loader.reading import Piece, read_pieces
 from sgl_diffusion.loader.rules import Rules
 
@@ -48,7 +50,14 @@ def _load(
     device: torch.device,
 ) -> None:
     copies = plan_copies(module, files, rules, source)
-    _allocate(module, dtype, device)
+    wanted = precisions(module, dtype)
+    mapped = _mapped(copies, module, wanted) if device.type == "cpu" else {}
+    copies = [copy for copy in copies if copy.name not in mapped]
+    for name, old in to_fill(module).items():
+        value = mapped.get(name)
+        if value is None:
+            value = torch.empty(old.shape, dtype=wanted[name], device=device)
+        _put(module, name, value)
     assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer has no value"
     filled = dict(module.state_dict())
     if device.type == "cpu":
@@ -73,14 +82,26 @@ def precisions(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
     return found
 
 
-def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    wanted = precisions(module, dtype)
-    for name, old in to_fill(module).items():
-        empty = torch.empty(old.shape, dtype=wanted[name], device=device)
-        owner, _, leaf = name.rpartition(".")
-        if isinstance(old, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=False)
-        setattr(module.get_submodule(owner), leaf, empty)
+def _mapped(
+    copies: Iterable[Copy], module: nn.Module, wanted: dict[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """What needs no reading, as the file has it whole, in its precision, and in the page cache."""
+    shapes = to_fill(module)
+    found = {}
+    for copy in copies:
+        if copy.rows is None and not copy.swap and copy.dtype == wanted[copy.name]:
+            value = map_tensor(copy.file, copy.begin, tuple(shapes[copy.name].shape), copy.dtype)
+            if value is not None:
+                found[copy.name] = value
+    return found
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    place = module.get_submodule(owner)
+    if isinstance(getattr(place, leaf), nn.Parameter):
+        value = nn.Parameter(value, requires_grad=False)
+    setattr(place, leaf, value)
 
 
 def _batches(copies: Iterable[Copy], filled: dict[str, Tensor]) -> Iterator[list[str]]:

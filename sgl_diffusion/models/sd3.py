@@ -10,6 +10,7 @@ itself once more. The last block leaves the text as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.layers.embed import Grid, patchify, sinusoid, token_grid, unpatchify
 from sgl_diffusion.layers.linear import Linear
 from sgl_diffusion.layers.mlp import Mlp
+from sgl_diffusion.layers.packing import Packing, per_token
 from sgl_diffusion.models.params import read_params
 
 EPS = 1e-6
@@ -122,20 +124,53 @@ class Sd3Transformer(nn.Module):
 
         `timestep` [B] counts from 0 (clean) to 1000 (noise), one per row.
         """
-        patch = self.params.patch
-        grid = token_grid(latents, patch)
-        image = self.patch_embedding(patchify(latents.to(self.dtype), patch))
-        image = (image + self.position(grid)).to(self.dtype)
+        grid = token_grid(latents, self.params.patch)
+        image = self._embed([latents], [grid])
         text = context.text
-        wave = sinusoid(timestep, TIME_CHANNELS).to(self.dtype)
-        signal = functional.silu(self.time_embedder(wave) + context.vector)
+        signal = self._signal(timestep, context)
 
         for block in self.blocks:
             image, text = block(image, text, signal, self.attention.tokens)
+        return self._finish(image, signal, grid)
 
+    def packed(
+        self, latents: Sequence[Tensor], timestep: Tensor, context: Sd3Context
+    ) -> list[Tensor]:
+        """`forward` of rows [1, C, 1, h, w] of different sizes, in one pass."""
+        grids = [token_grid(x, self.params.patch) for x in latents]
+        image = self._embed(latents, grids)
+        rows, length = context.text.shape[:2]
+        text = context.text.flatten(0, 1)[None]
+        signal = self._signal(timestep, context)
+
+        kinds = Packing(image.device, [math.prod(grid) for grid in grids], [length] * rows)
+        images = Packing(image.device, kinds.kinds[0])
+        own = kinds.rows.split([image.shape[1], text.shape[1]])
+        together, last = kinds.among(self.attention), kinds.from_first(self.attention)
+        apart = images.among(self.attention)
+        for block in self.blocks:
+            attend = last if block is self.blocks[-1] else together
+            image, text = block(image, text, signal, attend, apart, own)
+
+        ends = zip(images.split(image), signal.split(1), grids, strict=True)
+        return [self._finish(row, own, grid) for row, own, grid in ends]
+
+    def _embed(self, latents: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
+        """Image tokens [B, S, D]; of several latents one behind the other."""
+        patch = self.params.patch
+        patches = torch.cat([patchify(x.to(self.dtype), patch) for x in latents], dim=1)
+        positions = torch.cat([self.position(grid) for grid in grids], dim=1)
+        return (self.patch_embedding(patches) + positions).to(self.dtype)
+
+    def _signal(self, timestep: Tensor, context: Sd3Context) -> Tensor:
+        """[B, D], what modulates the blocks."""
+        wave = sinusoid(timestep, TIME_CHANNELS).to(self.dtype)
+        return functional.silu(self.time_embedder(wave) + context.vector)
+
+    def _finish(self, image: Tensor, signal: Tensor, grid: Grid) -> Tensor:
         scale, shift = self.norm_out(signal).chunk(2, dim=-1)
         image = ops.norm_modulate(image, scale, shift, eps=EPS)
-        return unpatchify(self.proj_out(image), grid, patch)
+        return unpatchify(self.proj_out(image), grid, self.params.patch)
 
 
 class PositionTable(nn.Module):
@@ -165,10 +200,22 @@ class Sd3Block(nn.Module):
         self.text = Stream(params, 2 if last else 6)
 
     def forward(
-        self, image: Tensor, text: Tensor, signal: Tensor, attend: Attend
+        self,
+        image: Tensor,
+        text: Tensor,
+        signal: Tensor,
+        attend: Attend,
+        attend_image: Attend | None = None,
+        rows: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> tuple[Tensor, Tensor]:
-        on_image = self.image.modulation(signal).unflatten(-1, (-1, image.shape[-1])).unbind(-2)
-        on_text = self.text.modulation(signal).unflatten(-1, (-1, image.shape[-1])).unbind(-2)
+        """`attend_image` is for the image alone, if that is another; `rows` says whose row each
+        token is, of the image and of the text, where rows are packed."""
+        on_image, on_text = (
+            per_token(stream.modulation(signal), own)
+            .unflatten(-1, (-1, image.shape[-1]))
+            .unbind(-2)
+            for stream, own in zip((self.image, self.text), rows, strict=True)
+        )
         # The last block's text is only read: its two parts are scale and shift.
         shift, scale = on_text[:2] if self.text.updates else (on_text[1], on_text[0])
         joint = torch.cat(
@@ -185,7 +232,8 @@ class Sd3Block(nn.Module):
         y = attend(q if self.text.updates else q[:, :length], k, v).flatten(2)
         again = None
         if self.attn2 is not None:
-            again = self.attn2(ops.norm_modulate(image, on_image[7], on_image[6], eps=EPS), attend)
+            normed = ops.norm_modulate(image, on_image[7], on_image[6], eps=EPS)
+            again = self.attn2(normed, attend_image or attend)
         image = self.image.update(image, y[:, :length], on_image, again)
         if self.text.updates:
             text = self.text.update(text, y[:, length:], on_text)

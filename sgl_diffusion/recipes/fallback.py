@@ -21,6 +21,7 @@ from sgl_diffusion.base.device import pick_device, pick_dtype
 from sgl_diffusion.base.errors import ConfigError, RequestError, SetupError
 from sgl_diffusion.base.params import ModelCard, ResolvedParams
 from sgl_diffusion.engine import pictures
+from sgl_diffusion.engine.exclusions import check_whole
 from sgl_diffusion.engine.pipeline import Adaptable, OnPartial
 from sgl_diffusion.engine.previews import preview_steps
 from sgl_diffusion.engine.pulse import keep_pulse
@@ -34,27 +35,12 @@ from sgl_diffusion.recipes.fit import check_fits
 
 OnStep = Callable[[int, int], None]
 
-# Options that this backend cannot honour, and what is there instead.
-_NOT_HERE = {
-    "vae_precision": "; --dit-precision is the precision of the whole pipeline",
-    "text_encoder_precision": "; --dit-precision is the precision of the whole pipeline",
-    "attention_backend": "",
-    "transformer_path": "",
-    "transformer_2_path": "",
-}
-
 
 def open_fallback(index: ModelIndex, options: EngineOptions, name: str) -> DiffusersPipeline:
     """Load the pipeline class that model_index.json names."""
     import diffusers
 
-    for option, hint in _NOT_HERE.items():
-        if getattr(options, option) not in ("auto", None):
-            raise ConfigError(
-                f"{option} cannot be chosen with the diffusers backend.",
-                hint=f"Leave it out{hint}.",
-                param=option,
-            )
+    check_whole(options, f"{index.pipeline} runs through diffusers, which keeps it whole")
     kind: Any = getattr(diffusers, index.pipeline, None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)
     if not known:

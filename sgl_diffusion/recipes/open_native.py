@@ -11,7 +11,7 @@ import torch
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.device import pick_device
-from sgl_diffusion.base.errors import ConfigError, OutOfMemoryError
+from sgl_diffusion.base.errors import OutOfMemoryError
 from sgl_diffusion.base.footprint import Footprint
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.base.startup import spent_on
@@ -22,8 +22,17 @@ from sgl_diffusion.engine.footprint.budget import (
     smallest_request,
     usual_request,
 )
-from sgl_diffusion.engine.offload.plan import DIT, Choice, Part, choose, model_bytes, ways
-from sgl_diffusion.engine.offload.take_up import asked, described, flags, option_of, take_up
+from sgl_diffusion.engine.offload.plan import (
+    DIT,
+    Choice,
+    Part,
+    asked,
+    choose,
+    flags,
+    model_bytes,
+    ways,
+)
+from sgl_diffusion.engine.offload.take_up import described, option_of, take_up
 from sgl_diffusion.engine.pipeline import Counted, Pipeline
 from sgl_diffusion.engine.quantise import saved_bytes
 from sgl_diffusion.loader.absent import Absences, AbsentModule
@@ -44,13 +53,6 @@ def open_native(
     # What jobs take on several ranks is not counted.
     planned = options.memory_budget is not None and options.num_gpus == options.dp_size
     quantised = options.quantization != "none"
-    if quantised and DIT in forced:
-        raise ConfigError(
-            f"--quantization {options.quantization} and {flags([DIT])} exclude each other: blocks "
-            "that are read in each step would be quantised in each step.",
-            hint="Use one of them.",
-            param="quantization",
-        )
     if not forced and not planned and not quantised:
         check_fits(index, options)
         return recipe(index, options, name)

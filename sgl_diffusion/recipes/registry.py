@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError, ModelNotFoundError, SetupError
+from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.registry import Registry
 from sgl_diffusion.base.startup import spent_on
-from sgl_diffusion.loader.files import PICKLE_SUFFIXES
+from sgl_diffusion.engine.exclusions import check_options
+from sgl_diffusion.loader.files import other_weights
 from sgl_diffusion.recipes import demo
 from sgl_diffusion.recipes.beside import own_adapters, own_defaults
 
@@ -64,6 +65,7 @@ def open_pipeline(options: EngineOptions, note: Note) -> Pipeline | WholePipelin
     """Find, choose and load the model of `options`; `note` hears what is going on."""
     from sgl_diffusion.loader.index import read_index
 
+    check_options(options)
     folder = find_model(options, note)
     index = _with_other_weights(read_index(folder, options.variant), options)
     pipeline = _open(index, options, options.model_path or demo.NAME, note)
@@ -92,20 +94,7 @@ def find_model(options: EngineOptions, note: Note) -> Path:
 
 def _with_other_weights(index: ModelIndex, options: EngineOptions) -> ModelIndex:
     """The model with the weights that the operator names for its transformers."""
-    for name in ("transformer", "transformer_2"):
-        path = getattr(options, f"{name}_path")
-        if path is None:
-            continue
-        weights = Path(path).expanduser()
-        if not weights.exists():
-            raise ModelNotFoundError(f"There is no file or folder {path}.", param=f"{name}_path")
-        if weights.is_file() and weights.suffix in PICKLE_SUFFIXES:
-            raise SetupError(
-                f"{path} is in pickle format, which can run code.",
-                hint="Convert it to safetensors.",
-                code="pickle_refused",
-                param=f"{name}_path",
-            )
+    for name, weights in other_weights(options).items():
         index = index.with_weights(name, weights)
     return index
 
@@ -131,10 +120,8 @@ def _open(
                 param="backend",
             )
         log.info("%s goes through the diffusers fallback: %s", index.pipeline, reason)
-    from sgl_diffusion.engine.offload.take_up import refuse_offload
     from sgl_diffusion.recipes.fallback import open_fallback
 
-    refuse_offload(options, f"{index.pipeline} runs through diffusers, which keeps it whole")
     note(f"loading {index.pipeline} with diffusers")
     return open_fallback(index, options, name)
 

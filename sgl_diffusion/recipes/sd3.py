@@ -26,7 +26,7 @@ from sgl_diffusion.loader.rules import Rules
 from sgl_diffusion.models.sd3 import Sd3Context, Sd3Params, Sd3Transformer
 from sgl_diffusion.models.sd3_weights import RULES
 from sgl_diffusion.recipes.common import Plan, reason_against, scheduler_config, transformer_config
-from sgl_diffusion.recipes.image import ImageRecipe
+from sgl_diffusion.recipes.image import PackedRecipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,7 +89,7 @@ def open_pipeline(index: ModelIndex, options: EngineOptions, name: str) -> Sd3:
     return Sd3(card, plan, transformer, vae, scheduler_config(index), clips, t5)
 
 
-class Sd3(ImageRecipe[Sd3Context]):
+class Sd3(PackedRecipe[Sd3Context]):
     diffusers_class = "SD3Transformer2DModel"
     rules = RULES
 

@@ -36,7 +36,7 @@ def test_a_whole_number_is_taken_for_seconds() -> None:
         ({"dit_precision": "fp8"}, "Use one of: auto, fp32, bf16, fp16"),
         ({"model_path": 5}, "model_path must be str"),
         ({"max_batch_rows": 0}, "max_batch_rows is 0 in file x; it must be at least 1"),
-        ({"drain_timeout": float("nan")}, "drain_timeout is nan in file x; it must"),
+        ({"drain_timeout": float("nan")}, "drain_timeout is not a finite number in file x"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_helps(values: dict[str, object], text: str) -> None:

@@ -44,7 +44,7 @@ def test_where_nobody_knows_what_is_free_a_size_counts(monkeypatch: pytest.Monke
         memory_budget("0.5", CPU)
 
 
-@pytest.mark.parametrize("option", ["", "much", "-1g", "0", "8x", "1.2.3"])
+@pytest.mark.parametrize("option", ["", "much", "-1g", "0", "8x", "1.2.3", "9" * 400])
 def test_other_budgets_are_errors(option: str) -> None:
     with pytest.raises(ConfigError, match="memory_budget") as caught:
         memory_budget(option, CPU)

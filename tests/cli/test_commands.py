@@ -83,6 +83,11 @@ def test_no_command_shows_the_help():
         (["serve", "--host", "0.0.0.0"], ["Refusing to listen on 0.0.0.0", "--api-key-file"]),
         (["serve", "--log-level", "loud"], ["no log level 'loud'"]),
         (["serve", "--public-base-url", "x"], ["public_base_url"]),
+        (["serve", "--memory-budget", "lots"], ["memory_budget is 'lots'", "8g or 6000m"]),
+        (["serve", "--max-lora-memory", "inf"], ["max_lora_memory is not a finite number"]),
+        (["serve", "--attention-backend", "flsh"], ["--attention-backend", "choose from"]),
+        (["serve", "--lora-nickname", "x"], ["--lora-nickname is about", "no --lora-path"]),
+        (["generate", "x", "--memory-budget", "0"], ["memory_budget is '0'"]),
         (["serve", "--max-batch-rows", "0"], ["max_batch_rows is 0", "at least 1"]),
         (["generate"], ["There is no prompt"]),
         (["generate", "a", "cat"], ["'cat' after the prompt 'a'", "quotation marks"]),
@@ -175,6 +180,35 @@ def test_bad_config_files(tmp_path, name, content, text):
     path.write_text(content)
     done = sglang("serve", "--config", str(path))
     assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["serve"], ["generate", "a cat"]])
+@pytest.mark.parametrize("given", ["flags", "file"])
+def test_options_that_exclude_each_other_end_it_before_anything_is_loaded(tmp_path, command, given):
+    code = (
+        "import sys; from sgl_diffusion.cli.sglang import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules and 'asyncio' not in sys.modules\n"
+        "sys.exit(status)"
+    )
+    args = ["--quantization", "int8", "--dit-layerwise-offload"]
+    if given == "file":
+        path = tmp_path / "a.yaml"
+        path.write_text("quantization: int8\ndit-layerwise-offload: true\n")
+        args = ["--config", str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--data-dir", str(tmp_path / "data"), *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SGLD_DEBUG": "0"},
+        timeout=60,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "", "no address"
+    assert done.stderr.startswith("error: --quantization int8 and --dit-layerwise-offload exclude")
+    assert "Use one of them." in done.stderr and len(done.stderr.splitlines()) == 2
 
 
 def test_closed_standard_streams_are_filled():

@@ -48,7 +48,7 @@ def run(pipeline: Pipeline, *names: str, **more: object) -> Bench:
     return bench
 
 
-FAMILIES = ["tiny_flux2_klein", "tiny_qwen_image_a", "tiny_z_image_a"]
+FAMILIES = ["tiny_flux2_klein", "tiny_sd3_a", "tiny_qwen_image_a", "tiny_z_image_a"]
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_nothing_is_merged_into_one_byte(name: str, tiny_flux_a: Path) -> None:
 def test_what_does_not_go_together_is_refused(tiny_flux_a: Path) -> None:
     with pytest.raises(ConfigError, match="--dit-layerwise-offload exclude each other"):
         opened(tiny_flux_a, "int8", dit_layerwise_offload=True)
-    with pytest.raises(ConfigError, match="--quantization: FluxPipeline runs through diffusers"):
+    with pytest.raises(ConfigError, match="--quantization: the model runs through diffusers"):
         opened(tiny_flux_a, "fp8", backend="diffusers")
 
 

@@ -13,6 +13,7 @@ from sgl_diffusion.attention import BACKENDS, AttentionContext
 from sgl_diffusion.models.flux import FluxContext, FluxParams, FluxTransformer
 from sgl_diffusion.models.flux2 import Flux2Context, Flux2Params, Flux2Transformer
 from sgl_diffusion.models.qwen_image import QwenImageContext, QwenImageParams, QwenImageTransformer
+from sgl_diffusion.models.sd3 import Sd3Context, Sd3Params, Sd3Transformer
 from sgl_diffusion.models.wan import TextContext, WanParams, WanTransformer
 from sgl_diffusion.models.z_image import ZImageContext, ZImageParams, ZImageTransformer
 
@@ -73,6 +74,23 @@ def z_image() -> Contexts:
     return model, texts, ZImageContext.cat
 
 
+def sd3() -> Contexts:
+    """With a second attention in a block, and more places than any of the pictures fills."""
+    params = Sd3Params(
+        num_layers=3,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=64,
+        pooled_projection_dim=32,
+        pos_embed_max_size=11,
+        dual_attention_layers=(0, 2),
+        qk_norm="rms_norm",
+    )
+    model = started(Sd3Transformer(params))
+    return model, [model.prepare(draw(1, 7, 32), draw(1, 32)) for _ in SIZES], Sd3Context.cat
+
+
 def wan() -> Contexts:
     params = WanParams(
         num_attention_heads=2, attention_head_dim=32, text_dim=32, ffn_dim=64, num_layers=2
@@ -98,7 +116,9 @@ def started(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "native"])
-@pytest.mark.parametrize("family", [flux, flux2, qwen_image, z_image, wan, wan_padding_as_one_key])
+@pytest.mark.parametrize(
+    "family", [flux, flux2, sd3, qwen_image, z_image, wan, wan_padding_as_one_key]
+)
 def test_packed_equals_alone(family: Callable[[], Contexts], backend: str) -> None:
     torch.manual_seed(len(backend))
     with torch.inference_mode():

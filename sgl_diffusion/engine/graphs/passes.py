@@ -15,10 +15,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.engine.bounds import Bounds
 from sgl_diffusion.engine.counters import Counters
+from sgl_diffusion.engine.exclusions import (
+    COME_AND_GO,
+    DIFFUSERS,
+    ON_CPU,
+    graphs_obstacle,
+    refuse_graphs,
+)
 from sgl_diffusion.engine.graphs.arguments import signature
 from sgl_diffusion.engine.graphs.capture import CapturedPass, Graph, Pass
 from sgl_diffusion.engine.graphs.plan import Plan
@@ -44,28 +50,19 @@ def chosen_graphs(
     """When steps become graphs; whoever asks for them gets them, or is told why not."""
     reason = _obstacle(options, pipeline)
     if options.cuda_graphs == "on":
-        if reason:
-            raise ConfigError(
-                f"--cuda-graphs on cannot be followed: {reason}.",
-                hint="Use --cuda-graphs auto.",
-                param="cuda_graphs",
-            )
+        refuse_graphs(reason)
         return "on"
     return "" if reason or options.cuda_graphs == "off" else "auto"
 
 
 def _obstacle(options: EngineOptions, pipeline: Pipeline | WholePipeline) -> str:
     if not isinstance(pipeline, Pipeline):
-        return "the model runs through diffusers"
+        return DIFFUSERS
     if pipeline.device.type != "cuda":
-        return "the model runs on the CPU"
-    if options.num_gpus > 1:
-        return "several ranks exchange data within a step"
+        return ON_CPU
     if any(part.component.startswith("transformer") for part in pipeline.card.offload):
-        return "the weights of the transformer come and go"
-    if options.enable_torch_compile:
-        return "its blocks are compiled"
-    return ""
+        return COME_AND_GO
+    return graphs_obstacle(options)
 
 
 def graphed_passes(pipeline: Pipeline, bounds: Bounds, counters: Counters) -> GraphedPasses | None:

@@ -11,7 +11,8 @@ import msgspec
 
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import ConflictError, RequestError, SetupError
-from sgl_diffusion.base.lora import LoraSetting, LoraUse, settings_to_begin_with
+from sgl_diffusion.base.lora import LoraSetting, LoraUse
+from sgl_diffusion.engine.exclusions import check_adapters
 from sgl_diffusion.engine.lora.fit import Source
 from sgl_diffusion.engine.lora.manager import Loras, ReadFile
 from sgl_diffusion.engine.lora.rows import Blend
@@ -125,14 +126,7 @@ def lora_control(
     def busy() -> bool:
         return runner.running() > 0
 
-    settings = settings_to_begin_with(
-        options.lora_path,
-        options.lora_nickname,
-        options.lora_scale,
-        alphas=options.lora_alpha,
-        weight_names=options.lora_weight_name,
-        revisions=options.lora_revision,
-    )
+    settings = check_adapters(options)
     components = dict(pipeline.adaptables()) if isinstance(pipeline, AdaptablePipeline) else {}
     if TRANSFORMER not in components:
         why = f"{pipeline.card.name} takes no adapters: it has neither a transformer nor a UNet."

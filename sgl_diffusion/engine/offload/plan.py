@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from sgl_diffusion.base.config import EngineOptions
 
 # What each way costs, as an order: a text encoder works once a prompt, a VAE once a picture, tiles
 # change pixels a little, and a transformer is brought again in every step.
 TEXT, VAE, DIT = "text_encoder_cpu_offload", "vae_cpu_offload", "dit_layerwise_offload"
 _COSTS = {TEXT: 1, VAE: 2, DIT: 12}
 _TILE_COST = 4
+
+
+def asked(options: EngineOptions) -> tuple[str, ...]:
+    """The offloads that the operator names."""
+    return tuple(name for name in (DIT, TEXT, VAE) if getattr(options, name))
+
+
+def flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import nn
 
-from sgl_diffusion.base.config import EngineOptions
-from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.footprint import Offloaded
+from sgl_diffusion.engine.offload.plan import DIT, TEXT, VAE
 from sgl_diffusion.engine.offload.ring import Ring
 from sgl_diffusion.engine.offload.tiers import Carrier, Copier, FromHost, Reader, from_checkpoint
 from sgl_diffusion.engine.offload.units import Place, Split, Unit, split
@@ -20,36 +19,16 @@ TRANSFORMER = "transformer"  # how the names of those begin
 
 # By how the names of components begin: the option that keeps them away.
 OPTIONS = {
-    TRANSFORMER: "dit_layerwise_offload",
-    "text_encoder": "text_encoder_cpu_offload",
-    "image_encoder": "text_encoder_cpu_offload",
-    "vae": "vae_cpu_offload",
+    TRANSFORMER: DIT,
+    "text_encoder": TEXT,
+    "image_encoder": TEXT,
+    "vae": VAE,
 }
 
 
 def option_of(component: str) -> str | None:
     """None for what has no weights, or none that could be away."""
     return next((OPTIONS[start] for start in OPTIONS if component.startswith(start)), None)
-
-
-def asked(options: EngineOptions) -> tuple[str, ...]:
-    """The offloads that the operator names."""
-    return tuple(name for name in dict.fromkeys(OPTIONS.values()) if getattr(options, name))
-
-
-def flags(names: Iterable[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def refuse_offload(options: EngineOptions, why: str) -> None:
-    """For what cannot do it: an option that is given is followed or refused."""
-    names = asked(options)
-    if options.quantization != "none":
-        names = (*names, "quantization")
-    if names:
-        raise ConfigError(
-            f"{flags(names)}: {why}.", hint="Leave these options out.", param=names[0]
-        )
 
 
 def take_up(

@@ -14,6 +14,7 @@ from sgl_diffusion.distributed.group import Group
 from sgl_diffusion.distributed.layout import Degrees
 from sgl_diffusion.distributed.mesh import Mesh
 from sgl_diffusion.distributed.plan import COSTS, Work, plan
+from sgl_diffusion.engine.exclusions import NO_LSE
 from sgl_diffusion.engine.parallel.agreement import together
 from sgl_diffusion.engine.parallel.branches import Branches
 from sgl_diffusion.engine.parallel.families import FAMILIES
@@ -50,6 +51,8 @@ class Ranks:
         params = models[0].params
         work = _work(pipeline.card, models[0])
         layouts = Degrees.of(self._options).fitting(work.heads)
+        if self._options.attention_backend in NO_LSE:  # as asked for: what it can do
+            layouts = [layout for layout in layouts if layout.ring == 1] or layouts
         costs = COSTS[pipeline.device.type]
         chosen = plan(layouts, work, costs)
         layout = chosen.layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,12 @@ def test_placement_is_read_and_checked() -> None:
 
 
 def test_a_cpu_has_no_cuda_graphs(tiny_qwen3_omni: Path) -> None:
-    options = OmniOptions(model_path=str(tiny_qwen3_omni), device="cpu", cuda_graphs=True)
+    """Said before anything starts where options tell, else by the process that looked."""
+    options = OmniOptions(model_path=str(tiny_qwen3_omni), cuda_graphs=True)
+    for wrong in (replace(options, device="cpu"), replace(options, process=("talker@cpu",))):
+        with pytest.raises(ConfigError, match="no CUDA graphs on cpu"):
+            omni_app(wrong)
     (stage,) = omni_app(options).stages
+    config = {**stage.config, "options": {**stage.config["options"], "device": "cpu"}}
     with pytest.raises(ConfigError, match="no CUDA graphs on cpu"):
-        make_worker(stage.config, RecordingOutbox())
+        make_worker(config, RecordingOutbox())
