@@ -56,13 +56,14 @@ class ChatWorker:
     ) -> None:
         self._outbox = outbox
         self._elsewhere = elsewhere or {}
+        self._device = setting.device
         self._jobs: dict[str, Parts] = {}
         self.parts = {
             name: _KINDS[name](setting, _Inner(self, name)) for name in STAGES if name in stages
         }
 
     def load(self) -> Payload:
-        card: Payload = {}
+        card: Payload = {"device": self._device.type}  # by which a long silence is judged
         for name in sorted(self.parts, key=lambda name: name != THINKER):
             part, thinker = self.parts[name], self.parts.get(THINKER)
             if isinstance(part, Encoders) and isinstance(thinker, Thinking):

@@ -199,3 +199,9 @@ def test_an_answer_ends_where_the_context_does(tiny_qwen3_omni: Path) -> None:
     usage = outbox.meta["job"]["usage"]
     assert usage["prompt_tokens"] + usage["completion_tokens"] == 40
     assert outbox.meta["job"]["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_card_says_where_it_computes(tiny_qwen3_omni: Path) -> None:
+    """A stage that computes on a CPU may be silent for long: it is not taken for a hung one."""
+    worker, _ = open_worker(tiny_qwen3_omni, speech=False)
+    assert worker.load()["device"] == "cpu"
