@@ -31,7 +31,7 @@ def sglang(
         [sys.executable, "-m", "sgl_diffusion.cli", *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         preexec_fn=before,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         check=False,
@@ -55,7 +55,7 @@ def test_help_loads_nothing_heavy(args):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -201,7 +201,7 @@ def test_options_that_exclude_each_other_end_it_before_anything_is_loaded(tmp_pa
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SGLD_DEBUG": "0"},
-        timeout=60,
+        timeout=200,
         cwd=tmp_path,
         check=False,
     )

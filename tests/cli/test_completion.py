@@ -79,7 +79,7 @@ def test_lines_are_completed(scripts: Path, shell: str) -> None:
             cwd=scripts,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
         )
         found = {entry.partition("\t")[0] for entry in done.stdout.split("\n") if entry}
         assert wanted <= found and other not in found, (line, found, done.stderr)

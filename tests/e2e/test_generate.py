@@ -27,7 +27,7 @@ def run(data_dir, *args):
         [sys.executable, *args],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SGLD_DATA_DIR": str(data_dir)},
         check=False,
     )

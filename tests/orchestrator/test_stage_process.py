@@ -50,7 +50,7 @@ def test_no_worker_outlives_a_killed_server() -> None:
         (worker,) = map(int, server.stdout.readline().split())
         assert alive(worker)
         server.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while alive(worker):
         assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.01)
