@@ -53,11 +53,11 @@ class Server:
 
     def wait_until(self, what: str, check: Callable[[], Any], seconds: float = 90) -> Any:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if value := check():
-                return value
+        while not (value := check()):
+            told = f"not within {seconds} s: {what}"
+            assert time.monotonic() < deadline, f"{told}\n{self.log.read_text()[-4000:]}"
             time.sleep(0.05)
-        raise AssertionError(f"not within {seconds} s: {what}\n{self.log.read_text()[-4000:]}")
+        return value
 
     def wait_ready(self) -> Server:
         self.wait_until("ready", self.ready)

@@ -53,7 +53,8 @@ def test_images_in_a_folder(data_dir, tmp_path):
         assert re.fullmatch(rf"{path}  64x48  seed [56]  [\d.]+ s", line)
         assert opened(path).size == (64, 48)
         assert json.loads(opened(path).text["sgl_diffusion"])["prompt"] == "A red fox!"
-    assert "\r[" not in done.stderr and "2/2 denoise" in done.stderr
+    # Of progress that nobody has read yet only the newest is told.
+    assert "\r[" not in done.stderr and "2/2 decode" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("b.webp", "WEBP")])

@@ -83,6 +83,31 @@ def test_the_same_pictures_with_an_adapter(one: Server, four: Server, tmp_path: 
     assert np.array_equal(pictures(four, **body), base)
 
 
+@pytest.mark.parametrize(
+    "layout", [("--cfg-parallel-size", "2"), ("--ulysses-degree", "2")], ids=["cfg", "ulysses"]
+)
+def test_gated_guidance_is_that_of_one_rank(
+    one: Server, tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    """Where the branches of guidance are apart, and where they are not."""
+    body = {"size": "80x48", "seed": 1, "n": 2, "num_inference_steps": 8, "guidance_scale": 5.0}
+    gated = {**body, "cfg_gate_step": 0.375}
+    start = start_server(tmp_path, "--device", "cpu", "--num-gpus", "2", *layout)
+    two = next(start)
+    assert len(ranks(two)) == 1
+    wanted = pictures(one, **gated)
+    same(pictures(two, **gated), wanted)
+    assert np.abs(wanted - pictures(one, **body)).max() > 8, "it is not the whole guidance"
+    clip = {"seed": 3, "num_frames": 9, "num_inference_steps": 6, "cfg_gate_step": 0.4}
+    clips = []
+    for server in (one, two):
+        video_id = server.video(**clip)
+        assert server.finished(video_id)["status"] == "completed"
+        clips.append(frames(server, video_id))
+    assert np.abs(clips[0].astype(int) - clips[1].astype(int)).max() <= 8, "through a codec"
+    start.close()
+
+
 def test_a_cancelled_clip_leaves_the_ranks_together(four: Server) -> None:
     video_id = four.video(num_frames=17, num_inference_steps=200)
     four.wait_until("it runs", lambda: four.state(video_id)["progress"] > 0)

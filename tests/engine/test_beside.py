@@ -14,6 +14,7 @@ import torch
 from sgl_diffusion.base.config import EngineOptions
 from sgl_diffusion.base.errors import SglError
 from sgl_diffusion.engine import steps
+from sgl_diffusion.engine.job import Job
 from sgl_diffusion.engine.pipeline import Pipeline
 from sgl_diffusion.recipes.registry import open_pipeline
 from tests.engine.bench import Bench
@@ -35,6 +36,15 @@ def under_way(pipeline: Pipeline) -> Bench:
     while job.step < 2:
         bench.runner.step()
     return bench
+
+
+def encoded(bench: Bench, job: Job) -> Job:
+    """It joins the long job, which makes one step only while the prompts are encoded: if the lane
+    took longer than all of its steps, nothing would be left to go on beside."""
+    while not job.encoded:
+        assert bench.runner.step()
+        bench.runner.settle()
+    return job
 
 
 def until_steps(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, name: str, steps: int) -> Any:
@@ -64,8 +74,10 @@ def test_steps_go_on_meanwhile(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     bench = under_way(pipeline)
+    short = bench.add("short", num_inference_steps=2, seed=2)
+    if name == "decode":
+        encoded(bench, short)
     threads = until_steps(monkeypatch, pipeline, name, 3)
-    bench.add("short", num_inference_steps=2, seed=2)
     while "short" not in bench.outbox.outputs:
         assert bench.runner.step() and not bench.errors
     assert threads[0].startswith(f"sgld-{name}")
@@ -99,11 +111,8 @@ def test_encoding_decoding_and_steps_all_at_once(
             stepping.set()
         return velocity(*arguments)
 
-    bench.add("first", num_inference_steps=1, seed=2)
-    while "decode" not in {phase for phase, _, _ in bench.outbox.steps.get("first", [])}:
-        job = bench.runner.job("first")
-        if job is not None and job.encoded and not job.to_denoise:
-            break
+    first = encoded(bench, bench.add("first", num_inference_steps=1, seed=2))
+    while first.to_denoise:
         bench.runner.step()
     monkeypatch.setattr(pipeline, "encode", held_encode)
     monkeypatch.setattr(pipeline, "decode", held_decode)
@@ -261,7 +270,7 @@ def test_a_whole_clip_is_decoded_within_one_step(
             held.append(decoded.wait(PATIENCE))
         return velocity(*arguments)
 
-    bench.add("short", num_inference_steps=1, num_outputs=2)
+    encoded(bench, bench.add("short", num_inference_steps=1, num_outputs=2))
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "decode", told)
         patch.setattr(pipeline, "velocity", one_step)
@@ -287,7 +296,7 @@ def test_nobody_waits_for_the_rest_of_a_decode(
             yield frames
 
     monkeypatch.setattr(pipeline, "decode", held)
-    bench.add("gone", num_inference_steps=1)
+    encoded(bench, bench.add("gone", num_inference_steps=1))
     while not entered.is_set():
         assert bench.runner.step()
     bench.runner.drop("gone")
@@ -347,10 +356,12 @@ def test_out_of_memory_ends_the_overlap_and_no_job(
         assert over.wait(PATIENCE)
         return encode(*arguments)
 
+    short = bench.add("short", num_inference_steps=2, seed=2)
+    if name == "decode":
+        encoded(bench, short)
     monkeypatch.setattr(pipeline, name, full)
     if name == "velocity":
         monkeypatch.setattr(pipeline, "encode", until_over)
-    bench.add("short", num_inference_steps=2, seed=2)
     bench.run()
     assert failed and not bench.errors
     monkeypatch.undo()

@@ -23,6 +23,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
 def server(shared: FaultServer) -> Iterator[FaultServer]:
     """The shared server; the invariants hold after every test."""
     yield shared.wait_worker()
+    (shared.data_dir / "hold").unlink(missing_ok=True)
     check(shared)
 
 

@@ -2,7 +2,8 @@
 
 The prompt says what goes wrong, and at which step: `@abort:3` `@kill:3` `@exit:3` `@hang:3`
 `@stop:3` `@raise:3` `@memory:3` `@oom:3` `@hoard:3` (takes 600 MB). `@slow:0.1` is the length of
-each step in seconds.
+each step in seconds, and `@hold:3` makes that step only when the file `hold` of the data folder is
+gone.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ class FakeEngine:
 
     def _advance(self, job_id: str, job: _Job) -> None:
         for name, at in job.commands.items():
-            if name != "slow" and at == job.step:
+            if name not in ("slow", "hold") and at == job.step:
                 self._fail(name, job_id)
-        if job_id not in self._jobs:
+        if job_id not in self._jobs or self._held(job):
             return
         np.dot(np.ones((64, 64)), np.ones((64, 64)))
         job.step += 1
@@ -107,6 +108,9 @@ class FakeEngine:
             shape = (job.params.num_frames, job.params.height, job.params.width, 3)
             clips = [np.full(shape, brightness(seed), np.uint8) for seed in job.params.seeds]
             self._outbox.output(job_id, {"seconds": {"denoise": 0.1}}, clips)
+
+    def _held(self, job: _Job) -> bool:
+        return job.commands.get("hold") == job.step and Path(self._config["hold_while"]).exists()
 
     def _fail(self, name: str, job_id: str) -> None:
         match name:

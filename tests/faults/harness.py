@@ -43,6 +43,12 @@ class FaultServer(Server):
         except httpx.TransportError:  # between the first line and the first accept
             return 0.0
 
+    def hold(self) -> Path:
+        """Jobs that are to be held are, until the file is gone."""
+        marker = self.data_dir / "hold"
+        marker.touch()
+        return marker
+
     def image(self, prompt: str = "a cat", **body: Any) -> httpx.Response:
         asked = {"prompt": prompt, "size": "32x32", "response_format": "url", **body}
         return self.http.post("/v1/images/generations", json=asked)
@@ -55,7 +61,7 @@ class FaultServer(Server):
 
     def terminate(self) -> int:
         self.kill(signal.SIGTERM)
-        return self.process.wait(40)
+        return self.process.wait(90)
 
     def die(self) -> list[int]:
         """kill -9; returns the process ids of the workers it had."""
@@ -79,7 +85,7 @@ def failing_start(data_dir: Path, *flags: str) -> subprocess.CompletedProcess[st
     )
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not Path(f"/proc/{pid}").exists():
@@ -112,7 +118,7 @@ def check(server: FaultServer, *, pretended: bool = True) -> None:
     with closing(sqlite3.connect(f"file:{data_dir}/jobs.db?mode=ro", uri=True)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     # Queue gauge and rows agree as soon as nothing is between them.
-    server.wait_until("the gauge follows the rows", lambda: _gauge_is_true(server), 10)
+    server.wait_until("the gauge follows the rows", lambda: _gauge_is_true(server))
     stored = rows(data_dir)
     for job_id, (kind, status, seeds) in stored.items():
         if status == "completed" and pretended:

@@ -20,7 +20,11 @@ def main(argv: list[str]) -> int:
     options = read(ServeOptions, parser, argv).value
     log.set_up(options.log_level)
     options = dataclasses.replace(options, data_dir=str(data_folder(options.data_dir)))
-    config = {"model": options.served_model_name, "broken_while": f"{options.data_dir}/broken"}
+    config = {
+        "model": options.served_model_name,
+        "broken_while": f"{options.data_dir}/broken",
+        "hold_while": f"{options.data_dir}/hold",
+    }
     stage = StageSpec(name="work", entry="tests.faults.engine:make_worker", config=config)
     limits = Limits(
         heartbeat=0.2,

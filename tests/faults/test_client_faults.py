@@ -18,13 +18,16 @@ import pytest
 from tests.faults.harness import FaultServer, rows
 
 
-def leave(server: FaultServer, path: str, body: dict[str, object], after: float) -> None:
-    """Send a request and close the connection."""
+def leave(server: FaultServer, path: str, body: dict[str, object], after: float = 0.0) -> None:
+    """Send a request and close the connection, without `after` as soon as its job runs."""
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        time.sleep(after)
+        if after:
+            time.sleep(after)
+        else:
+            server.wait_until("it runs", lambda: server.sample("jobs_running") == 1)
 
 
 def idle(server: FaultServer) -> None:
@@ -35,16 +38,14 @@ def idle(server: FaultServer) -> None:
 
 def test_a_client_that_leaves_ends_its_image(server: FaultServer) -> None:
     files = sorted((server.data_dir / "images").iterdir())
-    body = {"prompt": "@slow:0.1", "size": "32x32", "num_inference_steps": 200}
+    body = {"prompt": "@hold:9", "size": "32x32"}
     before = server.sample("cancel_latency_seconds_count")
-    leave(server, "/v1/images/generations", body, 0.4)
-    left = time.monotonic()
+    server.hold()
     idle(server)
-    assert time.monotonic() - left < 10.0
+    leave(server, "/v1/images/generations", body)
+    idle(server)
     assert sorted((server.data_dir / "images").iterdir()) == files
-    server.wait_until(
-        "told", lambda: server.sample("cancel_latency_seconds_count") == before + 1, 5
-    )
+    server.wait_until("told", lambda: server.sample("cancel_latency_seconds_count") == before + 1)
 
 
 def test_a_hundred_clients_leave(server: FaultServer) -> None:
@@ -65,25 +66,25 @@ def test_a_hundred_clients_leave(server: FaultServer) -> None:
         after = [server.sample(name) for name in names]
         return all(now <= then + 1 for now, then in zip(after, before, strict=True))
 
-    server.wait_until("nothing is left", settled, 15)
+    server.wait_until("nothing is left", settled)
 
 
 def test_a_client_leaves_a_stream(server: FaultServer) -> None:
-    body = {"prompt": "@slow:0.05", "size": "32x32", "num_inference_steps": 200, "stream": True}
-    leave(server, "/v1/images/generations", body, 0.5)
-    left = time.monotonic()
+    body = {"prompt": "@hold:9", "size": "32x32", "stream": True}
+    server.hold()
     idle(server)
-    assert time.monotonic() - left < 5.0
+    leave(server, "/v1/images/generations", body)
+    idle(server)
 
 
 def test_delete_in_every_state(server: FaultServer) -> None:
     completed = server.make()
     server.finished(completed)
-    running = server.make("@slow:0.1", num_inference_steps=200)
-    server.wait_until("runs", lambda: server.state(running)["status"] == "in_progress", 20)
+    server.hold()
+    running = server.make("@hold:9")
+    server.wait_until("runs", lambda: server.state(running)["status"] == "in_progress")
     for video_id in (completed, running):
-        begun = time.monotonic()
-        assert server.delete(video_id) == 200 and time.monotonic() - begun < 10.0
+        assert server.delete(video_id) == 200
         assert server.delete(video_id) == 404
         assert server.http.get(f"/v1/videos/{video_id}").status_code == 404
         assert not list((server.data_dir / "videos").glob(f"*{video_id}*"))
@@ -93,8 +94,9 @@ def test_delete_in_every_state(server: FaultServer) -> None:
 
 def test_a_full_queue(server: FaultServer) -> None:
     """429 with a time to return; being refused costs no memory; deleting makes room."""
-    made = [server.make("@slow:0.1", num_inference_steps=200)]
-    body = {"prompt": "@slow:0.1", "num_inference_steps": 200}
+    server.hold()
+    made = [server.make("@hold:9")]
+    body = {"prompt": "@hold:9"}
     while (answer := server.http.post("/v1/videos", json=body)).status_code == 200:
         made.append(answer.json()["id"])
         assert len(made) < 200
@@ -185,7 +187,7 @@ def test_half_sent_requests_do_not_hold_up_others(server: FaultServer) -> None:
             connection.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
         begun = time.monotonic()
         assert server.finished(server.make())["status"] == "completed"
-        assert time.monotonic() - begun < 20.0
+        assert time.monotonic() - begun < 60.0, "it waited for their headers"
 
 
 def test_a_file_that_is_deleted_by_hand(server: FaultServer) -> None:
@@ -219,7 +221,7 @@ def test_a_disk_that_takes_no_files(server: FaultServer) -> None:
         assert refused.headers["x-should-retry"] == "false"
         picture = server.image()
         assert picture.status_code == 503, picture.text
-        server.wait_until("it ran", lambda: server.sample("jobs_running") == 0, 20)
+        server.wait_until("it ran", lambda: server.sample("jobs_running") == 0)
     assert set(rows(server.data_dir)) == before | {video_id}
     assert not list(server.data_dir.rglob("*.part"))
     server.delete(video_id)
@@ -235,4 +237,4 @@ def test_no_descriptors_left(server: FaultServer) -> None:
         time.sleep(0.3)
         for connection in connections:
             connection.close()
-    server.wait_until("answers", lambda: server.http.get("/livez").status_code == 200, 10)
+    server.wait_until("answers", lambda: server.http.get("/livez").status_code == 200)

@@ -85,7 +85,7 @@ def test_stopping_an_idle_server(start: Start) -> None:
     workers = server.workers()
     begun = time.monotonic()
     assert server.terminate() == 0
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 25.0, "it waited as if something ran"
     assert all(gone(worker) for worker in workers)
     assert "Traceback" not in server.log.read_text()
 
@@ -94,9 +94,11 @@ def test_stopping_with_a_long_job(start: Start) -> None:
     """It is put back durably, at no cost to it, and the next server makes it."""
     server = start("--drain-timeout", "0.5").wait_worker()
     workers = server.workers()
-    video_id = server.make("@slow:0.05", seed=5, num_inference_steps=60)
-    server.wait_until("runs", lambda: server.state(video_id)["status"] == "in_progress", 20)
+    marker = server.hold()
+    video_id = server.make("@hold:9", seed=5)
+    server.wait_until("runs", lambda: server.state(video_id)["status"] == "in_progress")
     assert server.terminate() == 0
+    marker.unlink()
     assert all(gone(worker) for worker in workers)
     assert rows(server.data_dir)[video_id][1] == "queued"
     with closing(sqlite3.connect(server.data_dir / "jobs.db")) as db:
@@ -108,17 +110,18 @@ def test_stopping_with_a_long_job(start: Start) -> None:
 
 
 def test_stopping_refuses_new_work_at_once(start: Start) -> None:
-    server = start().wait_worker()
-    server.make("@slow:0.05", num_inference_steps=100)
-    server.wait_until("runs", lambda: server.sample("jobs_running") == 1, 20)
+    server = start("--drain-timeout", "80").wait_worker()
+    server.hold()
+    server.make("@hold:9")
+    server.wait_until("runs", lambda: server.sample("jobs_running") == 1)
     server.kill(signal.SIGTERM)
-    server.wait_until("not ready", lambda: server.http.get("/readyz").status_code == 503, 2)
+    server.wait_until("not ready", lambda: server.http.get("/readyz").status_code == 503)
     refused = server.image()
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert server.http.get("/livez").status_code == 200
     begun = time.monotonic()
     assert server.terminate() == 0  # the second signal is fast
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 60.0, "it waited for the job"
 
 
 def test_damage_between_two_servers(start: Start) -> None:

@@ -21,18 +21,20 @@ def restarts(server: FaultServer) -> float:
 
 
 def running(server: FaultServer, video_id: str) -> None:
-    server.wait_until("it runs", lambda: server.state(video_id)["status"] == "in_progress", 20)
+    server.wait_until("it runs", lambda: server.state(video_id)["status"] == "in_progress")
 
 
 def test_a_killed_worker(server: FaultServer) -> None:
     """The job runs once more; a waiting image request does not notice."""
     before = restarts(server)
-    video_id = server.make("@slow:0.02", seed=11)
+    marker = server.hold()
+    video_id = server.make("@hold:9", seed=11)
     running(server, video_id)
     with ThreadPoolExecutor() as pool:
-        image = pool.submit(server.image, "@slow:0.02")
-        server.wait_until("both", lambda: server.sample("jobs_running") == 2, 20)
+        image = pool.submit(server.image, "@hold:9")
+        server.wait_until("both", lambda: server.sample("jobs_running") == 2)
         os.kill(server.workers()[0], signal.SIGKILL)
+        marker.unlink()
         assert image.result().status_code == 200
     done = server.finished(video_id)
     assert (done["status"], done["attempt"]) == ("completed", 2)
@@ -43,9 +45,12 @@ def test_a_killed_worker(server: FaultServer) -> None:
 def test_a_job_that_kills_workers(server: FaultServer, way: str) -> None:
     """It is given up after two attempts. Its companions are not, and the next job is fine."""
     before = restarts(server)
-    companions = [server.make("@slow:0.005", seed=seed) for seed in range(3)]
+    marker = server.hold()
+    companions = [server.make("@hold:9", seed=seed) for seed in range(3)]
     running(server, companions[0])
     poison = server.make(f"@{way}:2")
+    server.wait_until("it dies", lambda: restarts(server) == before + 1)
+    marker.unlink()
     ended = server.finished(poison)
     assert (ended["status"], ended["error"]["code"]) == ("failed", "worker_lost")
     assert ended["attempt"] == 2
@@ -134,9 +139,11 @@ def test_a_worker_that_stands_still(server: FaultServer, way: str) -> None:
 
 
 def test_a_stopped_worker_is_replaced(server: FaultServer) -> None:
-    video_id = server.make("@slow:0.02", seed=12)
+    marker = server.hold()
+    video_id = server.make("@hold:9", seed=12)
     running(server, video_id)
     os.kill(server.workers()[0], signal.SIGSTOP)
+    marker.unlink()
     done = server.finished(video_id)
     assert (done["status"], done["attempt"]) == ("completed", 2)
 
@@ -150,9 +157,9 @@ def test_a_slow_worker_is_not_killed(server: FaultServer) -> None:
 
 def test_many_deaths_are_told_and_jobs_still_run(server: FaultServer) -> None:
     """Five within ten minutes: balancers are sent away, the process is not restarted."""
-    while restarts(server) < 5:
+    while (before := restarts(server)) < 5:
         os.kill(server.wait_worker().workers()[0], signal.SIGKILL)
-        server.wait_until("noticed", lambda: server.sample("worker_ready") == 0, 5)
+        server.wait_until("noticed", lambda before=before: restarts(server) > before)
     server.wait_worker()
     told = server.http.get("/readyz")
     assert told.status_code == 503 and "died" in told.json()["reason"]

@@ -41,6 +41,31 @@ WISHES = {
     ),
 }
 
+GATED = {  # guidance that is computed in some steps and remembered in the others
+    "half": SamplingParams(
+        prompt="a fox", width=80, height=48, num_inference_steps=4, seed=1, cfg_gate_step=0.5
+    ),
+    "late": SamplingParams(
+        prompt="a cat",
+        width=96,
+        height=48,
+        num_inference_steps=5,
+        seed=2,
+        num_outputs=2,
+        guidance_start=0.2,
+        cfg_gate_step=0.0,
+    ),
+    "clip": SamplingParams(
+        prompt="sea",
+        width=48,
+        height=80,
+        num_frames=9,
+        num_inference_steps=3,
+        seed=3,
+        cfg_gate_step=0.4,
+    ),
+}
+
 
 @pytest.mark.parametrize(
     "layout", [pytest.param(Layout(1, 2, 2), marks=pytest.mark.slow), Layout(2, 1, 2)], ids=str
@@ -50,6 +75,15 @@ def test_latents_are_those_of_one_rank(
 ) -> None:
     adapter = write(tmp_path, "a", 1, 4)
     differences = four_ranks.run(compare, str(tiny_wan_a), layout, str(adapter), WISHES)
+    assert 0 < max(differences) < 1e-4
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 1, 2), Layout(1, 1, 4)], ids=str)
+def test_gated_guidance_is_that_of_one_rank(
+    four_ranks: Ranks, tiny_wan_a: Path, tmp_path: Path, layout: Layout
+) -> None:
+    adapter = write(tmp_path, "a", 1, 4)
+    differences = four_ranks.run(compare, str(tiny_wan_a), layout, str(adapter), GATED)
     assert 0 < max(differences) < 1e-4
 
 

@@ -32,7 +32,8 @@ def ranks(
 
 
 def _wishes(row: Row, files: tuple[str, ...], edge: int) -> Wishes:
-    """With and without guidance, two outputs, and a clip where the class makes one."""
+    """With guidance, as a step finds it and as it was, and without; two outputs, and a clip where
+    the class makes one."""
     frames = 5 if max(row.frames) > 1 else 1
     more = {**row.call, "images": files, "num_inference_steps": 2}
     still = min(row.frames)
@@ -55,6 +56,16 @@ def _wishes(row: Row, files: tuple[str, ...], edge: int) -> Wishes:
             num_frames=still,
             **more,
             **row.off,
+        ),
+        "gated": SamplingParams(
+            prompt="rain",
+            seed=4,
+            width=2 * edge,
+            height=3 * edge,
+            num_frames=still,
+            cfg_gate_step=0.5,
+            **more,
+            **row.on,
         ),
         "clip": SamplingParams(
             prompt="sea",

@@ -62,12 +62,14 @@ def test_stages_apart_answer_as_one_process_does(
         told = parts_of(api.chat(content, max_tokens=6, talker_max_new_tokens=12, **more))
         assert told == parts_of(omni.chat(content, max_tokens=6, talker_max_new_tokens=12, **more))
     assert api.http.get("/v1/models").json()["data"][0]["voices"] == ["ethan", "chelsie"]
-    labels = {
-        line.partition('stage="')[2].partition('"')[0]
-        for line in api.http.get("/metrics").text.splitlines()
-        if line.startswith("sgld_talker_steps_total")
-    }
-    assert labels == {"talker"}
+
+    def stages_that_talk() -> set[str]:
+        lines = api.http.get("/metrics").text.splitlines()
+        steps = [line for line in lines if line.startswith("sgld_talker_steps_total")]
+        return {line.partition('stage="')[2].partition('"')[0] for line in steps}
+
+    api.wait_until("the stage has told its metrics", stages_that_talk)
+    assert stages_that_talk() == {"talker"}
 
 
 def test_a_client_that_leaves_ends_every_stage_wherever_it_is(
