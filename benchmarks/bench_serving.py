@@ -1,12 +1,17 @@
 """Requests of many clients at a time: our server, the same one job at a time, and plain diffusers.
 
-    python benchmarks/bench_serving.py [--quick] [--save]
+    python benchmarks/bench_serving.py [--quick] [--repeats 3] [--save]
 
 closed   1, 4, 8 and 16 clients, each with its next request when the last is answered; sizes, steps,
          guidance, seeds and numbers of outputs mixed. Bar: 1.5 times the peer's throughput at 8.
 open     requests at random moments, at 0.7 of what the peer can do.
-mixed    short requests while one long video after the other is made. Bar: their p95 is at most half
-         of that of the server that works on one job at a time, and of the peer's.
+mixed    short requests while one long video after the other is made, and more of them until there
+         are two; `video` is what these take. Bar: the p95 of the short ones is at most half of that
+         of the server that works on one job at a time, and of the peer's.
+
+Every fourth request to our server is streamed with a partial picture, which the peer has not:
+`stream_queue` is how long these wait until the server says that they have begun, `preview` until
+the picture is there. With --repeats the bars are medians of whole runs.
 
 The peer is benchmarks/plain_server.py, as one lane of all threads or as a lane per thread:
 whichever has more throughput. `pictures_per_cpu_s` counts the processor time of the server and its
@@ -32,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import serving_load as load
 from benchmarks.harness import Busy, finish, machine
 from benchmarks.processes import serving
+from benchmarks.serving_runs import Row, bars, record
 from tests.checkpoints.random_wan import build_tiny_wan
 
 CONCURRENCIES = (1, 4, 8, 16)
@@ -40,8 +46,6 @@ CLIP = {"size": "128x128", "num_frames": 33, "num_inference_steps": 20}
 PEER_SHARE = 0.7
 BARS = {"throughput_vs_plain": 1.5, "short_p95_vs_one": 0.5, "short_p95_vs_plain": 0.5}
 WARM = 3
-
-Row = dict[str, Any]
 
 
 @contextmanager
@@ -86,61 +90,53 @@ def measure(name: str, model: Path, requests: int, rate: float | None) -> Iterat
         assert rate is not None
         made = asyncio.run(load.open_loop(*server, rate, requests, previews=previews))
         yield {"load": "open", "rate": rate, **made.row()}
-        made = asyncio.run(load.beside_videos(*server, 4, requests, CLIP))
+        made = asyncio.run(load.beside_videos(*server, 4, requests, CLIP, previews=previews))
         yield {"load": "mixed", "clients": 4, **made.row()}
 
 
-def bars(rows: list[Row]) -> dict[str, float]:
-    def value(server: str, load: str, key: str, clients: int | None = None) -> float:
-        (found,) = (
-            float(row[key])
-            for row in rows
-            if row["server"] == server
-            and row["load"] == load
-            and clients in (None, row.get("clients"))
-        )
-        return found
-
-    def ratio(key: str, load: str, peer: str, clients: int | None = None) -> float:
-        return value("ours", load, key, clients) / value(peer, load, key, clients)
-
-    return {
-        "throughput_vs_plain": ratio("pictures_per_s", "closed", "plain", 8),
-        "cpu_throughput_vs_plain": ratio("pictures_per_cpu_s", "closed", "plain", 8),
-        "throughput_vs_one": ratio("pictures_per_s", "closed", "one", 8),
-        "cpu_throughput_vs_one": ratio("pictures_per_cpu_s", "closed", "one", 8),
-        "short_p95_vs_one": ratio("total_p95", "mixed", "one"),
-        "short_p95_vs_plain": ratio("total_p95", "mixed", "plain"),
-    }
+def run(model: Path, requests: int) -> Row:
+    """All loads on all servers, once."""
+    begin, other = time.perf_counter(), Busy()
+    rows: list[Row] = []
+    plain = tune(model, 16)
+    rate = None
+    for name in (plain, "one", "ours"):
+        shown = name.rstrip("0123456789")
+        for row in measure(name, model, requests, rate):
+            rows.append({"server": shown, **row})
+            rate = row.get("rate", rate)
+            print("  ".join(f"{key} {_shown(value)}" for key, value in rows[-1].items()))
+    facts = {"seconds": round(time.perf_counter() - begin), "other_cores": other.cores()}
+    return {"peer": plain, **facts, "rows": rows, "bars": bars(rows)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=32, help="of each load")
     parser.add_argument("--quick", action="store_true", help="a third of the requests")
+    parser.add_argument("--repeats", type=int, default=1, help="whole runs; medians of the ratios")
     parser.add_argument("--save", action="store_true", help="keep the results")
     options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats is at least 1")
     requests = max(12, options.requests // 3) if options.quick else options.requests
     facts = machine()
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     begin, other = time.perf_counter(), Busy()
-    rows: list[Row] = []
+    runs: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         model = build_tiny_wan(Path(folder) / "model", **MODEL)
-        plain = tune(model, 16)
-        rate = None
-        for name in (plain, "one", "ours"):
-            shown = name.rstrip("0123456789")
-            for row in measure(name, model, requests, rate):
-                rows.append({"server": shown, **row})
-                rate = row.get("rate", rate)
-                print("  ".join(f"{key} {_shown(value)}" for key, value in rows[-1].items()))
+        for number in range(options.repeats):
+            if options.repeats > 1:
+                print(f"run {number + 1} of {options.repeats}")
+            runs.append(run(model, requests))
     facts |= {"seconds": round(time.perf_counter() - begin), "other_cores": other.cores()}
-    found = bars(rows)
-    for key, value in found.items():
-        print(f"{key:24} {value:.2f}" + (f"  (bar {BARS[key]:g})" if key in BARS else ""))
-    record = {"benchmark": "serving", "machine": facts, "peer": plain, "rows": rows, "bars": found}
-    finish(record, options.save)
+    made = record(facts, runs)
+    for key, value in made["bars"].items():
+        each = [found["bars"][key] for found in runs]
+        spread = f"  ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else ""
+        print(f"{key:24} {value:.2f}{spread}" + (f"  (bar {BARS[key]:g})" if key in BARS else ""))
+    finish(made, options.save)
 
 
 def _shown(value: Any) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openai
 
 from benchmarks.processes import tree_seconds
+from benchmarks.serving_stream import Told
 
 SUBJECTS = ("cat", "castle", "river", "robot", "boat", "owl", "train", "forest")
 SIZES = ("128x128", "128x128", "160x96", "96x160")
 POLL_SECONDS = 0.05
+FILMS = 2  # of which the times are known at the end of a mixed load
 PATIENCE = 900.0  # seconds for one load: what takes longer has come to a stop
 
 
@@ -28,24 +31,30 @@ class LoadError(Exception):
 @dataclass(frozen=True)
 class Shot:
     """One finished request, in seconds. `queue` is the part of `total` in which nothing was done
-    for it: what is left beside the time that the server says it worked."""
+    for it: what is left beside the time that the server says it worked. Of a streamed one `begun`
+    is when the server said that it had begun, and `preview` when its first partial picture came."""
 
     total: float
     pictures: int
     queue: float | None = None
+    begun: float | None = None
     preview: float | None = None
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a server made of one load."""
+    """What a server made of one load. `films` are the videos beside its requests, `company` further
+    requests, which only kept these from being alone: they count as work, not as times."""
 
     shots: list[Shot]
     wall: float
     cpu: float
+    films: Sequence[Shot] = ()
+    company: Sequence[Shot] = ()
 
     def row(self) -> dict[str, Any]:
-        pictures = sum(shot.pictures for shot in self.shots)
+        pictures = sum(shot.pictures for shot in (*self.shots, *self.company))
+        videos = {"videos": len(self.films)} if self.films else {}
         return {
             "requests": len(self.shots),
             "pictures_per_s": pictures / self.wall,
@@ -53,6 +62,9 @@ class Load:
             **_spread("total", [shot.total for shot in self.shots]),
             **_spread("queue", [s.queue for s in self.shots if s.queue is not None]),
             **_spread("preview", [s.preview for s in self.shots if s.preview is not None]),
+            **_spread("stream_queue", [s.begun for s in self.shots if s.begun is not None]),
+            **videos,
+            **_spread("video", [film.total for film in self.films]),
         }
 
 
@@ -71,11 +83,12 @@ async def sdk(address: str) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-def wishes(count: int, *, previews: bool) -> Iterator[dict[str, Any]]:
+def wishes(count: int | None = None, *, previews: bool) -> Iterator[dict[str, Any]]:
     """The same requests for every server: sizes, steps, guidance, seeds and outputs mixed. Every
-    fourth one asks for a partial picture, where the server has them."""
+    fourth one asks for a partial picture, where the server has them. Without a count they do not
+    end."""
     draw = random.Random(7)
-    for number in range(count):
+    for number in itertools.count() if count is None else range(count):
         words = draw.sample(SUBJECTS, 2)
         wish = {
             "prompt": f"a {words[0]} and a {words[1]}, number {number}",
@@ -104,13 +117,15 @@ async def picture(client: openai.AsyncOpenAI, wish: dict[str, Any]) -> Shot:
 
 
 async def _streamed(client: openai.AsyncOpenAI, wish: dict[str, Any], begin: float) -> Shot:
-    first, done = None, 0
-    async for event in await client.images.generate(**wish):
-        if event.type == "image_generation.partial_image":
-            first = first or time.perf_counter() - begin
-        done += event.type == "image_generation.completed"
-    assert done == wish["n"] and first is not None
-    return Shot(time.perf_counter() - begin, done, preview=first)
+    """The lines themselves: the SDK's events leave out what the server says in comments."""
+    told = Told()
+    async with client.images.with_streaming_response.generate(**wish) as answer:
+        async for line in answer.iter_lines():
+            told.line(line, time.perf_counter() - begin)
+    total = time.perf_counter() - begin
+    if told.error or told.done != wish["n"] or told.begun is None or told.preview is None:
+        raise LoadError(f"a stream that is not whole: {told}")
+    return Shot(total, told.done, begun=told.begun, preview=told.preview)
 
 
 async def video(client: openai.AsyncOpenAI, prompt: str, **fields: Any) -> Shot:
@@ -158,30 +173,40 @@ async def open_loop(address: str, pid: int, rate: float, requests: int, *, previ
 
 
 async def beside_videos(
-    address: str, pid: int, concurrency: int, requests: int, clip: dict[str, Any]
+    address: str, pid: int, concurrency: int, requests: int, clip: dict[str, Any], *, previews: bool
 ) -> Load:
     """Short requests, while one long video after the other is made; the shots are the short ones'.
 
-    It begins when the first video is under way.
+    It begins when the first video is under way. After `requests` short ones it goes on until there
+    are two videos that had company to their end; the times are those of the first ones.
     """
-    todo = wishes(requests, previews=False)
+    todo = wishes(previews=previews)
     shots: list[Shot] = []
+    films: list[Shot] = []
+    company: list[Shot] = []
+    asked = 0
     over = asyncio.Event()
 
-    async def films(client: openai.AsyncOpenAI) -> None:
+    async def make(client: openai.AsyncOpenAI) -> None:
         while not over.is_set():
-            await video(client, "a train in the snow", **clip)
+            film = await video(client, "a train in the snow", **clip)
+            if not over.is_set():
+                films.append(film)
 
     async def ask(client: openai.AsyncOpenAI) -> None:
-        for wish in todo:
-            shots.append(await picture(client, {**wish, "n": 1}))
+        nonlocal asked
+        while asked < requests or len(films) < FILMS:
+            asked += 1
+            kept = shots if asked <= requests else company
+            kept.append(await picture(client, {**next(todo), "n": 1}))
 
     async def shorts(client: openai.AsyncOpenAI) -> None:
         await asyncio.sleep(POLL_SECONDS)
         await asyncio.gather(*(ask(client) for _ in range(concurrency)))
         over.set()
 
-    return await _measured(address, pid, shots, lambda c: [films(c), shorts(c)])
+    load = await _measured(address, pid, shots, lambda c: [make(c), shorts(c)])
+    return replace(load, films=films, company=company)
 
 
 async def _measured(

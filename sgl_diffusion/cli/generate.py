@@ -91,10 +91,11 @@ def main(argv: list[str]) -> int:
     if options.model_path is not None:
         local_model(options.model_path)
     check_there(options.lora_path)
+    engine = engine_of(options)
     target = Target.of(options.output_path, options.output_compression)
     wishes = _wishes(options, target)
     _check(options, wishes)
-    produce(engine_of(options), options.prompt, wishes, target, metadata=options.metadata)
+    produce(engine, options.prompt, wishes, target, metadata=options.metadata)
     return 0
 
 

@@ -37,6 +37,7 @@ NO_LSE = ("flash", "sdpa")
 
 def check_options(options: EngineOptions) -> None:
     """Raise for what is known to fail before a model is opened."""
+    _check_model(options)
     check_budget(options.memory_budget)
     Degrees.of(options).layouts()
     Nodes.of(options)
@@ -132,6 +133,16 @@ def check_adapters(options: EngineOptions) -> tuple[LoraSetting, ...]:
             param="lora_merge_mode",
         )
     return settings
+
+
+def _check_model(options: EngineOptions) -> None:
+    for option in ("revision", "variant"):
+        if options.model_path is None and getattr(options, option) is not None:
+            raise ConfigError(
+                f"{flags([option])} is about a repository; there is no --model-path.",
+                hint="Name the model, too, or leave it out.",
+                param=option,
+            )
 
 
 def _check_ranks(options: EngineOptions) -> None:

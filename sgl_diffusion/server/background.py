@@ -147,6 +147,7 @@ class VideoRunner:
         live = self.live.get(job_id)
         if live is not None:
             live.dropped = True
+            live.ticket.close("cancelled")
             if live.handle is not None:
                 live.handle.cancel()
         await asyncio.to_thread(self._files.remove, job_id)
@@ -216,8 +217,7 @@ class VideoRunner:
             live.ticket.handle = await self._submit(live)
         except Exception as error:
             await self._fail(live, error)
-        if live.handle is None:  # it has failed, or was deleted
-            live.ticket.close("cancelled")
+        if live.handle is None:
             self._leave(live)
         else:
             self._spawn(self._follow(live, live.handle))

@@ -207,6 +207,7 @@ def test_options_that_exclude_each_other_end_it_before_anything_is_loaded(tmp_pa
     )
     assert done.returncode == 2, done.stderr
     assert done.stdout == "", "no address"
+    assert not (tmp_path / "outputs").exists()
     assert done.stderr.startswith("error: --quantization int8 and --dit-layerwise-offload exclude")
     assert "Use one of them." in done.stderr and len(done.stderr.splitlines()) == 2
 

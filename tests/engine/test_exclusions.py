@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sgl_diffusion.attention.select import AUTO, BACKENDS
 from sgl_diffusion.base.config import ATTENTION_BACKENDS, EngineOptions
 from sgl_diffusion.base.errors import ConfigError, ModelNotFoundError, SetupError
 from sgl_diffusion.engine.exclusions import NARROW_ON_CUDA, NO_LSE, ONLY_CUDA, check_options
+from sgl_diffusion.engine.parallel.ranks import open_layouts
 
 WHOLE = {"backend": "diffusers"}
 COMPILED = {"enable_torch_compile": True}
@@ -88,6 +90,10 @@ def test_values_that_cannot_be_meant(tmp_path: Path) -> None:
         check_options(EngineOptions(num_gpus=2, ulysses_degree=3))
     with pytest.raises(ConfigError, match="Several machines need --dist-init-addr"):
         check_options(EngineOptions(num_gpus=2, nnodes=2))
+    for option in ("revision", "variant"):
+        with pytest.raises(ConfigError, match=f"--{option} is about a repository"):
+            check_options(EngineOptions(**{option: "x"}))  # type: ignore[arg-type]
+        check_options(EngineOptions(model_path="a/b", **{option: "x"}))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="memory_budget is 'lots'"):
         check_options(EngineOptions(memory_budget="lots"))
     with pytest.raises(ConfigError, match="--lora-alpha is about an adapter"):
@@ -100,6 +106,13 @@ def test_values_that_cannot_be_meant(tmp_path: Path) -> None:
     pickled.touch()
     with pytest.raises(SetupError, match="pickle format"):
         check_options(EngineOptions(transformer_2_path=str(pickled)))
+
+
+def test_attention_that_cannot_be_in_a_ring_is_put_in_none() -> None:
+    options = EngineOptions(num_gpus=4)
+    assert any(layout.ring > 1 for layout in open_layouts(options, 4))
+    chosen = open_layouts(dataclasses.replace(options, attention_backend="sdpa"), 4)
+    assert {layout.ring for layout in chosen} == {1} and len(chosen) == 2, "with cfg 1 and cfg 2"
 
 
 def test_the_attention_backends_say_the_same_of_themselves() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,10 +143,22 @@ def test_a_long_call_looks_up_within_its_steps(
     assert polls == 5 and "cut" not in outbox.outputs and worker.running() == 0
 
 
-@pytest.mark.parametrize("option", ["vae_precision", "text_encoder_precision"])
-def test_an_option_it_cannot_honour_is_refused(tiny_sd: Path, option: str) -> None:
-    options = EngineOptions(model_path=str(tiny_sd), **{option: "fp16"})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=f"{option} cannot be chosen"):
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("vae_precision", "fp16", "vae_precision cannot be chosen"),
+        ("text_encoder_precision", "fp16", "text_encoder_precision cannot be chosen"),
+        ("vae_tile_size", 64, "vae_tile_size cannot be chosen"),
+        ("vae_cpu_offload", True, "--vae-cpu-offload: StableDiffusionPipeline runs through"),
+        ("quantization", "int8", "--quantization: StableDiffusionPipeline runs through"),
+    ],
+)
+def test_an_option_it_cannot_honour_is_refused(
+    tiny_sd: Path, option: str, value: Any, text: str
+) -> None:
+    """Also where it is the model that has no recipe."""
+    options = EngineOptions(model_path=str(tiny_sd), **{option: value})
+    with pytest.raises(ConfigError, match=text):
         open_pipeline(options, lambda note: None)
 
 

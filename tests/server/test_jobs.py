@@ -12,6 +12,7 @@ import pytest
 from sgl_diffusion.base.config import JobOptions
 from sgl_diffusion.base.errors import BusyError, RequestError
 from sgl_diffusion.server.admission import Admission
+from sgl_diffusion.server.background import IN_FLIGHT
 from sgl_diffusion.server.flights import Flights
 from sgl_diffusion.server.keys import Keys
 from sgl_diffusion.server.repeats import Origin
@@ -105,6 +106,26 @@ def test_the_oldest_go_when_there_is_too_much(make_api: Callable[..., Any]) -> N
 
 def metrics(api: Any) -> str:
     return str(api.get("/metrics").text)
+
+
+def test_deleted_videos_are_counted_at_once_wherever_they_were(api: Any) -> None:
+    api.client.gate.clear()
+    made = [api.post(VIDEOS, json={"prompt": str(n)}).json()["id"] for n in range(IN_FLIGHT + 3)]
+    assert f'sgld_queue_depth{{kind="video"}} {float(len(made))}' in metrics(api)
+    api.until(lambda: len(api.client.handles) == IN_FLIGHT)
+    assert made[-1] not in api.client.handles, "it waits for a place"
+    for count, video_id in enumerate((made[0], made[-1]), 1):
+        assert api.request("DELETE", f"{VIDEOS}/{video_id}").status_code == 200
+        shown = metrics(api)
+        assert f'sgld_queue_depth{{kind="video"}} {float(len(made) - count)}' in shown
+        ended = f'code="cancelled",kind="video",outcome="failed"}} {float(count)}'
+        assert ended in shown
+        series = 'sgld_request_seconds_count{kind="video",outcome="cancelled"}'
+        assert f"{series} {float(count)}" in shown
+    api.client.gate.set()
+    completed = 'sgld_request_seconds_count{kind="video",outcome="completed"}'
+    api.until(lambda: f"{completed} {float(len(made) - 2)}" in metrics(api))
+    assert made[-1] not in api.client.handles
 
 
 def test_a_video_says_when_it_expires(make_api: Callable[..., Any]) -> None:

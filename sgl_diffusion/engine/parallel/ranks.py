@@ -11,7 +11,7 @@ from sgl_diffusion.base.errors import ConfigError
 from sgl_diffusion.base.log import get_logger
 from sgl_diffusion.base.params import ModelCard
 from sgl_diffusion.distributed.group import Group
-from sgl_diffusion.distributed.layout import Degrees
+from sgl_diffusion.distributed.layout import Degrees, Layout
 from sgl_diffusion.distributed.mesh import Mesh
 from sgl_diffusion.distributed.plan import COSTS, Work, plan
 from sgl_diffusion.engine.exclusions import NO_LSE
@@ -50,11 +50,8 @@ class Ranks:
             )
         params = models[0].params
         work = _work(pipeline.card, models[0])
-        layouts = Degrees.of(self._options).fitting(work.heads)
-        if self._options.attention_backend in NO_LSE:  # as asked for: what it can do
-            layouts = [layout for layout in layouts if layout.ring == 1] or layouts
         costs = COSTS[pipeline.device.type]
-        chosen = plan(layouts, work, costs)
+        chosen = plan(open_layouts(self._options, work.heads), work, costs)
         layout = chosen.layout
         backend = select(
             self._options.attention_backend,
@@ -69,6 +66,14 @@ class Ranks:
         for model in models:
             spread_tokens(model, mesh, backend)
         return Branches(mesh.branches)
+
+
+def open_layouts(options: EngineOptions, heads: int) -> list[Layout]:
+    """Those to choose from: without rings where attention that was asked for cannot be in one."""
+    layouts = Degrees.of(options).fitting(heads)
+    if options.attention_backend in NO_LSE:
+        return [layout for layout in layouts if layout.ring == 1] or layouts
+    return layouts
 
 
 def _work(card: ModelCard, model: Any) -> Work:
