@@ -46,6 +46,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     assert named and named <= targets
 
 
+@pytest.mark.timeout(900)  # every command starts Python anew, and some load a model
 def test_every_other_command_runs(tmp_path: Path) -> None:
     with running_server(tmp_path / "data") as server:
         run("README.md", server, tmp_path, least=3)
@@ -79,7 +80,7 @@ def run(page: str, server: Server, folder: Path, *, least: int) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
         )
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         if "curl" in script:
