@@ -22,7 +22,6 @@ from sgl_diffusion.base import env
 _LEAST = 1 << 20  # bytes of a tensor: small ones are many, and quickly copied
 _ALIGNED = 64  # as memory of torch's own is
 _EVERY = 1 << 20  # bytes from one page that is looked up to the next
-_POPULATE_READ = 22  # of madvise; since Linux 5.14
 
 
 def map_tensor(file: Path, begin: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
@@ -42,10 +41,6 @@ def map_tensor(file: Path, begin: int, shape: tuple[int, ...], dtype: torch.dtyp
         return None
     if not _in_cache(pages, length):
         return None
-    try:
-        pages.madvise(_POPULATE_READ)
-    except OSError:
-        pass  # an older kernel: a page is looked up at its first use
     flat = torch.frombuffer(pages, dtype=dtype, count=size // dtype.itemsize, offset=begin - start)
     return flat.view(shape)
 
