@@ -76,6 +76,7 @@ def test_processor_time_leaves_out_waiting() -> None:
     assert seconds["own"] < 0.04 < seconds["wall"]
 
 
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_the_compiled_peer_runs() -> None:
