@@ -29,6 +29,7 @@ class StoredTensor:
         self._file = file
         self._key = key
         self._entry = entry
+        self._stored = DTYPES[entry.dtype]
 
     def __getitem__(self, index: object) -> StoredTensor:
         assert index is Ellipsis, f"a stored tensor is read whole, not {index}"
@@ -41,22 +42,20 @@ class StoredTensor:
     def read_as(self, wanted: torch.dtype | None) -> torch.dtype:
         """The dtype that it is read in: the reader changes the precision of floats; what else
         there is, is small."""
-        stored = DTYPES[self._entry.dtype]
-        streamed = stored.is_floating_point and wanted in STREAMED
-        return wanted if streamed and wanted is not None else stored
+        streamed = self._stored.is_floating_point and wanted in STREAMED
+        return wanted if streamed and wanted is not None else self._stored
 
     def piece(self, target: Tensor) -> Piece:
         """What fills `target`, which has its shape."""
         assert target.shape == self.shape
-        stored = DTYPES[self._entry.dtype]
-        return Piece(self._file, self._key, self._entry.begin, stored, target)
+        return Piece(self._file, self._key, self._entry.begin, self._stored, target)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Tensor:
         read = self.read_as(dtype)
         value = None
-        if read == DTYPES[self._entry.dtype]:
+        if read == self._stored:
             value = map_tensor(self._file, self._entry.begin, self.shape, read)
         if value is None:
             value = torch.empty(self.shape, dtype=read)

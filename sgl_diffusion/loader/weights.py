@@ -50,10 +50,10 @@ def _load(
     device: torch.device,
 ) -> None:
     copies = plan_copies(module, files, rules, source)
-    wanted = precisions(module, dtype)
-    mapped = _mapped(copies, module, wanted) if device.type == "cpu" else {}
+    wanted, empty = precisions(module, dtype), to_fill(module)
+    mapped = _mapped(copies, empty, wanted) if device.type == "cpu" else {}
     copies = [copy for copy in copies if copy.name not in mapped]
-    for name, old in to_fill(module).items():
+    for name, old in empty.items():
         value = mapped.get(name)
         if value is None:
             value = torch.empty(old.shape, dtype=wanted[name], device=device)
@@ -83,14 +83,13 @@ def precisions(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def _mapped(
-    copies: Iterable[Copy], module: nn.Module, wanted: dict[str, torch.dtype]
+    copies: Iterable[Copy], empty: dict[str, Tensor], wanted: dict[str, torch.dtype]
 ) -> dict[str, Tensor]:
     """What needs no reading, as the file has it whole, in its precision, and in the page cache."""
-    shapes = to_fill(module)
     found = {}
     for copy in copies:
         if copy.rows is None and not copy.swap and copy.dtype == wanted[copy.name]:
-            value = map_tensor(copy.file, copy.begin, tuple(shapes[copy.name].shape), copy.dtype)
+            value = map_tensor(copy.file, copy.begin, tuple(empty[copy.name].shape), copy.dtype)
             if value is not None:
                 found[copy.name] = value
     return found
